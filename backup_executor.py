@@ -27,7 +27,7 @@ LOCK_WAIT = "300s"  # pg_dump gives up where it can't lock a table for so long
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
 
 class Failure(Exception):
-    """What failed, where, what to look at. `status`: HTTP, or 2: settings. `again`: can help."""
+    """What failed, and where. `status`: the peer's, or 2: settings. `again`: trying may help."""
     def __init__(self, text: str, status: int = 0, again: bool = False):
         super().__init__(text)
         self.status, self.again = status, again
@@ -97,7 +97,8 @@ def progress(what: str, total: int) -> Callable[[int], None]:
             write(2, f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}")
         elif now - shown >= 30 * TIME_SCALE:
             shown = now
-            log("info", what, Size=f"{done} bytes", Of=f"about {total} bytes", Rate=rate)
+            of = f"about {total} bytes" if total else "unknown"
+            log("info", what, Size=f"{done} bytes", Of=of, Rate=rate)
     return show
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -668,7 +669,7 @@ def upload(s3: S3, journal: Journal) -> None:
     metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
                 if journal[name]} | {"backup-id": journal["id"]}
     metadata["database"] = urllib.parse.quote(journal["database"], safe="")
-    if not journal.get("uploads"):  # AWS_S3_PREFIX may have changed since the dump
+    if "etag" not in journal:  # AWS_S3_PREFIX may have changed since the dump
         journal["key"] = s3.key(os.path.basename(journal["key"]))
     first = int(re.findall("[0-9]+", journal["key"])[-1])
     while (head := s3.head(journal["key"])) is None or (
@@ -682,10 +683,10 @@ def upload(s3: S3, journal: Journal) -> None:
         try:
             if not parts:
                 uploads += 1
-                abort(s3, journal)
+                with allowing(403): abort(s3, journal)
                 made = s3.call("create_multipart_upload", Key=journal["key"], Metadata=metadata)
                 target = {"Key": journal["key"], "UploadId": made["UploadId"]}
-                journal.save(uploads=[target])
+                journal.save(uploads=[*journal.get("uploads", []), target])
                 parts, etag = send_parts(s3, journal, target)
                 journal.save(etag=etag)
                 end = time.monotonic() + s3.patience * TIME_SCALE
@@ -804,8 +805,12 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal | None:
             if old or not journal.get("process"):
                 journal.remove()  # of no use, or its process came to another end
         elif not journal.get("proof"):
-            if "sha256" not in journal: seal(s, journal)
-            elif not os.path.lexists(journal.file) and os.path.exists(journal.partial):
+            try:
+                if "sha256" not in journal: seal(s, journal)
+            except Failure as error:
+                log("warning", "Removed a bad earlier dump", Filepath=journal.file, Error=error)
+                continue
+            if not os.path.lexists(journal.file) and os.path.exists(journal.partial):
                 rename(journal.partial, journal.file)
             if digest(journal.file) != journal["sha256"]:
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
