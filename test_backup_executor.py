@@ -23,7 +23,7 @@
 It needs Linux, Python 3.10 or later with venv, and, the first time, the network: it then makes an
 environment of its own in the cache folder. PostgreSQL and the S3 server are real ones. With
 COLONIES_SERVER_HOST, _PORT, COLONIES_COLONY_NAME, _ID, _PRVKEY and COLONIES_PRVKEY set, the tests
-talk to that Colonies server (http) rather than to the stand-in.
+that a stand-in is not needed for talk to that Colonies server (http) instead.
 """
 from __future__ import annotations
 
@@ -2030,7 +2030,12 @@ class Site:
 
     def polling(self, polls: int = 1) -> None:
         """Wait until the executor waits for work, for the POLLSth time since the server started."""
-        self.standin.wait_call("assignprocessmsg", 0, polls)
+        if self.where.standin:
+            self.standin.wait_call("assignprocessmsg", 0, polls)
+        else:
+            becomes_true(lambda: any(
+                (executor["executorname"], executor["state"]) == (self.name, APPROVED)
+                for executor in self.client.call("getexecutorsmsg") or []))
 
     def submit(self, funcname: str = "backup", **more: Any) -> str:
         return self.client.submit(funcname, self.name, **more)
@@ -2335,7 +2340,7 @@ def test_a_submitted_process_is_closed_with_the_result_and_the_steps_are_logged(
         assert told.endswith("\n") and all(message in told for message in messages)
 
 
-@standin()
+@standin(None)
 def test_a_process_submitted_while_it_waits_has_begun_within_a_second(site: Site) -> None:
     with site.serve() as executor:
         site.polling()
@@ -2346,7 +2351,7 @@ def test_a_process_submitted_while_it_waits_has_begun_within_a_second(site: Site
             begun["submissiontime"]) < 10**9
 
 
-@standin()
+@standin(None)
 def test_unknown_functions_and_arguments_are_failed_by_name(site: Site) -> None:
     unknown, args = site.submit("restore"), site.submit(args=["now"])
     kwargs = site.submit(kwargs={"database": "other"})
@@ -2439,7 +2444,7 @@ def test_a_backup_longer_than_the_servers_patience_is_made_once(site: Site) -> N
     assert len(site.objects()) == 1
 
 
-@standin()
+@standin(None)
 @pytest.mark.parametrize("how", ["cancelled", "failed by the server", "given to another executor"])
 def test_a_process_that_is_taken_for_good_stops_its_dump_and_the_next_one_is_run(
         site: Site, how: str) -> None:
@@ -2644,7 +2649,7 @@ def test_sigterm_without_the_owners_key_closes_the_process_as_failed(site: Site)
         assert site.left() == []
 
 
-@standin()
+@standin(None)
 @pytest.mark.parametrize("busy", [True, False], ids=["during a dump", "while idle"])
 def test_sigterm_while_colonies_hangs_ends_it_within_10_s(site: Site, busy: bool) -> None:
     with Proxy(site.where.port) as proxy, site.held(), \
@@ -2723,7 +2728,7 @@ def test_a_process_that_crashed_three_executors_is_closed_as_failed(site: Site) 
     assert site.objects() == []
 
 
-@standin()
+@standin(None)
 def test_a_backup_killed_alone_is_begun_again(site: Site) -> None:
     process = site.submit()
     with site.held() as release, site.serve() as executor:
@@ -3814,7 +3819,7 @@ def test_a_process_removed_while_its_backup_runs_leaves_the_executor_able_to_run
         site.succeeds(site.submit())
 
 
-@standin()
+@standin(None)
 def test_a_close_that_is_refused_again_and_again_does_not_keep_others_waiting(site: Site) -> None:
     payload = base64.b64encode(b'{"status": 500, "message": "pq: too long"}').decode()
     refusal = json.dumps({"payloadtype": "error", "error": True, "payload": payload}).encode()
@@ -3868,7 +3873,7 @@ def test_a_folder_named_like_a_partial_file_does_no_harm(scene: Scene) -> None:
     assert list(scene.objects()) == [result["filename"]]
 
 
-@standin()
+@standin(None)
 def test_a_backup_that_is_downloaded_before_its_process_is_closed_stays(site: Site) -> None:
     process = site.submit()
     with Proxy(site.where.port) as proxy, site.held() as release, \
@@ -3943,7 +3948,7 @@ def test_a_kept_dump_goes_where_a_changed_prefix_says(
     assert sorted(scene.objects()) == [name, result["filename"]]
 
 
-@standin()
+@standin(None)
 def test_a_log_that_something_before_the_server_refuses_does_not_keep_a_process_open(
         site: Site) -> None:
     with Proxy(site.where.port) as proxy, site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK):
@@ -4028,7 +4033,7 @@ def test_an_approval_that_does_not_arrive_is_made_again(site: Site) -> None:
             assert not proxy.rules and "another key" not in executor.log
 
 
-@standin()
+@standin(None)
 def test_a_backup_that_is_killed_three_times_is_a_failure_that_says_so(site: Site) -> None:
     process = site.submit()
     with site.held(), site.serve() as executor:
@@ -4089,7 +4094,7 @@ def test_a_dump_that_is_being_read_back_at_sigterm_is_kept(scene: Scene, tmp_pat
     assert scene.objects() == {partial[:-8]: body}
 
 
-@standin()
+@standin(None)
 def test_a_dump_that_is_being_read_back_when_its_process_is_cancelled_is_removed(
         site: Site, tmp_path: Path) -> None:
     path, begun = hanging_restore(tmp_path)
