@@ -503,8 +503,8 @@ class Journal(dict[str, Any]):
         rename(f"{self.path}.partial", self.path)
     def remove(self) -> None:
         """It and its files; a file of that name that somebody put there later is left alone."""
-        names = [self.partial, self.path]
-        for name in names + [self.file] * ("sha256" in self and not self.get("gone")):
+        ours = "sha256" in self and not self.get("gone")
+        for name in (*([self.file] if ours else []), self.partial, self.path):
             with suppress(FileNotFoundError): os.unlink(name)
 
 def rename(old: str, new: str) -> None:
@@ -814,7 +814,7 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal | None:
                 rename(journal.partial, journal.file)
             if digest(journal.file) != journal["sha256"]:
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
-                journal.save(gone=True)
+                journal.save(gone=True, process="")  # nobody's: its process is dumped for anew
                 continue
         if not own and "id" in journal and not journal.get("gone"):
             log("info", "Finishing an earlier backup ...", Filepath=journal.file)

@@ -4155,6 +4155,22 @@ def test_an_earlier_dump_that_turns_out_bad_does_not_fail_this_backup(
     assert list(scene.objects()) == [json.loads(ran.stdout)["filename"]] and scene.files() == []
 
 
+def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
+        scene: Scene, meddler: Meddler) -> None:
+    told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.run("backup", status=1, **told, **through(meddler, 0.001))
+    [name, _] = scene.files()
+    damaged = bytearray((scene.folder / name).read_bytes())
+    damaged[100] ^= 1
+    (scene.folder / name).write_bytes(damaged)
+    scene.run("backup", "--resume")
+    lines = scene.run("backup", **told).stdout.splitlines()
+    result = json.loads("".join(line for line in lines if not line.startswith("#")))
+    assert sha256_of(scene.objects()[result["filename"]]) == result["sha256"]
+    assert (scene.folder / name).read_bytes() == damaged  # left alone
+
+
 # ---- The end -----------------------------------------------------------------------------------
 
 if __name__ == "__main__":
