@@ -562,7 +562,7 @@ def room(s: Namespace) -> tuple[int, int]:
 FACTS = ("database", "system_identifier", "postgresql", "timescaledb", "pg_dump")
 LOOK = """SELECT json_build_object(
     'database', current_database(), 'size', pg_database_size(current_database()),
-    'postgresql', current_setting('server_version'), 'pg_dump', '', 'client', 0,
+    'postgresql', current_setting('server_version'),
     'number', current_setting('server_version_num')::int,
     'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
     'timescaledb', (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'))"""
@@ -804,12 +804,12 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal | None:
             with suppress(FileNotFoundError): os.unlink(journal.partial)
             if old or not journal.get("process"):
                 journal.remove()  # of no use, or its process came to another end
-        elif not journal.get("proof"):
-            try:
-                if "sha256" not in journal: seal(s, journal)
+        elif "sha256" not in journal:
+            try: seal(s, journal)
             except Failure as error:
                 log("warning", "Removed a bad earlier dump", Filepath=journal.file, Error=error)
                 continue
+        elif not journal.get("proof"):
             if not os.path.lexists(journal.file) and os.path.exists(journal.partial):
                 rename(journal.partial, journal.file)
             if digest(journal.file) != journal["sha256"]:

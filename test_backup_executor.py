@@ -22,8 +22,8 @@
 
 It needs Linux, Python 3.10 or later with venv, and, the first time, the network: it then makes an
 environment of its own in the cache folder. PostgreSQL and the S3 server are real ones. With
-COLONIES_SERVER_HOST, _PORT, COLONIES_COLONY_NAME, _ID, _PRVKEY and COLONIES_PRVKEY set, the tests
-that a stand-in is not needed for talk to that Colonies server (http) instead.
+COLONIES_SERVER_HOST, _PORT, COLONIES_COLONY_NAME, _ID, _PRVKEY and COLONIES_PRVKEY set, tests that
+need no stand-in talk to that Colonies server (http).
 """
 from __future__ import annotations
 
@@ -3804,7 +3804,6 @@ def test_check_measures_the_newest_proven_backups_age(scene: Scene) -> None:
 
 
 # ---- Odd peers and odd moments -----------------------------------------------------------------
-
 
 @standin()
 def test_a_process_removed_while_its_backup_runs_leaves_the_executor_able_to_run_the_next(
