@@ -1,106 +1,83 @@
 #!/usr/bin/env python3
 """Colonies Backup Executor: PostgreSQL and TimescaleDB backups in S3, run by Colonies.
 
-Beside a database runs `python backup_executor.py`. Colonies assigns it a process `backup`; it
-    1. runs `pg_dump -Fc` to a local volume and reads the archive's table of contents back,
-    2. uploads the file to an S3 bucket, every part with its checksum, and asks S3 what it has,
-    3. removes the local file and then, never before, the backups beyond the newest few,
-    4. closes the process with a JSON result, or with what went wrong.
-A finished dump is not thrown away because S3 or Colonies is away: it is uploaded and reported when
-they are back, also after a crash. Nothing partial is ever seen under a final name, and nothing is
-removed that is not provably an old backup of this very database. By hand, without Colonies:
-`backup`, `list`, `check`; `--help` has every setting. Needs pg_dump, pg_restore and psql, and boto3
-for S3 alone. It reads in the order in which things happen.
+Beside a database runs `python backup_executor.py`. Colonies assigns it a process `backup`: it runs
+`pg_dump -Fc` to a local volume, reads the archive's table of contents back, uploads it to an S3
+bucket, every part with its checksum, and asks S3 what it has; it removes the local file and then,
+never before, the backups beyond the newest few, and closes the process with a JSON result.
+A finished dump is not thrown away because S3 or Colonies is away, nor by a crash. Nothing partial
+is ever seen under a final name, nothing is removed that is not provably an old backup of this very
+database. `verify` proves a backup by restoring it, `restore` restores one. `--help` has every
+setting. Needs pg_dump, pg_restore, psql, boto3. It reads in the order in which things happen.
 """
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
-import hmac, http.client, itertools, json, os, random, re, select, signal, ssl  # noqa: E401
+import hmac, io, itertools, json, os, random, re, select, signal, ssl  # noqa: E401
 import subprocess, sys, tempfile, threading, time, urllib.parse, urllib.request  # noqa: E401
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
-from typing import Any
+from typing import IO, Any
 __version__ = "1.0.0"
-MIB, GIB, UTF8 = 1 << 20, 1 << 30, ("utf-8", "replace")
+MIB, GIB, FOREVER, UTF8 = 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
 PATIENCE = 15 * 60  # seconds for which an S3 server that is away is waited for
-LOCK_WAIT = "300s"  # pg_dump gives up where it can't lock a table for so long
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
-
 class Failure(Exception):
     """What failed, and where. `status`: the peer's, or 2: settings. `again`: trying may help."""
     def __init__(self, text: str, status: int = 0, again: bool = False):
         super().__init__(text)
         self.status, self.again = status, again
-
 class Stop(BaseException): """A signal, the argument, asks for the end."""
-
 def require(fact: object, otherwise: str, status: int = 0) -> None:
-    """Failure with that text unless the fact is true."""
     if not fact: raise Failure(otherwise, status)
-
 @contextmanager
-def allowing(*statuses: int) -> Iterator[None]:
-    """Go on after a Failure with one of these statuses."""
+def allowing(*statuses: int) -> Iterator[None]:  # go on after a Failure with such a status
     try: yield
     except Failure as error:
         if error.status not in statuses: raise
-
-def in_time(seconds: float, work: Callable[[], Any]) -> Any:
-    """What `work` returns, or TimeoutError, also where a peer trickles bytes or DNS hangs."""
-    ended: list[tuple[Any, BaseException | None]] = []  # a thread that is left behind ends itself
+def in_time(seconds: float, work: Callable[[], Any]) -> Any:  # TimeoutError also if it trickles
+    answers, errors = list[Any](), list[BaseException]()
     def attempt() -> None:
-        try: ended.append((work(), None))
-        except BaseException as error: ended.append((None, error))
-    thread = threading.Thread(target=attempt, daemon=True)
+        try: answers.append(work())
+        except BaseException as error: errors.append(error)
+    thread = threading.Thread(target=attempt, daemon=True)  # one that is left behind ends itself
     thread.start()
     thread.join(seconds)
-    answer, error = ended[0] if ended else (None, TimeoutError("no complete answer in time"))
-    if error: raise error
-    return answer
-
-def backoff() -> Iterator[float]:
-    """Seconds to wait before the next try: doubling to 30, jittered."""
+    if not answers: raise (errors or [TimeoutError("no complete answer in time")])[0]
+    return answers[0]
+def backoff() -> Iterator[float]:  # seconds to wait: doubling to 30, jittered
     for tries in itertools.count():
         yield min(0.5 * 2 ** min(tries, 6), 30) * random.uniform(0.5, 1) * TIME_SCALE
-
 # ---- The log -------------------------------------------------------------------------------------
-LEVELS = ("debug", "info", "warning", "error")
-log_level = "info"
-def quoted(value: object) -> str:
-    """A value as logrus writes it: on one line, whatever it holds."""
+LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+def quoted(value: object) -> str:  # as logrus does: on one line, whatever it holds
     text = json.dumps(str(value), ensure_ascii=False)
     return text[1:-1] if re.fullmatch(r'"[A-Za-z0-9._/@^+-]+"', text) else "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
-
-def log(level: str, message: str, **fields: object) -> None:
-    """Write one line, as logrus writes text; a child of `serve` tells it on stdout, too."""
-    more = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
-    if "BACKUP_PROCESS" in os.environ and level != "debug":
-        write(1, f"#{json.dumps([level, message + more])}\n")
-    if LEVELS.index(level) >= LEVELS.index(log_level):
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        line = f'time="{now}" level={level} msg={quoted(message)}{more}\n'
-        write(2, "\r\x1b[K" * os.isatty(2) + line)
 def write(fd: int, text: str) -> None:
     with suppress(OSError):  # whoever read it is gone: no reason to stop a backup
         os.write(fd, text.encode("utf-8", "backslashreplace"))
-
-def progress(what: str, total: int) -> Callable[[int], None]:
-    """A function to call with the bytes done: it logs every 30 s, or draws a bar on a terminal."""
+def log(level: str, message: str, **fields: object) -> None:  # as logrus; a child's on stdout too
+    more = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
+    if "BACKUP_PROCESS" in os.environ and level != "debug":
+        write(1, f"#{json.dumps([level, message + more])}\n")
+    if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        line = f'time="{now}" level={level} msg={quoted(message)}{more}\n'
+        write(2, "\r\x1b[K" * os.isatty(2) + line)
+def progress(what: str, total: int) -> Callable[[int], None]:  # call it with the bytes done
     begun = shown = time.monotonic()
     def show(done: int) -> None:
         nonlocal shown
         now = time.monotonic()
         rate = f"{done / MIB / (now - begun + 0.001):.1f} MiB/s"
         if os.isatty(2) and "BACKUP_PROCESS" not in os.environ:
-            bar = "#" * int(30 * min(done / (total or sys.maxsize), 1))
+            bar = "#" * min(30, 30 * done // (total or sys.maxsize))
             write(2, f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}")
         elif now - shown >= 30 * TIME_SCALE:
             shown = now
-            of = f"about {total} bytes" if total else "unknown"
-            log("info", what, Size=f"{done} bytes", Of=of, Rate=rate)
+            log("info", what, Size=f"{done} bytes", Of=f"about {total} bytes", Rate=rate)
     return show
-
 # ---- Settings ------------------------------------------------------------------------------------
 Setting = collections.namedtuple("Setting", "name also kind default meaning")
 SETTINGS = [Setting(*(cell.strip() for cell in row.split("|"))) for row in """
@@ -133,76 +110,76 @@ AWS_S3_BUCKET_NAME|AWS_S3_BUCKET|text||the bucket; required; made if missing at 
 AWS_S3_PREFIX||text|backups|objects are PREFIX/backup_SECONDS.bak
 FULL_BACKUPS||count|3|how many backups to keep
 BACKUP_PATH||text|/backups|the staging volume
+VERIFY_DB_HOST||text||the server where `verify` restores; else it only reads the archive
+VERIFY_DB_PORT||port|5432|its port
+VERIFY_DB_USER||text|postgres|the role that restores there
+VERIFY_DB_PASSWORD||secret||its password
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
 LOG_LEVEL||level|info|debug, info, warning or error
 """.strip().splitlines()]
 SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
-KINDS: dict[str, tuple[str, str, Callable[[str], Any]]] = {  # pattern, what that is, conversion
-    "text": ("(?s).*", "", str), "secret": (r"[^\0]*", "free of NUL", str),
-    "token": ("[!-~]+", "of printable ASCII characters alone", str),
-    "file": ("(?s).*", "", lambda path: ssl.create_default_context(cafile=path) and path),
+KINDS: dict[str, tuple[Any, ...]] = {  # pattern, what that is, conversion if it is no text
+    "text": (r"[^\0]*", "free of NUL"), "secret": (r"[^\0]*", "free of NUL"),
+    "token": ("[!-~]+", "of printable ASCII characters alone"),
+    "file": (".*", "a path", lambda path: ssl.create_default_context(cafile=path) and path),
     "key": ("(?s).*", "", lambda text: private_key(text)),
     "flag": ("(?i)true|1|yes|false|0|no", "true or false", lambda text: text.lower()[0] in "t1y"),
-    "port": ("[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]",
-             "a port", int), "count": ("[1-9][0-9]{0,8}", "a number of at least 1", int),
-    "host": (r"[^\s/@?#\[\]]+", "a host name or address", str),
-    "server": (r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?/?",
-               "host[:port] or the URL of a server", str),
-    "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level", str),
-    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS), str)}
-
-def private_key(text: str) -> int:
-    """64 hex digits to a number from 1 to n-1. ValueError does not repeat them."""
-    if not re.fullmatch("[0-9a-fA-F]{64}", text) or not 0 < int(text, 16) < ORDER:
-        raise ValueError("is not a private key: 64 hex digits, from 1 to the curve's order - 1")
-    return int(text, 16)
-
-def parsed(setting: Setting, environ: Mapping[str, str]) -> Any:
-    """A setting's value from the environment, or from the file that holds a secret."""
-    names = [name for name in (setting.name, setting.also) if name]
-    text = next((environ[name] for name in names if environ.get(name)), setting.default)
-    file = next((f"{name}_FILE" for name in names if environ.get(f"{name}_FILE")), "")
-    if file and setting.kind in SECRET:
-        if text: raise ValueError(f"and {file} are both set")
-        with open(environ[file], encoding="utf-8", newline="") as opened:
+    "port": ("[0-9]{1,5}", "a port", lambda text: range(65536).index(int(text) or -1)),
+    "count": ("[1-9][0-9]{0,8}", "a number of at least 1", int),
+    "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
+    "server": (r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?", "host[:port], a URL"),
+    "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
+    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS))}
+def private_key(text: str) -> int:  # ValueError does not repeat the text
+    key = int(text, 16) if re.fullmatch("[0-9a-fA-F]{64}", text) else 0
+    if not 0 < key < ORDER: raise ValueError("is not a private key: 64 hex digits, 1 to n-1")
+    return key
+def parsed(setting: Setting, environ: Mapping[str, str]) -> Any:  # ValueError, OSError
+    values = {x: environ.get(f"{setting.name}{x}") or environ.get(f"{setting.also or '-'}{x}", "")
+              for x in ("", "_FILE" if setting.kind in SECRET else "")}
+    text, file = values[""] or setting.default, values.get("_FILE")
+    if text and file: raise ValueError(f"and {setting.name}_FILE are both set")
+    if file:
+        with open(file, encoding="utf-8", newline="") as opened:
             text = opened.read(MIB).removesuffix("\n")
-    pattern, what, convert = KINDS[setting.kind]
-    if re.search("[\ud800-\udfff]", text): raise ValueError("is not UTF-8 text")
+    pattern, what, convert = (*KINDS[setting.kind], str)[:3]
+    text.encode()  # else a ValueError: it is not UTF-8
     if text and not re.fullmatch(pattern, text): raise ValueError(f"is not {what}")
     return convert(text) if text else None if setting.kind == "key" else ""
-
-def read_settings(environ: Mapping[str, str], serve: bool = False) -> Namespace:
+def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = True) -> Namespace:
     """Settings as attributes in lower case: int, bool, keys int or None, else text, maybe empty."""
-    s, wrong = Namespace(**{setting.name.lower(): None for setting in SETTINGS}), dict[str, str]()
+    s, wrong = Namespace(), dict[str, str]()
     for setting in SETTINGS:
-        try: setattr(s, setting.name.lower(), parsed(setting, environ))
-        except (OSError, ValueError) as error:
-            wrong[setting.name] = "cannot be read: " * isinstance(error, OSError) + str(error)
-    keys = ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
-    needed = ["AWS_S3_BUCKET_NAME", *(keys if any(getattr(s, key.lower()) for key in keys) else [])]
-    if serve:
-        needed += ["COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_COLONY_NAME or "
-                   "COLONIES_COLONY_ID", "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"]
-    wrong |= {names: "is missing" for names in needed if not any(
-        getattr(s, name.lower()) or name in wrong for name in names.split(" or "))}
+        try: value = parsed(setting, environ)
+        except OSError as error: value = wrong[setting.name] = f"cannot be read: {error}"
+        except ValueError as error: value = wrong[setting.name] = str(error)
+        setattr(s, setting.name.lower(), value)
+    needed = ["AWS_S3_BUCKET_NAME"] * s3
+    one = bool(s.aws_s3_access_key or s.aws_s3_secret_access_key)
+    needed += ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"] * one + [
+        "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_COLONY_NAME or "
+        "COLONIES_COLONY_ID", "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"] * serve
+    wrong |= {names: "is missing" for names in needed
+              if not any(getattr(s, name.lower()) for name in names.split(" or "))}
     require(not wrong, "settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong), 2)
     s.aws_s3_prefix = s.aws_s3_prefix.strip("/")
     s.colonies_executor_name = s.colonies_executor_name or f"backup-{os.uname().nodename}"
-    s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
     s.backup_alive_file = s.backup_alive_file or os.path.join(tempfile.gettempdir(), "alive")
     if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
         s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
+    s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
+    # By these we know our sessions and (their connection limit) our scratch databases again.
+    whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)}"
+    s.tag = hashlib.sha256(f"{whose} {s.aws_s3_bucket_name}/{s.aws_s3_prefix}".encode()).hexdigest()
+    s.mark = 10**9 + int(s.tag[:7], 16)
     return s
-
-def redacted(s: Namespace, said: object) -> str:
-    """What others said, without our secrets. (Our own sentences never hold one.)"""
+def redacted(s: Namespace, said: object) -> str:  # others' words without our secrets
     text = str(said).replace("\0", "").strip()
-    for secret in (s.db_password, s.aws_s3_access_key, s.aws_s3_secret_access_key):
+    for secret in (getattr(s, x.name.lower()) for x in SETTINGS if x.kind in ("secret", "token")):
         for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
             text = text.replace(form, "***") if len(secret) > 3 else text
     return text
-
 # ---- Programs ------------------------------------------------------------------------------------
 def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subprocess.Popen[bytes]:
     """Start a program, from a list and never by a shell. It dies with us, even by kill -9."""
@@ -212,28 +189,23 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
         if os.getppid() != parent: os._exit(1)
     return subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                             preexec_fn=die_with_parent, start_new_session=True, **more)
-
 def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: float = 4) -> None:
     program.send_signal(signum)
     with suppress(subprocess.TimeoutExpired): program.wait(grace)
     program.kill()
     program.wait()
-
 def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, options: str = "",
         timeout: float = float("inf"), tick: Callable[[], None] = lambda: None) -> str:
     """Run one of PostgreSQL's programs; what it printed. `tick`, each second, may end it."""
-    kept = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
     ours = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")  # DB_HOST … say these
-    # No secret but the password, and that only if it connects.
-    env = {name: value for name, value in os.environ.items() if name in kept or (name.startswith(
-        ("LC_", "PG") if connect else "LC_") and name not in ours)}
+    env = {name: value for name, value in os.environ.items() if name not in ours and re.match(
+        "LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$" + "|PG" * connect, name)}
     if connect:
-        both = f"{s.colonies_executor_name}/{s.db_database}"  # of all, 63 ASCII characters at most
-        tag = hashlib.sha256(f"{both}{os.path.realpath(s.backup_path)}".encode()).hexdigest()[:8]
-        name = f"colonies-backup {tag} {re.sub('[^!-~]', '?', both)}"[:63]
+        both = f"{s.colonies_executor_name}/{s.db_database}"
+        name = re.sub("[^ -~]", "?", f"colonies-backup {s.tag[:8]} {both}")[:63]
         env = {"PGCONNECT_TIMEOUT": "30"} | env | {"PGAPPNAME": name, "PGDATABASE": s.db_database}
         env |= {"PGOPTIONS": f"{env.get('PGOPTIONS', '')} {options}"} if options else {}
-        env |= {"PGPASSWORD": s.db_password} if s.db_password else {}
+        env |= {"PGPASSWORD": s.db_password} if s.db_password else {}  # to those who connect, only
         argv = [argv[0], "-h", s.db_host, "-p", str(s.db_port), "-U", s.db_user, *argv[1:]]
     program, end = start(argv, env, stderr=subprocess.PIPE), time.monotonic() + timeout
     try:
@@ -242,856 +214,884 @@ def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, o
                 stdout, stderr = program.communicate(timeout=1)
                 break
             tick()
-            require(time.monotonic() <= end,
-                    f"{step}: {argv[0]}: no answer within {timeout:g} seconds")
-    finally: stop(program)
+            require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
+    finally: stop(program, signal.SIGINT)  # which has the server end what it does, too
     status, said = program.returncode, redacted(s, stderr[-4096:].decode(*UTF8))
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(not status, f"{step}: {argv[0]}: {how}: {said}")
     return stdout.decode(*UTF8)
-
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
 FIELD = 2**256 - 2**32 - 977
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 Point = tuple[int, int]
 GENERATOR = (0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
              0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8)
-def add(p: Point, q: Point) -> Point:
-    """The sum of two points of y^2 = x^3 + 7, neither of them the other's negative."""
+def add(p: Point, q: Point) -> Point:  # of y^2 = x^3 + 7; q is not -p
     slope = (3 * p[0] ** 2 * pow(2 * p[1], -1, FIELD) if p == q
              else (q[1] - p[1]) * pow(q[0] - p[0], -1, FIELD))
     x = (slope**2 - p[0] - q[0]) % FIELD
     return x, (slope * (p[0] - x) - p[1]) % FIELD
 # 2^0, 2^1, … 2^255 x generator: with these, made once, a product is some 128 sums.
 DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
-def multiply(scalar: int) -> Point:
-    """scalar x generator, for a scalar from 1 to ORDER - 1."""
+def multiply(scalar: int) -> Point:  # of the generator, from 1 to ORDER - 1
     return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
-def identity(key: int) -> str:
-    """The id that belongs to a private key: SHA3-256 of its public key's hex text."""
+def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
     x, y = multiply(key)
     return hashlib.sha3_256(f"04{x:064x}{y:064x}".encode()).hexdigest()
-def nonces(key: int, number: int) -> Iterator[int]:
-    """RFC 6979, section 3.2, with HMAC-SHA256."""
+def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
     seed = key.to_bytes(32, "big") + (number % ORDER).to_bytes(32, "big")
-    k, v, mores = bytes(32), b"\1" * 32, [b"\1" + seed, b"\0" + seed]
-    while True:
-        k = hmac.digest(k, v + (mores.pop() if mores else b"\0"), "sha256")
+    k, v = bytes(32), b"\1" * 32
+    for mark in (b"\0", b"\1"):
+        k = hmac.digest(k, v + mark + seed, "sha256")
         v = hmac.digest(k, v, "sha256")
-        if not mores:
-            v = hmac.digest(k, v, "sha256")
-            yield int.from_bytes(v, "big")
-def sign(key: int, text: str) -> str:
-    """Signature over SHA3-256 of text, in hex: r (32 bytes), low s (32), recovery id (1)."""
+    return int.from_bytes(hmac.digest(k, v, "sha256"), "big")
+def sign(key: int, text: str) -> str:  # r (32 bytes), low s (32), recovery id (1)
     number = int.from_bytes(hashlib.sha3_256(text.encode()).digest(), "big")
-    for nonce in nonces(key, number):
-        if 0 < nonce < ORDER:
-            x, y = multiply(nonce)
-            s = pow(nonce, -1, ORDER) * (number + x * key) % ORDER
-            if x < ORDER and s: break
+    x, y = multiply(once := nonce(key, number))
+    s = pow(once, -1, ORDER) * (number + x * key) % ORDER
     return f"{x:064x}{min(s, ORDER - s):064x}{(y ^ (s > ORDER - s)) & 1:02x}"
-def own_key(owner: int, colony: str, name: str) -> int:
-    """The executor's key where none is given: a restarted executor is the same one."""
+def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is the same
     counter = key = 0
     while not 0 < key < ORDER:
         text = f"colonies-backup-executor/1\0{colony}\0{name}\0{counter}".encode()
         key = int.from_bytes(hmac.digest(owner.to_bytes(32, "big"), text, "sha256"), "big")
         counter += 1
     return key
-
 # ---- Colonies ------------------------------------------------------------------------------------
-WAITING, RUNNING, ELSEWHERE, REMOVED = 0, 1, -1, -2  # a process's states; above: its ends
-# What a server notes as a sign of life and has no work for: nothing needs less than no CPU.
-SIGN_OF_LIFE = {"timeout": -1, "availablecpu": "-1m"}
-class Colonies:
-    """The client: `call` is the one place where a message leaves."""
-    def __init__(self, s: Namespace):
-        host, port = s.colonies_server_host, s.colonies_server_port
-        self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
-        tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
-        if s.colonies_insecure_skip_verify:
-            tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
-        # Answers as they are, also redirects: a signed message goes to the server named, only.
-        plain = type("Plain", (urllib.request.HTTPErrorProcessor,), dict.fromkeys(
-            ("http_response", "https_response"), lambda _self, _request, response: response))
-        self.opener = urllib.request.build_opener(plain, urllib.request.HTTPSHandler(context=tls))
-        names = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
-        self.colony = {name: value for name, value in names.items() if value}
-        self.owner, self.name = s.colonies_colony_prvkey, s.colonies_executor_name
-        self.key: int = s.colonies_executor_prvkey or own_key(
-            self.owner or 0, s.colonies_colony_name or s.colonies_colony_id, self.name)
-        self.id = identity(self.key)
-    def call(self, msgtype: str, within: float = 15, key: int = 0, **fields: Any) -> Any:
-        """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
-        payload = base64.b64encode(json.dumps({"msgtype": msgtype, **fields}).encode()).decode()
-        body = json.dumps({"payloadtype": msgtype, "payload": payload,
-                           "signature": sign(key or self.key, payload)})
-        request = urllib.request.Request(self.url, body.encode(), {"Content-Type": "text/plain"})
-        where = f"Colonies at {self.url}: {msgtype}"
-        def exchange() -> tuple[int, bytes]:
-            with self.opener.open(request, timeout=within) as reply:
-                return reply.status, reply.read(16 * MIB)
-        try: status, raw = in_time(within, exchange)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            hint = " (COLONIES_TLS, COLONIES_CA_FILE)" * isinstance(reason, ssl.SSLError)
-            raise Failure(f"{where}: {str(reason) or repr(reason)}{hint}", again=True) from None
-        try:
-            # A 2023 server sends two objects in a row for some errors: the first one counts.
-            envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]
-            answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
-            if status == 200 and envelope["error"] is False: return answer
-            text = f"{where}: {str(answer['message'])[:500]}"
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise Failure(f"{where}: HTTP {status}, and an answer cut short or not of a Colonies "
-                          "server; is something else in front of it?", again=True) from None
-        raise Failure(text, status, again=True)
-
-def items(answer: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list that a server sent; null is an empty one."""
-    return [x for x in answer if isinstance(x, dict)] if isinstance(answer, list) else []
-
-def server_time(text: object) -> int:
-    """Nanoseconds since 1970 from a server's RFC 3339 time; 0 where it is none."""
-    found = re.fullmatch(r"(.{19})(?:\.([0-9]{1,9}))?(Z|[+-]\d\d:\d\d)", str(text))
-    with suppress(ValueError, OverflowError):
-        if found:
-            whole = datetime.datetime.fromisoformat(found[1] + found[3].replace("Z", "+00:00"))
-            return max(0, int(whole.timestamp()) * 10**9 + int((found[2] or "").ljust(9, "0")))
+WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
+def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
+    """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
+    text = base64.b64encode(json.dumps(message).encode()).decode()
+    body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
+    query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
+    def exchange() -> tuple[int, bytes]:  # (urllib never sends a body on to where it redirects)
+        try: reply = urllib.request.urlopen(query, timeout=within, context=tls)
+        except urllib.request.HTTPError as error: reply = error
+        with reply: return reply.status, reply.read(16 * MIB)
+    status = 0
+    try:
+        status, raw = in_time(within, exchange)
+        envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
+        answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        if status == 200 and envelope["error"] is False: return answer
+        why = str(answer["message"])
+    except Exception as error:  # no answer, or something else's
+        status, why = 0, f"{error} (HTTP status {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+    raise Failure(f"Colonies at {url}: {message['msgtype']}: {why[:500]}", status, again=True)
+def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
+    with suppress(IndexError, ValueError):
+        day, part, zone = re.findall(r"^(.{19})\.?([0-9]{,9})(Z|[+-]\d\d:\d\d)$", str(text))[0]
+        whole = datetime.datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
+        return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
     return 0
-
 # ---- S3 ------------------------------------------------------------------------------------------
 # An object named like a backup; metadata: keys in lower case, or None where it can't be had.
 Found = collections.namedtuple("Found", "seconds key size metadata")
+LONG = {"upload_part": 3600, "download_fileobj": 10**6}  # seconds for a try; others have 300
 class S3:
     """The bucket: `call` is the one place where a request leaves."""
-    RETRY = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "OperationAborted",
-             "InternalError", "ConditionalRequestConflict", "PreconditionFailed")
-    DAMAGED = ("BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
+    RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
+    HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
     def __init__(self, s: Namespace, patience: float = PATIENCE):
+        self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
-            import boto3
-            from botocore import config, exceptions, parsers
-            self.s, self.patience, self.errors = s, patience, exceptions
-            self.garbled = parsers.ResponseParserError
+            import boto3, warnings  # noqa: E401
+            from botocore.config import Config
             # Newer default checksums break other S3 servers; Content-MD5 is what each one checks.
-            settings = config.Config(
+            settings = Config(
                 request_checksum_calculation="when_required", connect_timeout=10, read_timeout=60,
                 response_checksum_validation="when_required", retries={"total_max_attempts": 1},
                 s3={"addressing_style": "path"} if s.aws_s3_endpoint else {})
-            self.client = boto3.session.Session().client(
-                "s3", endpoint_url=s.aws_s3_endpoint or None, region_name=s.aws_s3_region,
-                verify=not s.aws_s3_insecure_skip_verify and (
-                    s.aws_s3_ca_file or os.environ.get("AWS_CA_BUNDLE")
-                    or ssl.get_default_verify_paths().cafile or True),
-                aws_access_key_id=s.aws_s3_access_key or None, config=settings,
-                aws_secret_access_key=s.aws_s3_secret_access_key or None)
+            trusted = s.aws_s3_ca_file or ssl.get_default_verify_paths().cafile or True
+            self.client = boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
+                "s3", s.aws_s3_region, endpoint_url=s.aws_s3_endpoint or None, config=settings,
+                verify=not s.aws_s3_insecure_skip_verify and trusted)
         except Exception as error:  # boto3 is not installed, or doesn't like its own settings
             raise Failure(f"{self.where}: boto3: {redacted(s, error)}") from None
-        if s.aws_s3_insecure_skip_verify:  # which was said in our own log
-            __import__("warnings").simplefilter("ignore")
+        if s.aws_s3_insecure_skip_verify: warnings.simplefilter("ignore")  # our own log said it
     def call(self, verb: str, patience: float | None = None, **parameters: Any) -> Any:
         """One request, repeated for `patience` seconds where that can help; status: S3's."""
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
-        e = self.errors
-        hopeless = (e.SSLError, e.NoCredentialsError, e.PartialCredentialsError,
-                    e.ParamValidationError)
         for tries, pause in enumerate(backoff(), 1):
-            status, hint = 0, ""
             try:
                 if verb == "upload_part": parameters["Body"].seek(0)  # an earlier try has read it
-                return in_time(3600 if verb == "upload_part" else 300, functools.partial(
+                return in_time(LONG.get(verb, 300), functools.partial(
                     getattr(self.client, verb), Bucket=self.s.aws_s3_bucket_name, **parameters))
-            except e.ClientError as error:
-                said, code = str(error), error.response.get("Error", {}).get("Code", "")
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                again = ((status >= 500 and status != 501) or status == 429 or code in self.RETRY
-                         or (code in self.DAMAGED and tries < 3))
-            except (e.BotoCoreError, self.garbled, OSError, http.client.HTTPException) as error:
-                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * isinstance(error, e.SSLError)
-                said, again = str(error), not isinstance(error, hopeless)
-            text = f"{self.where}: {verb}: {redacted(self.s, said)}{hint}"
+            except Exception as error:  # S3's own, or whatever boto3 made of what came instead
+                said = getattr(error, "response", None) or {}
+                status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                code = said.get("Error", {}).get("Code") or type(error).__name__
+                again = (code in self.RETRY or status in (409, 412, 429) or (
+                    status >= 500 and status != 501) or not (status or code in self.HOPELESS))
+                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError")
+                text = f"{self.where}: {verb}: {redacted(self.s, error)}{hint}"
             if not again or time.monotonic() + pause > end: raise Failure(text, status, again)
             if tries == 3: log("warning", "S3 is away, trying again ...", Error=text)
             time.sleep(pause)
     def key(self, name: str) -> str:
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
-    def head(self, key: str) -> Any:
-        """HeadObject's answer, its metadata's keys in lower case; None: no such object."""
+    def head(self, key: str) -> Any:  # its metadata in lower case; None: not there
         with allowing(404):
             found = self.call("head_object", Key=key)
             return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
-        return None
-    def backups(self) -> list[Found]:
-        """Every object whose whole key is PREFIX/backup_DIGITS.bak, oldest first."""
-        found, prefix, key, more = [], self.key("backup_"), "", True
-        while more:
+    def backups(self) -> list[Found]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
+        found, prefix, key = [], self.key("backup_"), ""
+        while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
-            more = page.get("IsTruncated")
             for item in page.get("Contents", []):
                 metadata, key = None, item["Key"]
                 if named := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key):
                     with allowing(400, 403, 405):  # what can't be looked at is left alone
                         metadata = (self.head(key) or {}).get("Metadata")
                     found.append(Found(int(named[1]), key, item["Size"], metadata))
-            require(not more or key > before, f"{self.where}: its listing does not go on")
-        return sorted(found, key=lambda f: (f.seconds, f.key))
-
+            if not page.get("IsTruncated"): return sorted(found, key=lambda f: (f.seconds, f.key))
+            require(key > before, f"{self.where}: its listing does not go on")
 # ---- Retention -----------------------------------------------------------------------------------
+def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
+    whose = dict[tuple[str, str], list[Found]]()
+    for f in found:
+        if (known := f.metadata or {}).get("sha256"):
+            database = urllib.parse.unquote(known.get("database", ""))
+            whose.setdefault((known.get("system-identifier", ""), database), []).append(f)
+    return whose
 def proven(found: list[Found], system: str, database: str) -> list[Found]:
-    """Those that are proven backups of this database, oldest first."""
-    return [f for f in found if f.metadata and f.metadata.get("sha256")
-            and f.metadata.get("system-identifier") == system
-            and urllib.parse.unquote(f.metadata.get("database", "")) == database]
-def doubtful(backups: list[Found]) -> set[str]:
-    """Keys of those smaller than half of the last good one before them: emptied databases."""
-    last_good = itertools.accumulate(  # the size of the last good one before each
-        (b.size for b in backups), lambda last, size: last if size * 2 < last else size, initial=0)
-    return {b.key for b, last in zip(backups, last_good, strict=False) if b.size * 2 < last}
-
-def superseded(found: list[Found], system: str, database: str, keep: int, made: str) -> list[Found]:
-    """What retention removes of `found`, oldest first; never `made`, the key of the new backup."""
-    ours = proven(found, system, database)
+    return by_database(found).get((system, database), [])
+def doubtful(backups: list[Found]) -> set[str]:  # keys: half as large as the last good one
+    doubts, last_good = set(), 0
+    for b in backups:
+        if b.size * 2 < last_good: doubts.add(b.key)
+        else: last_good = b.size
+    return doubts
+def superseded(found: list[Found], ours: list[Found], keep: int, made: str) -> list[Found]:
+    """What retention removes of `found`, where `ours` are proven; never `made`, the new one."""
     doubts = doubtful(ours)
     good, bad = [b for b in ours if b.key not in doubts], [b for b in ours if b.key in doubts]
     # Those of older executors carry no metadata; they go when newer, proven ones are enough.
     legacy = [f for f in found if f.metadata == {}
               and sum(b.seconds > f.seconds for b in ours) >= keep]
     return [b for b in good[:-keep] + bad[:-keep] + legacy if b.key != made]
-
-def prune(s: Namespace, s3: S3, system: str, database: str, made: str) -> dict[str, Any]:
-    """Remove what is superseded; what went, what stayed and why. Never fails a backup."""
+def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # never fails a backup
     log("info", "Removing old backup files ...")
-    removed, kept = list[str](), dict[str, str]()
-    try:
-        found = s3.backups()
-        ours = proven(found, system, database)
-        doubts = doubtful(ours)
-        kept = {b.key: "doubtful: less than half of the size before" if b.key in doubts else
-                "proven" for b in ours}
-        if made in doubts:
-            log("warning", "The new backup is less than half of the last good one: is the database "
-                "whole?", Key=made)
-        for key in [b.key for b in superseded(found, system, database, s.full_backups, made)]:
-            try:
-                s3.call("delete_object", Key=key)
-                removed.append(key)
-                kept.pop(key, None)
-            except Failure as error:
-                kept[key] = f"not removed: {error}"
-                log("warning", "Cannot remove an old backup", Key=key, Error=error)
-    except Failure as error:
-        log("warning", "Cannot tell the old backups, removing none", Error=error)
-    return {"removed": removed, "kept": kept}
-
+    found, removed = list[Found](), list[str]()
+    try: found = s3.backups()
+    except Failure as error: log("warning", "Removing none: cannot list them", Error=error)
+    doubts = doubtful(ours := proven(found, system, database))
+    kept = {b.key: "proven" for b in ours} | dict.fromkeys(doubts, "doubtful: less than half")
+    if made in doubts: log("warning", "The new backup is doubtful: half as large", Key=made)
+    for old in superseded(found, ours, s3.s.full_backups, made):
+        try: s3.call("delete_object", Key=old.key)
+        except Failure as error:
+            kept[old.key] = f"not removed: {error}"
+            log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+        else: removed.append(old.key)
+    return {"removed": removed, "kept": {key: kept[key] for key in kept if key not in removed}}
 # ---- The staging volume --------------------------------------------------------------------------
 class Journal(dict[str, Any]):
     """What is known of one dump: `….bak.json` beside `….bak`, so that a crash loses nothing.
-    by, process, starttime, attempts: whose it is, for whom, how often begun. id, size, …: since
-    pg_dump has ended. sha256: since it was read back. uploads: those that may be unfinished. proof:
-    since S3 has it. gone: the local file is not ours any more."""
+    by, process, attempts: whose it is, for whom, how often begun. id, sha256, …: since it was read
+    back. upload: maybe unfinished. gone, …: since S3 has it; no local file is ours any more."""
     def __init__(self, file: str, **values: Any):
         super().__init__(values)
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
-    def save(self, **changes: Any) -> None:
-        self.update(changes)
-        with open(f"{self.path}.partial", "w", encoding="utf-8") as file:
-            json.dump(self, file)
-            file.flush()
+    def save(self, **changes: Any) -> None:  # whole or not at all, also where the power fails
+        draft = os.path.join(os.path.dirname(self.path), "backup_journal.partial")
+        with open(draft, "w", encoding="utf-8") as file:
+            print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
-        rename(f"{self.path}.partial", self.path)
-    def remove(self) -> None:
-        """It and its files; a file of that name that somebody put there later is left alone."""
-        ours = "sha256" in self and not self.get("gone")
-        for name in (*([self.file] if ours else []), self.partial, self.path):
-            with suppress(FileNotFoundError): os.unlink(name)
-
-def rename(old: str, new: str) -> None:
-    """Rename for good: also over a power failure."""
-    os.rename(old, new)
-    folder = os.open(os.path.dirname(new), os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
-def digest(path: str) -> str:
-    """SHA-256 of a file, of nothing where there is no plain file."""
-    sha256, plain = hashlib.sha256(), os.path.isfile(path) and not os.path.islink(path)
+        os.rename(draft, self.path)
+        descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        self.update(changes)
+    def pending(self) -> bool:  # it vouches for a dump that S3 doesn't have
+        return "sha256" in self and "gone" not in self
+    def remove(self, *more: str) -> None:
+        for path in (*more, self.partial, self.path):
+            with suppress(OSError): os.unlink(path)
+def digest(path: str, link: bool = False) -> str:  # SHA-256; of nothing if it is no plain file
+    sha256, plain = hashlib.sha256(), os.path.isfile(path) and os.path.islink(path) == link
     with open(path if plain else os.devnull, "rb") as file:
         while data := file.read(MIB): sha256.update(data)
     return sha256.hexdigest()
-def staged(s: Namespace, ending: str) -> list[str]:
-    """Paths on the staging volume that have our names, with that ending (a regular expression)."""
-    return [os.path.join(s.backup_path, name) for name in sorted(os.listdir(s.backup_path))
-            if re.fullmatch(r"backup_[0-9]+\.bak" + ending, name)]
 def journals(s: Namespace) -> list[Journal]:
-    """Ours on the staging volume, oldest first."""
-    found = []
-    for path in staged(s, r"\.json"):
-        with suppress(OSError, ValueError, TypeError), open(path, "rb") as file:
-            found.append(Journal(path.removesuffix(".json"), **json.load(file)))
-    return [journal for journal in found if journal.get("by") == s.journals]
-def leftovers(s: Namespace) -> list[str]:
-    """Paths of partial files that no journal tells of."""
-    return [path for path in staged(s, r"(\.json)?\.partial")
-            if not os.path.exists(re.sub(r"(\.json)?\.partial$", ".json", path))]
+    """This database's on the staging volume, oldest first."""
+    found = [Journal(os.path.join(s.backup_path, name[:-5])) for name in os.listdir(s.backup_path)
+             if re.fullmatch(r"backup_[0-9]+\.bak\.json", name)]
+    for journal in found:
+        with suppress(OSError, ValueError, TypeError), open(journal.path, "rb") as file:
+            journal.update(json.load(file))
+    return sorted((x for x in found if x.get("by") == s.journals), key=lambda x: x.file)
 def unfinished(s: Namespace) -> bool:
-    """Whether earlier runs left something to finish or to clear away."""
-    return bool(leftovers(s)) or any(("id" in journal and not journal.get("gone"))
-                                     or os.path.exists(journal.partial) for journal in journals(s))
-
+    return any(journal.pending() or os.path.exists(journal.partial) for journal in journals(s))
 @contextmanager
-def staging(s: Namespace, wait: bool) -> Iterator[None]:
-    """Hold the staging volume: one backup at a time. A flock(2) ends with its process."""
+def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
     folder = os.open(s.backup_path, os.O_RDONLY | os.O_DIRECTORY)
-    while True:
-        with suppress(BlockingIOError):
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+    try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         require(wait, f"another backup is running in {s.backup_path}")
         log("info", "Waiting for another backup to end ...")
-        time.sleep(10 * TIME_SCALE)
+        fcntl.flock(folder, fcntl.LOCK_EX)
     yield
-    os.close(folder)
-
-def room(s: Namespace) -> tuple[int, int]:
-    """Bytes free on the staging volume, and how many of them must stay so."""
+def room(s: Namespace) -> tuple[int, int]:  # bytes free there, and how many must stay so
     volume = os.statvfs(s.backup_path)
     return volume.f_bavail * volume.f_frsize, min(volume.f_blocks * volume.f_frsize // 20, GIB)
-
 # ---- A backup: the dump --------------------------------------------------------------------------
 FACTS = ("database", "system_identifier", "postgresql", "timescaledb", "pg_dump")
-LOOK = """SELECT json_build_object(
-    'database', current_database(), 'size', pg_database_size(current_database()),
-    'postgresql', current_setting('server_version'),
+LOOK = """SELECT json_build_object('database', current_database(),
+    'size', pg_database_size(current_database()), 'postgresql', current_setting('server_version'),
     'number', current_setting('server_version_num')::int,
     'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
     'timescaledb', (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'))"""
 # Both names compared went through the server's own truncation and escaping.
-END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <>
-    pg_backend_pid() AND application_name = current_setting('application_name')
-    AND usename = current_user"""
+END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
+    AND pid <> pg_backend_pid() AND application_name = current_setting('application_name')"""
 LEFT_OUT = """SELECT (SELECT count(*) FROM pg_roles WHERE rolname !~ '^pg_'), (SELECT count(*)
     FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> current_database())"""
-def psql(s: Namespace, step: str, query: str) -> str:
-    return run(s, step, ["psql", "-XAtqw", "-v", "ON_ERROR_STOP=1", "-c", query], timeout=120)
-
-def look_at_database(s: Namespace) -> Namespace:
-    """Server, database and versions. Failure if this pg_dump cannot dump from this server."""
-    server = Namespace(**json.loads(psql(s, "Looking at the database", LOOK)))
+def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
+    return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout, options=options)
+def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
+    return Namespace(**json.loads(psql(s, step, query, **more)))
+def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
+    server = look(s, "Looking at the database", LOOK)
     said = run(s, "Looking at pg_dump", ["pg_dump", "--version"], connect=False, timeout=60)
     server.pg_dump = next(iter(re.findall(r"\d[\w.]*", said)), "0")
     server.client, major = int(re.split(r"\D", server.pg_dump)[0]), server.number // 10000
-    require(server.client >= major, f"pg_dump {server.pg_dump} is older than the server, "
-            f"{server.postgresql}: install the client programs of the server's version or later")
-    if server.client > major:
-        log("warning", "pg_dump is newer than the server: restoring takes its version or later",
-            Client=server.pg_dump, Server=server.postgresql)
+    text = f"pg_dump {server.pg_dump} is {{}} than the server, {server.postgresql}: {{}}"
+    require(server.client >= major, text.format("older", "install the server's version or later"))
+    if server.client > major: log("warning", text.format("newer", "restoring takes its version"))
     return server
-
-def look_for_room(s: Namespace, newest: int, database_size: int) -> str:
-    """Failure unless the staging volume can be written and has room for such a dump."""
+def look_for_room(s: Namespace, newest: int, database_size: int) -> str:  # or Failure
     with tempfile.TemporaryFile(dir=s.backup_path): free, floor = room(s)
     text = f"{s.backup_path}: {free} bytes are free; the newest backup has {newest}"
-    require(free >= max(newest * 6 // 5, floor),
-            f"BACKUP_PATH {text}, a fifth is added, and {floor} must stay free")
-    if not newest and free < database_size:
-        log("warning", f"{text}, the database {database_size}: the dump may not fit")
+    require(free >= max(newest * 6 // 5, floor), f"{text}; a fifth more is needed, or {floor}")
+    if not newest and free < database_size: log("warning", f"{text}, the database {database_size}")
     return text
-
-def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
-    """All that comes before the upload; the journal of a complete dump under its final name."""
-    server = look_at_database(s)
-    try: found = s3.backups()
+def tables_in(contents: str) -> int:
+    return len(re.findall(r"(?m)^\d+; \d+ \d+ TABLE DATA ", contents))
+def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes before the upload
+    server, known = look_at_database(s), [Found(0, "", 0, None)]  # it stands for none
+    try: known += proven(s3.backups(), server.system_identifier, server.database)
     except Failure as error:
         if error.status != 404 or not s.aws_s3_endpoint: raise
         log("warning", "The bucket is missing, making it ...", Error=error)
         s3.call("create_bucket")
-        found = []
-    known = proven(found, server.system_identifier, server.database)
-    newest, seconds = known[-1].size if known else 0, int(time.time())
-    look_for_room(s, newest, server.size)
-    if known and seconds < known[-1].seconds:
-        log("warning", "The clock is behind the newest backup, counting on", Newest=known[-1].key)
-    seconds = max([seconds, *(b.seconds + 1 for b in known)])
-    while any(name.startswith(f"backup_{seconds}.bak") for name in os.listdir(s.backup_path)):
-        seconds += 1
-    method = s.backup_compression.replace("auto", "zstd" if server.client >= 16 else "gzip")
-    if server.client < 16:  # which takes nothing but a level of gzip
-        method = {"none": "0", "gzip": "6"}.get(method, method.removeprefix("gzip:"))
+    newest, now = known[-1], int(time.time())
+    look_for_room(s, newest.size, server.size)
+    if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
+    seconds = max(now, newest.seconds + 1)
+    while f"backup_{seconds}.bak" in " ".join(os.listdir(s.backup_path)): seconds += 1
+    # Before 16, pg_dump takes nothing but a level of gzip.
+    spelt = {"auto": "zstd"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
+    method = spelt.get(s.backup_compression, re.sub("^gzip:(?=[0-9])", "", s.backup_compression))
     # A pg_dump killed by -9 leaves a session that may wait for a lock: the server is to notice.
     options = "-c client_connection_check_interval=10s" if server.number >= 140000 else ""
-    name = f"backup_{seconds}.bak"
-    journal = Journal(os.path.join(s.backup_path, name), by=s.journals, key=s3.key(name), **begun)
-    partial, step = journal.partial, "Backing up database"
+    journal = Journal(os.path.join(s.backup_path, f"backup_{seconds}.bak"), by=s.journals, **begun)
     psql(s, "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "Backing up database ...")
-    show, start_time = progress("Backup in progress", newest), time.monotonic()
+    show = progress("Backup in progress", newest.size)
+    partial, start_time = journal.partial, time.monotonic()
     def tick() -> None:
         free, floor = room(s)
-        require(free >= floor, f"{step}: pg_dump was stopped, for BACKUP_PATH {s.backup_path} has "
-                f"only {free} bytes left, which the database may need")
-        show(os.path.getsize(partial) if os.path.exists(partial) else 0)
+        require(free >= floor, f"pg_dump was stopped: {s.backup_path} has only {free} bytes left")
+        with suppress(OSError): show(os.path.getsize(partial))
     try:
         journal.save()
-        run(s, step, ["pg_dump", "-Fc", "-f", partial, "--no-password", f"--compress={method}",
-                      f"--lock-wait-timeout={LOCK_WAIT}"], tick=tick, options=options)
-        journal.save(exectime_backup=int(time.monotonic() - start_time), id=os.urandom(16).hex(),
-                     size=os.path.getsize(partial), **{x: getattr(server, x) for x in FACTS})
+        run(s, "Backing up database", ["pg_dump", "-Fc", "-f", partial, "--no-password",
+            f"--compress={method}", "--lock-wait-timeout=300s"], tick=tick, options=options)
+        took = int(time.monotonic() - start_time)
+        listed = run(s, "The table of contents", ["pg_restore", "--list", partial], connect=False)
+        require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
+        journal.save(exectime_backup=took, size=os.path.getsize(partial), tables=tables_in(listed),
+                     id=os.urandom(16).hex(), sha256=digest(partial),
+                     **{name: getattr(server, name) for name in FACTS})
     finally:
-        if "id" not in journal: journal.remove()
-    return seal(s, journal)
-
-def seal(s: Namespace, journal: Journal) -> Journal:
-    """Read back what pg_dump wrote; only then does it get its final name."""
-    step = "Reading the archive's table of contents"
-    try:
-        contents = run(s, step, ["pg_restore", "--list", journal.partial], connect=False)
-        require(re.search("^[^;]", contents, re.MULTILINE),
-                f"{step}: it is empty; is DB_DATABASE {s.db_database!r} the right one?")
-    except Failure:
-        journal.remove()
-        raise
-    journal.save(sha256=digest(journal.partial),
-                 tables=len(re.findall(r"(?m)^\d+; \d+ \d+ TABLE DATA ", contents)))
-    rename(journal.partial, journal.file)
-    log("info", "Successfully backup database", ExecTime=f"{journal['exectime_backup']} seconds",
+        if "sha256" not in journal: journal.remove()
+    os.rename(partial, journal.file)  # only now: it is whole, and its journal vouches for it
+    log("info", "Successfully backup database", ExecTime=f"{took} seconds",
         Filename=os.path.basename(journal.file), Size=f"{journal['size']} bytes")
     return journal
-
 # ---- A backup: upload and proof ------------------------------------------------------------------
-def upload(s3: S3, journal: Journal) -> None:
-    """Upload the dump and prove that S3 has it: the journal's `proof`. The completing request may
-    succeed while its answer gets lost, so each round begins with HeadObject: our own object there
-    is success, somebody else's means the next second, none means to send or to complete."""
+def upload(s3: S3, journal: Journal) -> dict[str, Any]:
+    """Upload the dump, prove that S3 has it. The completing answer may get lost: each round asks
+    HeadObject, where ours is success, another's means the next second, none to send or complete."""
     log("info", "Uploading backup file to S3 ...")
-    begun, uploads, pauses, end, why = time.monotonic(), 0, backoff(), 0.0, "S3 has nothing there"
-    condition, target, parts = {"IfNoneMatch": "*"}, dict[str, Any](), list[dict[str, Any]]()
-    metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
-                if journal[name]} | {"backup-id": journal["id"]}
-    metadata["database"] = urllib.parse.quote(journal["database"], safe="")
-    if "etag" not in journal:  # AWS_S3_PREFIX may have changed since the dump
-        journal["key"] = s3.key(os.path.basename(journal["key"]))
-    first = int(re.findall("[0-9]+", journal["key"])[-1])
-    while (head := s3.head(journal["key"])) is None or (
-            head["Metadata"].get("backup-id") != journal["id"]):
+    begun, pauses, why = time.monotonic(), backoff(), "S3 has nothing there"
+    seconds = first = int(re.findall("[0-9]+", journal.file)[-1])
+    target, condition, end = dict[str, Any](), {"IfNoneMatch": "*"}, 0.0
+    while True:
+        key = s3.key(f"backup_{seconds}.bak")
+        head = s3.head(key)
+        if head and head["Metadata"].get("backup-id") == journal["id"]: break
         if head:  # also for servers that know no If-None-Match
-            log("warning", "S3 has another object of that name, counting on", Key=journal["key"])
-            seconds, parts = int(re.findall("[0-9]+", journal["key"])[-1]) + 1, []
-            journal.save(key=s3.key(f"backup_{seconds}.bak"))
+            seconds += 1
             require(seconds < first + 100, f"{s3.where}: 100 names in a row are taken")
-            continue
-        try:
-            if not parts:
-                uploads += 1
-                with allowing(403): abort(s3, journal)
-                made = s3.call("create_multipart_upload", Key=journal["key"], Metadata=metadata)
-                target = {"Key": journal["key"], "UploadId": made["UploadId"]}
-                journal.save(uploads=[*journal.get("uploads", []), target])
-                parts, etag = send_parts(s3, journal, target)
-                journal.save(etag=etag)
-                end = time.monotonic() + s3.patience * TIME_SCALE
-            else:
-                require(time.monotonic() <= end,
-                        f"{s3.where}: {journal['key']}: cannot complete the upload: {why}")
+        elif target.get("Key") != key:
+            target = send_parts(s3, journal, key)
+            end = end or time.monotonic() + s3.patience * TIME_SCALE
+        else:
+            require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
+            try: s3.call("complete_multipart_upload", 0, **target, **condition)
+            except Failure as error:
+                why = str(error)
+                if error.status == 404: target = {}  # it is gone: send again if no object is there
+                elif error.status == 501 and condition: condition = {}
+                elif not error.again: raise
                 time.sleep(next(pauses))
-            s3.call("complete_multipart_upload", 0, MultipartUpload={"Parts": parts}, **target,
-                    **condition)
-        except Failure as error:
-            why = str(error)
-            if error.status == 404 and uploads < 3:
-                parts = []  # the upload is gone, and no object there: send it again
-            elif error.status == 501 and condition: condition = {}
-            elif not (error.again and parts): raise
-    etag, size = head.get("ETag", "").strip('"'), head["ContentLength"]
-    if size != journal["size"] or ("-" in etag and etag != (journal["etag"] or etag)):
+    etag, size, sent = head.get("ETag", "").strip('"'), head["ContentLength"], journal.get("etag")
+    if size != journal["size"] or ("-" in etag and sent and etag != sent):
         journal.save(id=os.urandom(16).hex())  # what bears the old one is no backup, but looks it
-        s3.call("delete_object", Key=journal["key"])
-        raise Failure(f"{s3.where}: {journal['key']} had {size} bytes and ETag {etag}, the dump "
-                      f"has {journal['size']} and {journal['etag']}")
-    seconds = int(time.monotonic() - begun)
-    journal.save(uploads=[], proof={
-        "bucket": s3.s.aws_s3_bucket_name, "size_s3": size, "exectime_upload_s3": seconds})
-    log("info", "Successfully uploaded backup file", ExecTime=f"{seconds} seconds",
+        s3.call("delete_object", Key=key)
+        raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {journal['size']}, {sent}")
+    took = int(time.monotonic() - begun)
+    log("info", "Successfully uploaded backup file", ExecTime=f"{took} seconds",
         Size=f"{size} bytes")
-
-def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:
-    """End multipart uploads of earlier tries; what cannot be ended stays in the journal."""
-    while journal.get("uploads"):
-        with allowing(404): s3.call("abort_multipart_upload", patience, **journal["uploads"][0])
-        journal["uploads"].pop(0)
-
-def send_parts(s3: S3, journal: Journal, target: dict[str, Any]) -> tuple[list[Any], str]:
-    """Send the file's slices, four at a time; what completing needs, and the whole's ETag to be."""
-    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+    return {"filename": os.path.basename(key), "bucket": s3.s.aws_s3_bucket_name,
+            "filepath_s3": f"/{key}", "size_s3": size, "exectime_upload_s3": took}
+def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:  # what is unfinished
+    if "upload" in journal:
+        with allowing(403, 404): s3.call("abort_multipart_upload", patience, **journal["upload"])
+def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
+    """Send the file's slices, four at a time, in a new upload; the request that completes it."""
+    from concurrent.futures import ThreadPoolExecutor
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
+    metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
+                if journal[name] is not None} | {"backup-id": journal["id"]}
+    metadata["database"] = urllib.parse.quote(journal["database"], safe="")
+    abort(s3, journal)
+    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
+    target = {"Key": key, "UploadId": made["UploadId"]}
+    journal.save(upload=target)
     # At most 1,000 parts of whole MiB; where those would be of over 5 GiB, at most 10,000.
-    size, show, sent = journal["size"], progress("Upload in progress", journal["size"]), list[int]()
-    most = 1000 if size <= 1000 * 5 * GIB else 10000
-    step = max(8, -(-size // (most * MIB))) * MIB
-    def send(number: int) -> tuple[dict[str, Any], bytes]:
+    size, show = journal["size"], progress("Upload in progress", journal["size"])
+    step = max(8, -(-size // ((1000 if size <= 1000 * 5 * GIB else 10000) * MIB))) * MIB
+    def send(start: int) -> tuple[dict[str, Any], bytes]:
         md5 = hashlib.md5(usedforsecurity=False)
-        with ReadFileChunk.from_filename(journal.file, (number - 1) * step, step) as part:
+        with ReadFileChunk.from_filename(journal.file, start, step) as part:
             while data := part.read(MIB): md5.update(data)
-            answer = s3.call("upload_part", **target, PartNumber=number, Body=part,
+            answer = s3.call("upload_part", **target, PartNumber=start // step + 1, Body=part,
                              ContentMD5=base64.b64encode(md5.digest()).decode())
-            sent.append(len(part))
-        return {"PartNumber": number, "ETag": answer["ETag"]}, md5.digest()
-    pool = ThreadPoolExecutor(4)
+        return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
+    sent, pool = list[tuple[dict[str, Any], bytes]](), ThreadPoolExecutor(4)
     try:
-        tasks = [pool.submit(send, number) for number in range(1, -(-size // step) + 1)]
-        while (now := wait(tasks, 1, FIRST_EXCEPTION)).not_done:
-            for task in now.done: task.result()
-            show(sum(sent))
-        parts, md5s = zip(*(task.result() for task in tasks), strict=True)
+        for each in pool.map(send, range(0, size, step)):
+            sent.append(each)
+            show(min(len(sent) * step, size))
     finally: pool.shutdown(wait=False, cancel_futures=True)
     # Encrypted by KMS, an ETag looks like one and is no MD5; then neither are the parts' own ones.
-    plain = [part["ETag"].strip('"') for part in parts] == [md5.hex() for md5 in md5s]
-    whole = hashlib.md5(b"".join(md5s), usedforsecurity=False).hexdigest()
-    return list(parts), f"{whole}-{len(parts)}" if plain else ""
-
+    plain = all(part["ETag"].strip('"') == md5.hex() for part, md5 in sent)
+    whole = hashlib.md5(b"".join(md5 for _, md5 in sent), usedforsecurity=False).hexdigest()
+    journal.save(etag=f"{whole}-{len(sent)}" if plain else "")
+    return target | {"MultipartUpload": {"Parts": [part for part, _ in sent]}}
 # ---- A backup: as a whole ------------------------------------------------------------------------
+RESULT = ("filename", "bucket", "filepath_s3", "exectime_backup", "size", "size_s3",
+          "exectime_upload_s3", "sha256", *FACTS, "tables", "starttime")
 def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -> Any:
     """One backup; its result, a dict. With `resume`: only finish what earlier runs left; None."""
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
         journal = sweep(s, s3, process)
+        if resume and s.verify_db_host: drop_scratch(s)
         if resume: return None
-        attempts = journal["attempts"] + 1 if journal else 1
-        require(attempts <= 3 or (journal and journal.get("proof")), "this process was begun three"
-                " times, and each time the executor was killed: is its memory limit too small?")
+        attempts = journal.get("attempts", 0) + 1
+        require(attempts < 4 or "gone" in journal, "killed three times: is the memory limit low?")
         try:
-            if not journal or "sha256" not in journal:
-                journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
-            journal.save(attempts=attempts)
-            result = finish(s, s3, journal)
+            if "sha256" in journal: journal.save(attempts=attempts)
+            else: journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
+            result = finish(s3, journal)
         except (Stop, Failure) as why:
-            for left in journals(s):
-                if left["process"] == process and "id" in left and not left.get("proof"):
-                    with suppress(Failure, OSError):
-                        in_time(2, functools.partial(abort, s3, left, 0))
-                    left.save(attempts=0)
-                    if why.args[0] == signal.SIGUSR1:  # nobody wants it any more
-                        left.remove()
+            if journal.pending():
+                with suppress(Failure, OSError): in_time(2, lambda: abort(s3, journal, 0))
+                journal.save(attempts=0)
+                if why.args[0] == signal.SIGUSR1: journal.remove(journal.file)  # nobody wants it
             raise
         log("info", "Backup procedure completed, closing process ...")
         return result
-
-def finish(s: Namespace, s3: S3, journal: Journal) -> dict[str, Any]:
-    """From a complete dump to the result; goes on where an earlier run was interrupted."""
-    if not journal.get("proof"): upload(s3, journal)
-    if not journal.get("gone"):
-        with suppress(FileNotFoundError):
-            os.unlink(journal.file)
-            log("info", "Removed local backup file", Filepath=journal.file)
-        journal.save(gone=True)
-    known, key = journal | journal["proof"], journal["key"]
-    names = ("exectime_backup", "size", "size_s3", "exectime_upload_s3", "sha256", *FACTS, "tables",
-             "starttime")
-    result = {"filename": os.path.basename(key), "bucket": known["bucket"],
-              "filepath_s3": f"/{key}", **{name: known[name] for name in names},
-              **prune(s, s3, known["system_identifier"], known["database"], key)}
-    if not journal.get("process"):  # else it is kept until the process is closed
-        journal.remove()
+def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to its result
+    if journal.pending():
+        proof = upload(s3, journal)
+        with suppress(FileNotFoundError): os.unlink(journal.file)
+        log("info", "Removed local backup file", Filepath=journal.file)
+        journal.save(gone=True, **proof)
+    result = {name: journal[name] for name in RESULT}
+    result |= prune(s3, result["system_identifier"], result["database"], result["filepath_s3"][1:])
+    if not journal["process"]: journal.remove()  # else it is kept until the process is closed
     return result
-
-def sweep(s: Namespace, s3: S3, process: str) -> Journal | None:
-    """Clear away what crashed runs left, finish what they dumped; the process's own journal."""
-    mine = None
+def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the process's own
+    mine = Journal("")
     for journal in journals(s):
-        own = bool(process) and journal.get("process") == process
-        old = time.time() - os.path.getmtime(journal.path) > 86400
-        if "id" not in journal or journal.get("gone"):
-            with suppress(FileNotFoundError): os.unlink(journal.partial)
-            if old or not journal.get("process"):
-                journal.remove()  # of no use, or its process came to another end
-        elif "sha256" not in journal:
-            try: seal(s, journal)
-            except Failure as error:
-                log("warning", "Removed a bad earlier dump", Filepath=journal.file, Error=error)
-                continue
-        elif not journal.get("proof"):
-            if not os.path.lexists(journal.file) and os.path.exists(journal.partial):
-                rename(journal.partial, journal.file)
+        own = bool(process) and journal["process"] == process
+        if journal.pending():
+            if os.path.exists(journal.partial): os.rename(journal.partial, journal.file)
             if digest(journal.file) != journal["sha256"]:
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
-                journal.save(gone=True, process="")  # nobody's: its process is dumped for anew
+                abort(s3, journal)
+                journal.remove()
                 continue
-        if not own and "id" in journal and not journal.get("gone"):
-            log("info", "Finishing an earlier backup ...", Filepath=journal.file)
-            finish(s, s3, journal)
-        mine = journal if own else mine
-    for path in leftovers(s):
-        with suppress(OSError):
-            os.unlink(path)
-            log("info", "Removed what a crash left", Filepath=path)
+            if not own: finish(s3, journal)
+        else:
+            with suppress(OSError): os.unlink(journal.partial)
+            if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 86400:
+                journal.remove()  # of no use, or its process came to another end
+        if own: mine = journal
     return mine
-
+# ---- Restore and proof ---------------------------------------------------------------------------
+SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
+    pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
+    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
+    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
+EMPTY = """SELECT count(*) = 0 FROM (SELECT objid FROM pg_depend UNION SELECT oid FROM pg_namespace
+    UNION SELECT oid FROM pg_publication UNION SELECT oid FROM pg_default_acl UNION SELECT oid FROM
+    pg_cast UNION SELECT 16384 FROM pg_largeobject_metadata) AS objects WHERE objid >= 16384"""
+# Rows of partitions and chunks are counted with their parents'.
+COUNT = """SELECT json_build_object('size', pg_database_size(current_database()), 'there', count(*)
+    FILTER (WHERE relkind = 'r'), 'rows', coalesce(json_object_agg(format('%I.%I', nspname,
+    relname), substring(query_to_xml(format('SELECT count(*) FROM %I.%I', nspname, relname), false,
+    true, '')::text FROM '<count>([0-9]+)')::bigint ORDER BY nspname, relname) FILTER (WHERE nspname
+    !~ '^_timescaledb_' AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)), '{}'))
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'"""
+STRANGER = ["--no-owner", "--no-acl"]  # pg_restore's options for a server without the roles
+SCRATCH = [*STRANGER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
+NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
+OF_DATABASE = (rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
+               rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)")
+def at(s: Namespace, database: str, server: str = "db") -> Namespace:  # or at `verify_db`
+    there = {f"db_{x}": getattr(s, f"{server}_{x}") for x in ("host", "port", "user", "password")}
+    return Namespace(**vars(s) | there | {"db_database": database})
+def named(file: IO[bytes]) -> str:  # a path for our programs, also if it has no name
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+@contextmanager
+def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one stays "step"
+    begun, report["step"] = time.monotonic(), step
+    log("info", f"{step.capitalize()} ...")
+    yield
+    report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
+def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest good one
+    found = s3.backups()
+    named = [f for f in found if name in ("latest", f.key, os.path.basename(f.key))]
+    require(named, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
+    if name != "latest": return named[0]
+    sorts = [x for of, x in by_database(found).items() if of[1] == database] or list(
+        by_database(found).values()) or [found]  # older executors' have no metadata
+    require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
+    backups = sorts[0]
+    doubts = doubtful(backups)
+    while backups[-1].key in doubts:
+        log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
+    return backups[-1]
+def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
+    found = chosen(s3, name, whose)  # its metadata are returned
+    metadata, show = found.metadata or {}, progress("Download in progress", found.size)
+    report |= {"object": found.key, "size": found.size, "seconds": {}}
+    log("info", "Found the backup", Key=found.key, Size=f"{found.size} bytes", Time=moment(
+        found.seconds), Database=urllib.parse.unquote(metadata.get("database", "unknown")))
+    look_at_pg_restore(s, metadata.get("pg-dump", ""))
+    look_for_room(s, found.size, 0)
+    with timed(report, "download"):
+        s3.call("download_fileobj", Key=found.key, Fileobj=file,
+                Callback=lambda _: show(os.fstat(file.fileno()).st_blocks * 512))
+    with timed(report, "checksum"):
+        size, sha256 = file.seek(0, os.SEEK_END), digest(named(file), link=True)
+        report["sha256"] = "checked" if "sha256" in metadata else "absent"
+        require((size, sha256) == (found.size, metadata.get("sha256", sha256)),
+                f"{s3.where}: {found.key} is damaged: its size or SHA-256 is not that of the dump")
+    if "sha256" not in metadata: log("warning", "It has no checksum: that was not checked")
+    return metadata
+def look_at_pg_restore(s: Namespace, dumped_by: str) -> None:  # old enough?
+    said = run(s, "Looking at pg_restore", ["pg_restore", "--version"], connect=False)
+    ours, theirs = (int((re.findall(r"\d+", text) or "0")[0]) for text in (said, dumped_by))
+    require(ours >= theirs, f"pg_restore {ours} is older than the pg_dump {dumped_by} that made "
+            "the archive: install the client programs of that version or later")
+def statements(sql: str) -> list[str]:
+    """Of what pg_restore printed. No text in a literal, a comment's for instance, can forge one."""
+    sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
+    return [x.strip() for x in re.findall(r"""(?:[^;'"]|'[^']*'|"[^"]*")+;""", sql)]
+def roles_in(statement: str) -> set[str]:  # a GRANT's, a policy's, …
+    roles, due, told = set[str](), False, re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
+    for word in re.findall(rf"'[^']*'|{NAME}|\S", told):
+        if due and re.match(r'["\w]', word) and not word.isupper():
+            roles.add(word[1:-1].replace('""', '"') if word[0] == '"' else word)
+        else: due = word in ("TO", "FROM", "FOR", "ROLE", "AUTHORIZATION") or (due and word == ",")
+    return roles
+def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  # what it holds
+    def read(*how: str) -> str:
+        return run(s, "Reading the archive", ["pg_restore", *how, *options, path], connect=False)
+    listed = read("-l", "-C")
+    entries = re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed)
+    look_at_pg_restore(s, "".join(re.findall(r";     Dumped by pg_dump version: (\S+)", listed)))
+    a = Namespace(path=path, options=options, tables=tables_in(listed), database="", left=[],
+                  create="TEMPLATE = template0", properties=[], roles=set[str](), timescaledb="",
+                  format="".join(re.findall(";     Dump Version: (.*)", listed)), entries=entries)
+    kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
+    with tempfile.NamedTemporaryFile("w") as chosen:
+        print(*(entry for entry in entries if re.match(kinds, entry)), "", sep="\n", file=chosen)
+        chosen.flush()
+        try: sql = read("-f-", "-C", "-L", chosen.name)  # -C: and what makes the database
+        except Failure as no: a.left, sql = [f"not restored: {no}"], read("-f-", "-L", chosen.name)
+    for statement in statements(sql):
+        a.roles |= roles_in(statement)
+        if made := re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement):
+            a.database, a.create = made[1], made[2]
+        elif found := re.fullmatch(OF_DATABASE, statement):
+            a.properties.append(found.groups())
+            if found[2].startswith(" OWNER TO "): a.create += found[2][:-1].replace(" TO", "", 1)
+    if any(" EXTENSION - timescaledb " in entry for entry in entries):
+        catalog = read("-a", "-f-", "-n_timescaledb_catalog", "-tmetadata")
+        a.timescaledb = (*re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog), "?")[0]
+    return a
+def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or Failure
+    has, known = server.versions or [], tuple(f" {role}" for role in ["", *server.roles])
+    owned = [] if "--no-owner" in a.options else a.entries  # each ends with its owner
+    owners = {x.split()[-1]: x.split(" ", 3)[3] for x in owned if not x.endswith(known)}
+    missing = ", ".join([*sorted(a.roles - {*server.roles}), *owners.values()])
+    require(not missing, f"the server lacks these roles, or the owners of these: {missing}; "
+            "`pg_dumpall --globals-only` writes how to make them, --no-owner goes on without")
+    if not a.timescaledb: return
+    a.timescaledb = version or a.timescaledb  # an old one's catalog does not say it: "?"
+    require(server.preloaded is not None, "restoring a TimescaleDB archive takes a superuser")
+    require(server.preloaded and has and a.timescaledb in ["?", *has], "it takes TimescaleDB "
+            f"{a.timescaledb}: install it on the server and preload it (shared_preload_libraries); "
+            f"preloaded: {server.preloaded}; versions there: {', '.join(has) or 'none'}")
+def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:
+    """Restore an archive into the database of `t`, which is new, and count what is there then."""
+    step, many, parts, options = "Restoring", f"--jobs={jobs}", [[f"--jobs={jobs}"]], ""
+    if a.timescaledb:
+        options = "-c timescaledb.restoring=off"  # else compressed chunks seem to have no rows
+        # In another order, or in parallel, foreign keys of its catalog fail and rows are lost.
+        catalog = ("_timescaledb_catalog", "_timescaledb_config")
+        parts = [["--section=pre-data"],
+                 ["--section=data", *(f"--schema={schema}" for schema in catalog)],
+                 ["--section=data", many, *(f"--exclude-schema={schema}" for schema in catalog)],
+                 ["--section=post-data", many]]
+    with timed(report, "restore"):
+        if a.timescaledb:
+            version = f" VERSION '{a.timescaledb}'".replace(" VERSION '?'", "")  # else its default
+            psql(t, step, f"CREATE EXTENSION timescaledb{version}")
+            psql(t, step, "SELECT timescaledb_pre_restore()")
+        for part in parts:
+            run(t, step, ["pg_restore", f"--dbname={t.db_database}", "--no-password",
+                          "--exit-on-error", *part, *a.options, a.path])
+    with timed(report, "analyze"): psql(t, step, "ANALYZE", FOREVER, options)
+    with timed(report, "count"): found = look(t, step, COUNT, timeout=FOREVER, options=options)
+    require(found.there >= a.tables, f"{step}: of {a.tables} tables {found.there} are there")
+    report |= {"tables": a.tables, "database_size": found.size, "rows": found.rows}
+@contextmanager
+def passing(hub: Namespace, name: str, create: str, keep: bool = False) -> Iterator[None]:
+    """Make a database, and drop it if what it is made for fails."""
+    psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}")
+    try: yield
+    except BaseException:
+        log("warning", "What was restored is not whole", Database=name, Kept=keep)
+        try: keep or drop(hub, name)
+        except Failure as error: log("error", f"It is left on the server: {error}")
+        raise
+def drop(hub: Namespace, name: str) -> str:
+    return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; its exit status
+    report: dict[str, Any] = {"object": options.file, "sha256": "absent", "seconds": {}}
+    hub, scratch, final = at(s, "postgres"), f"restore_{int(time.time())}", options.database
+    require(0 < len(final.encode()) < 64 and options.jobs > 0, "--database takes a name of 1 to 63 "
+            "bytes, --jobs a number of at least 1", 2)
+    there, final = at(s, final), '"{}"'.format(final.replace('"', '""'))
+    server, naming = look(hub, "Looking at the server", SERVER), ""
+    if options.database in server.limits:
+        naming = f"ALTER DATABASE {final} RENAME TO before_{scratch};"
+        empty = psql(there, "Looking at the database", EMPTY).strip() == "t"
+        require(empty, f"the database {final} is there, and not empty: restore into a new one")
+    with (open(options.file, "rb") if options.file else
+          tempfile.TemporaryFile(dir=s.backup_path)) as file:
+        known = {} if options.file else fetch(s, S3(s, 60), options.name, file, report)
+        a = look_at_archive(s, named(file), STRANGER if options.no_owner else [])
+        look_for_needs(server, a, known.get("timescaledb", ""))
+        with passing(hub, scratch, a.create, options.keep):
+            rebuild(at(s, scratch), a, options.jobs, report)
+            for before, after in a.properties:
+                try: psql(hub, "Not restored", f"{before}{scratch}{after}")
+                except Failure as error: a.left.append(f"{before}…{after} {error}")
+            psql(hub, "Naming it", f"{naming} ALTER DATABASE {scratch} RENAME TO {final}")
+            try: a.timescaledb and psql(there, "Ending", "SELECT timescaledb_post_restore()")
+            except BaseException:
+                drop(hub, final)
+                raise
+    for table, rows in report["rows"].items(): print(f"{rows:>14}  {table}")
+    rows, took = sum(report["rows"].values()), sum(report["seconds"].values())
+    print(f"Restored {report['object']} into {final}: {a.tables} tables, {rows} rows, "
+          f"{report['database_size']} bytes, {took:.0f} seconds; checksum: {report['sha256']}.")
+    if a.database: print(
+        f"To put it in the place of {a.database}, while nobody is connected to either:\nBEGIN;\n"
+        f"ALTER DATABASE {a.database} RENAME TO before_{scratch};\n"
+        f"ALTER DATABASE {final} RENAME TO {a.database};\nCOMMIT;")
+    sys.stdout.flush()
+    for text in a.left: log("error", text)
+    return 1 if a.left else 0
+def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
+    s3, report = S3(s), dict[str, Any]()
+    with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
+        try: prove(s, fetch(s, s3, name, file, report, s.db_database), named(file), report)
+        except Failure as error:
+            if report.get("step") in (None, "download"): raise  # it says nothing of the backup
+            report["verdict"] = f"failed: {error}"
+        try: remember(s3, os.path.basename(report["object"]), report["verdict"])
+        except Failure as error: log("warning", "Cannot note the verdict", Error=error)
+    return report
+def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, Any]) -> None:
+    """Read the whole archive, and restore it where VERIFY_DB_HOST says."""
+    unproven = report["not_proven"] = ["what no dump holds: roles, other databases"]
+    if "sha256" not in metadata: unproven.append("that no bit of its data flipped: no checksum")
+    with timed(report, "read"):
+        a = look_at_archive(s, path, SCRATCH)
+        report |= {"archive_version": a.format, "tables": a.tables}
+        known = metadata.get("tables", str(a.tables))
+        require(known == str(a.tables), f"it lists {a.tables} tables, at backup time {known}")
+        run(s, "Reading the archive", ["pg_restore", "--file=/dev/null", path], connect=False)
+    report["verdict"] = "readable"
+    if not s.verify_db_host: return unproven.append("that it restores: VERIFY_DB_HOST is not set")
+    hub, server = at(s, "postgres", "verify_db"), drop_scratch(s)
+    look_for_needs(server, a, metadata.get("timescaledb", ""))
+    scratch = next(name for name in map("verify_{}".format, itertools.count(int(time.time())))
+                   if name not in server.limits)
+    with passing(hub, scratch, f"{a.create} CONNECTION LIMIT {s.mark}"):
+        rebuild(at(s, scratch, "verify_db"), a, 1, report)
+    drop(hub, scratch)
+    report["verdict"] = "restored"
+    unproven.append("owners, privileges, tablespaces, publications: restored without")
+    if a.timescaledb: unproven.append("timescaledb_post_restore(), which starts the policies")
+def drop_scratch(s: Namespace) -> Namespace:  # what a crash of `verify` left; the server
+    hub = at(s, "postgres", "verify_db")
+    server = look(hub, "Looking at the server", SERVER)
+    for name, limit in server.limits.items():
+        if limit == s.mark and re.fullmatch("verify_[0-9]+", name): drop(hub, name)
+    return server
+def verified(s3: S3) -> dict[str, dict[str, str]]:  # PREFIX/verified.json
+    text = io.BytesIO()
+    with allowing(404), suppress(ValueError, TypeError, KeyError, AttributeError):
+        s3.call("download_fileobj", Key=s3.key("verified.json"), Fileobj=text)
+        return {name: {"verdict": str(went["verdict"]), "time": str(went["time"])}
+                for name, went in json.loads(text.getvalue()).items()}
+    return {}
+def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retention removed
+    known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
+    known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
+    text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
+    s3.call("put_object", Key=s3.key("verified.json"), Body=text.encode())
 # ---- The executor --------------------------------------------------------------------------------
+FUNCTIONS = {"backup": "Backs up to S3; no arguments",
+             "verify": "Proves a backup; arguments: none, or its name"}
+ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
 class Job:
-    """The command `backup` as a child, at work for a process; without one it is `--resume`."""
-    def __init__(self, process: Mapping[str, Any], news: list[str], attempts: int = 1):
-        self.process, self.news, self.attempts = process, news, attempts
-        self.id: str = process.get("processid", "")
-        self.errors, self.result, self.rest = list[str](), b"", b""
-        begun = process["starttime"] if server_time(process.get("starttime")) else ""
-        env = {name: value for name, value in os.environ.items()
-               if not re.fullmatch("COLONIES_.*PRVKEY(_FILE)?", name)}
-        argv = [sys.executable, os.path.abspath(__file__), "backup"] + ["--resume"] * (not self.id)
-        self.child = start(argv, env | {"BACKUP_PROCESS": json.dumps(
-            {"process": self.id, "starttime": begun})})
-    def wait(self, seconds: float) -> bool:
-        """Take in, for so long at most, what the child tells; True once it has ended."""
-        end, pipe = time.monotonic() + seconds, self.child.stdout
-        while pipe and select.select([pipe], [], [], max(0, end - time.monotonic()))[0]:
-            if not (data := os.read(pipe.fileno(), 65536)):
-                pipe.close()
-                return self.child.wait() is not None
-            *lines, self.rest = (self.rest + data).split(b"\n")
-            for line in lines:
-                if line.startswith(b"#"):
-                    level, text = json.loads(line[1:])
-                    self.news.append(text)
-                    self.errors += [text] * (level == "error")
-                else: self.result += line + b"\n"
-        return False
-
-class Executor(Colonies):
+    """A command of ours as a child, told for which process it works, if for one."""
+    def __init__(self, *command: str, **told: Any):
+        self.id: str = told.get("process", "")
+        self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
+        env = {name: value for name, value in os.environ.items() if not re.fullmatch(
+            "COLONIES_.*PRVKEY(_FILE)?", name)} | {"BACKUP_PROCESS": json.dumps(told)}
+        self.child = start([sys.executable, os.path.abspath(__file__), *command], env)
+    def ended(self) -> bool:  # hear the child out, for a second; has it ended?
+        pipe = self.child.stdout
+        if not pipe or not select.select([pipe], [], [], 1)[0]: return False
+        data = os.read(pipe.fileno(), 65536)
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"#"):
+                level, text = json.loads(line[1:])
+                self.news.append(text)
+                if level == "error": self.errors.append(text)
+            else: self.result += line + b"\n"
+        return not data and self.child.wait() is not None
+class Executor:
     """Waits for processes, has each done by a child, and closes it, whatever happens meanwhile.
     State changes after an answer and never before: any round of the loop can be repeated."""
     def __init__(self, s: Namespace):
-        super().__init__(s)
-        self.s, self.type = s, s.colonies_executor_type
+        self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
+        self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
+        self.tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
+        if s.colonies_insecure_skip_verify:
+            self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
+        self.owner, self.name = s.colonies_colony_prvkey, s.colonies_executor_name
+        self.key: int = s.colonies_executor_prvkey or own_key(
+            self.owner, s.colonies_colony_name or s.colonies_colony_id, self.name)
+        self.id, self.type = identity(self.key), s.colonies_executor_type
+        self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
         self.names = {"executorname": self.name, "executorid": self.id, **self.colony}
-        self.job: Job | None = None
-        self.queue: dict[str, Mapping[str, Any]] = {}  # assigned to us: to begin, or to close
-        self.done: dict[str, tuple[str, dict[str, Any]]] = {}  # what to close a process with
-        self.news: dict[str, list[str]] = {}  # for the processes' own logs
-        self.satisfied = (0, "")  # when the newest backup's process started, and its result
-        self.times: dict[str, float] = {}
-        self.joined = self.been_in = False
-    def due(self, what: str, seconds: float) -> bool:
-        """True when it was last true at least so many seconds ago."""
+        self.joined: bool | None = None  # None: never yet
+        self.times = dict[str, float]()  # when what is due again
+        self.queue = dict[str, Mapping[str, Any]]()  # assigned to us; the one at work, too
+        self.done = dict[str, dict[str, Any]]()  # what to close with: `out` or `errors`
+        self.satisfied = 0, ""  # when the newest backup's process started, and its result
+    def call(self, msgtype: str, within: float = 15, key: int = 0, **fields: Any) -> Any:
+        return ask(self.url, self.tls, key or self.key, within, {"msgtype": msgtype, **fields})
+    def due(self, what: str, seconds: float) -> bool:  # true once in so many seconds
         if due := time.monotonic() >= self.times.get(what, 0):
             self.times[what] = time.monotonic() + seconds * TIME_SCALE
         return due
-    def join(self) -> None:
-        """See to it that the colony has this executor, approved, and knows what it does."""
-        executor, known = self.names | {"executortype": self.type}, None
-        if not self.known():
-            if not self.owner:
-                raise Failure(f"Colonies does not know the executor {self.name!r}, id {self.id}: "
-                              "add and approve it, or give COLONIES_COLONY_PRVKEY", 403, again=True)
-            try: self.call("addexecutormsg", key=self.owner, executor=executor)
-            except Failure as error:
-                require(error.status != 403, f"{error}; is COLONIES_COLONY_PRVKEY its owner's?")
-                if not re.search("already exist|must be unique", str(error)): raise
-            with allowing(*range(400, 600)):  # then it is another's, as the next call shows
-                self.call("approveexecutormsg", key=self.owner, **self.names)
-            require(self.known(), f"Colonies: the executor name {self.name!r} belongs to another "
-                    "key; set COLONIES_EXECUTOR_NAME, or that key as COLONIES_EXECUTOR_PRVKEY")
-        with allowing(*range(400, 600)):  # a 2023 server refuses; it takes no second record
-            known = self.call("getfunctionsmsg", executorname=self.name, **self.colony)
-        if all(function.get("funcname") != "backup" for function in items(known)):
-            with allowing(403):  # there already, says a 2023 server
-                self.call("addfunctionmsg", fun=executor | {"funcname": "backup", **dict.fromkeys(
-                    ("desc", "description"), "Backs up to S3")})
-        self.joined = self.been_in = True
-        log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
-    def known(self) -> bool:
-        """Give a sign of life; whether the server knows us."""
-        with allowing(403): return self.assign(**SIGN_OF_LIFE) is not None
-        return False
-    def assign(self, **fields: Any) -> str:
-        """Ask for a process; its id, or "" where there is none."""
-        with allowing(404):
-            return self.receive(self.call("assignprocessmsg", 25, **fields, **self.colony))
-        return ""
-    def receive(self, process: Any) -> str:
-        """Take in a process that was assigned to us, asked for or not, once; its id."""
-        name = process.get("processid") if isinstance(process, dict) else None
-        if not isinstance(name, str) or not re.fullmatch("[0-9A-Za-z-]{1,128}", name):
-            log("warning", "Colonies sent something that is no process")
-            return ""
-        if not (self.job and self.job.id == name): self.queue.setdefault(name, process)
-        return name
-    def running(self) -> list[Mapping[str, Any]]:
-        asked = {"state": RUNNING, "count": 100, "executortype": self.type}
-        return items(self.call("getprocessesmsg", **asked, **self.colony))
-    def standing(self, name: str) -> int:
-        """State of a process; RUNNING only where it runs here; REMOVED: there is none such."""
-        try: process = self.call("getprocessmsg", processid=name)
-        except Failure as error:
-            if error.status in (0, 403) or not re.search("nil|not found", str(error)): raise
-            return REMOVED
-        if not isinstance(process, dict) or not isinstance(state := process.get("state"), int):
-            raise Failure("Colonies sent something that is no process", again=True)
-        return ELSEWHERE if state == RUNNING and process["assignedexecutorid"] != self.id else state
-    def serve(self) -> None:
-        """The loop: wait for processes and see to them until a signal raises Stop."""
+    def serve(self) -> None:  # what a crash left at VERIFY_DB_HOST goes first
+        self.job: Job | None = Job("backup", "--resume") if self.s.verify_db_host else None
         pauses = backoff()
         while not signals:
-            with suppress(OSError):  # a liveness probe looks at this file
-                open(self.s.backup_alive_file, "w").close()
+            with suppress(OSError), open(self.s.backup_alive_file, "w"): pass  # touches it
             try:
-                if self.job and self.job.wait(1): self.ended(self.job)
-                idle = not self.job and not self.queue
-                if idle and self.due("resume", 300) and unfinished(self.s): self.job = Job({}, [])
+                if self.job and self.job.ended():
+                    with suppress(Failure): self.tell(self.job)
+                    self.conclude(self.job)
+                if not (self.job or self.queue) and self.due("resume", 300) and unfinished(self.s):
+                    self.job = Job("backup", "--resume")
                 if not self.joined: self.join()
                 elif self.job: self.attend(self.job)
-                elif self.queue: self.see_to(next(iter(self.queue)))
+                elif self.queue: self.see_to(min(self.queue, key=lambda name: (
+                    name not in self.done, self.spec(name)[0] != "backup")))
                 else: self.idle()
                 pauses = backoff()
                 if self.times.pop("complain", 0): log("info", "Colonies is back")
             except Exception as error:  # whatever a server sends: a running dump goes on
-                status, again = getattr(error, "status", 0), getattr(error, "again", False)
-                if not again and not self.been_in: raise
+                status = getattr(error, "status", 1)  # odd is as refused: it waits
+                again = getattr(error, "again", not isinstance(error, OSError))
+                if not again and self.joined is None: raise
                 if self.due("complain", 60):
-                    log("error" if status == 403 or not again else "warning",
-                        f"{error or repr(error)}; trying again ...")
+                    log("error" if status or not again else "warning", f"{error}; trying again ...")
                 self.joined = self.joined and status != 403
-                self.times |= {"look": 0, "watch": 0}
+                self.times |= dict.fromkeys(["watch"] if status else ["watch", "look", "cron"], 0)
                 time.sleep(next(pauses))
-    def idle(self) -> None:
-        if self.s.backup_cron and self.due("cron", 3600):
-            self.ensure_cron(self.s.backup_cron_name, self.s.backup_cron)
-        if self.due("look", 60):  # an answer that assigned one may be lost, or we were restarted
-            for process in self.running():
-                if process.get("assignedexecutorid") == self.id: self.receive(process)
-        asked = time.monotonic()
-        if not self.queue and not self.assign(timeout=10) and time.monotonic() - asked < 1:
-            time.sleep(0.5)  # a server that does not wait is not to be flooded
-    def see_to(self, name: str) -> None:
-        """Start a process's backup, or close it: with its result, or since it needs none."""
-        process = self.queue[name]
-        spec = process["spec"] if isinstance(process.get("spec"), dict) else {}
-        if name in self.done: self.close(name)
-        elif spec.get("funcname") != "backup":
-            self.fail(name, f"there is no function {str(spec.get('funcname'))[:99]!r}, only backup")
-        elif spec.get("args") or spec.get("kwargs"): self.fail(name, "backup takes no arguments")
-        elif 0 < server_time(process.get("submissiontime")) <= self.satisfied[0]:
+    def join(self) -> None:  # be known to the colony, approved, and announced
+        executor, announced = self.names | {"executortype": self.type}, None
+        if not self.known():
+            text = f"Colonies does not know executor {self.name!r}, id {self.id}: approve it"
+            if not self.owner: raise Failure(f"{text}, or set COLONIES_COLONY_PRVKEY", 403, True)
+            with allowing(400, 403): self.call("addexecutormsg", key=self.owner, executor=executor)
+            with allowing(403, 500): self.call("approveexecutormsg", key=self.owner, **self.names)
+            require(self.known(), f"Colonies: the executor name {self.name!r} belongs to another "
+                    "key (set COLONIES_EXECUTOR_NAME), or COLONIES_COLONY_PRVKEY is no owner's")
+        with allowing(*range(400, 600)): announced = self.call("getfunctionsmsg", **self.names)
+        for name in sorted(FUNCTIONS.keys() - {known["funcname"] for known in announced or []}):
+            fun = executor | dict.fromkeys(("desc", "description"), FUNCTIONS[name])
+            with allowing(403): self.call("addfunctionmsg", fun=fun | {"funcname": name})
+        self.joined = True
+        log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
+    def known(self) -> Any:  # give a sign of life (nothing needs less than no CPU)
+        with allowing(403): return self.assign(timeout=-1, availablecpu="-1m") is not None
+    def assign(self, **fields: Any) -> bool:  # take in what comes, asked for or not
+        with allowing(404):
+            process = self.call("assignprocessmsg", 25, **fields, **self.colony)
+            return bool(self.queue.setdefault(process["processid"], process))
+        return False
+    def running(self) -> dict[str, Any]:
+        asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
+        return {each["processid"]: each for each in self.call("getprocessesmsg", **asked) or []
+                if each["assignedexecutorid"] == self.id}
+    def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
+        if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
+        if self.s.backup_cron and self.due("cron", 3600): self.ensure_cron(self.s.backup_cron)
+        if not (self.queue or self.assign(timeout=10) or self.due("poll", 1)): time.sleep(1)
+    def ensure_cron(self, wanted: str) -> None:  # the new one before others go
+        name, kind = self.s.backup_cron_name, json.dumps(self.type)
+        ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or []
+                if cron["name"] == name and kind in cron.get("workflowspec", kind)]
+        others = [cron["cronid"] for cron in ours if cron["cronexpression"] != wanted]
+        if len(ours) == len(others):
+            conditions = {"executortype": self.type, **self.colony}
+            node = {"nodename": "backup", "funcname": "backup", "conditions": conditions}
+            self.call("addcronmsg", cron=self.colony | {
+                "name": name, "cronexpression": wanted, "interval": -1, "random": False,
+                "workflowspec": json.dumps({"functionspecs": [node], **self.colony})})
+            log("info", "Added the cron", Name=name, Expression=wanted)
+        for cronid in others: self.remove("cron", cronid=cronid, **self.colony)
+    def remove(self, what: str, **message: Any) -> None:
+        for verb in ("remove", "delete"):  # 2026, 2023
+            with allowing(403): self.call(f"{verb}{what}msg", **message)
+    def spec(self, name: str) -> tuple[str, Any, Any]:  # function, arguments; maybe odd
+        given = spec if isinstance(spec := self.queue[name].get("spec"), dict) else {}
+        return str(given.get("funcname"))[:99], given.get("args") or [], given.get("kwargs")
+    def standing(self, name: str) -> int:  # RUNNING: here; UNKNOWN: none such, or odd
+        with allowing(400, 404, 500), suppress(KeyError, TypeError, ValueError):
+            process = self.call("getprocessmsg", processid=name)
+            state, here = int(process["state"]), process["assignedexecutorid"] == self.id
+            return ELSEWHERE if state == RUNNING and not here else state
+        return UNKNOWN
+    def see_to(self, name: str) -> None:  # close or begin it; it may not run here any more
+        process, (funcname, args, kwargs) = self.queue[name], self.spec(name)
+        state, submitted = self.standing(name), server_time(process.get("submissiontime"))
+        if state > RUNNING: self.forget(name)
+        elif state != RUNNING: del self.queue[name]  # what is done stays so, should it come back
+        elif name in self.done: self.close(name)
+        elif kwargs or not re.fullmatch(ARGUMENTS.get(funcname, ""), json.dumps(args)):
+            self.fail(name, f"no function {funcname!r} with such arguments, only {FUNCTIONS}")
+        elif funcname == "backup" and 0 < submitted <= self.satisfied[0]:
             log("info", "A backup begun after this request satisfies it", ProcessId=name)
-            self.done[name] = ("closesuccessfulmsg", {"out": [self.satisfied[1]]})
-        elif self.standing(name) != RUNNING:  # while it waited here
-            del self.queue[name]
+            self.done[name] = {"out": [self.satisfied[1]]}
+        elif funcname == "verify" and self.assign(timeout=-1): pass  # one that may go before it
         else:
             log("info", "Beginning process", ProcessId=name)
-            self.job = Job(process, self.news.setdefault(name, []))
-            self.times["watch"] = time.monotonic() + 60 * TIME_SCALE
-            del self.queue[name]
+            self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
     def fail(self, name: str, *errors: str) -> None:
         log("error", "Process failed", ProcessId=name, Errors="; ".join(errors))
-        self.done[name] = ("closefailedmsg", {"errors": [e.replace("\0", "") for e in errors]})
-    def attend(self, job: Job) -> None:
-        """While a backup runs: its log; each minute a sign of life and a look at its process."""
-        if not self.due("watch", 60): return self.tell(job.id)
-        self.assign(**SIGN_OF_LIFE)
+        self.done[name] = {"errors": [error.replace("\0", "") for error in errors]}
+    def attend(self, job: Job) -> None:  # its log; each minute a sign of life and a look
+        if not self.due("watch", 60): return self.tell(job)
+        self.known()
         state = self.standing(job.id) if job.id else RUNNING
-        if state == WAITING:  # it was taken from us: have it back; others that come are run next
-            for _ in range(100):
-                if self.assign(timeout=-1) in ("", job.id): break
-            log("info", "The running process was waiting again, took it back", ProcessId=job.id)
-        elif state not in (RUNNING, REMOVED):
-            log("warning", "The process was cancelled, failed or given to another executor: "
-                "stopping its backup", ProcessId=job.id, State=state)
+        while state == WAITING and len(self.queue) < 100 and self.assign(timeout=-1):
+            state = self.standing(job.id)  # it was taken from us: have it back, whatever else comes
+        if state not in (RUNNING, WAITING, UNKNOWN):
+            log("warning", "Stopping what was cancelled, failed or given away", ProcessId=job.id)
             stop(job.child, signal.SIGUSR1, 6)
             self.job = None
-    def tell(self, name: str) -> None:
-        """Send what the child told to its process's own log. (A 2023 server has none.)"""
-        if news := self.news.get(name):
+    def tell(self, job: Job) -> None:  # its process's own log (2023: none)
+        if job.id and job.news:
             with allowing(*range(1, 600)):
-                self.call("addlogmsg", processid=name, message="\n".join(news) + "\n")
-            news.clear()
-    def ended(self, job: Job) -> None:
-        """The child has ended: what its process is to be closed with, if there is one."""
-        status, text, self.job = job.child.returncode, job.result.decode().strip(), None
-        if job.id and status < 0 and job.attempts < 3:
-            log("warning", "The backup was killed, beginning it again", Signal=-status)
-            self.job = Job(job.process, job.news, job.attempts + 1)
-        elif job.id:
-            self.queue = {job.id: job.process, **self.queue}
-            if status:
-                return self.fail(job.id, *job.errors or [
-                    f"the backup was killed {job.attempts} times, in the end by signal {-status}: "
-                    "is its memory limit too small?"])
-            self.done[job.id] = ("closesuccessfulmsg", {"out": [text]})
-            self.satisfied = max(self.satisfied, (server_time(json.loads(text)["starttime"]), text))
-    def close(self, name: str) -> None:
-        """Close a process; where it was taken away, its result is kept for when it comes back."""
-        msgtype, fields = self.done[name]
-        try:
-            with suppress(Failure): self.tell(name)
-            self.call(msgtype, processid=name, **fields)
-            log("info", "Closed process", ProcessId=name)
+                self.call("addlogmsg", processid=job.id, message="\n".join(job.news) + "\n")
+            job.news.clear()
+    def conclude(self, job: Job) -> None:  # it ended: what to close its process with
+        name, status, self.job = job.id, job.child.returncode, None
+        if status < 0 and name and self.spec(name)[0] == "backup":
+            log("warning", "It was killed, beginning it again", ProcessId=name, Signal=-status)
+        elif status and name:
+            self.fail(name, *job.errors or [f"it ended with status {status}: memory limit?"])
+        elif name:
+            text = job.result.decode().strip()
+            started = server_time(json.loads(text).get("starttime"))  # of a verify: 0
+            self.done[name], self.satisfied = {"out": [text]}, max(self.satisfied, (started, text))
+    def close(self, name: str, within: float = 15) -> None:  # if refused: again in a minute
+        how = "successful" if "out" in self.done[name] else "failed"
+        try: self.call(f"close{how}msg", within, processid=name, **self.done[name])
         except Failure as refused:
             if not refused.status: raise
-            state = self.standing(name)
-            log("warning", "The process was taken away or closed otherwise", ProcessId=name,
-                State=state, Error=refused)
-            good = msgtype == "closesuccessfulmsg"
-            if state == RUNNING or (good and state in (WAITING, ELSEWHERE)):
-                del self.queue[name]  # it comes back by itself, or is looked for within a minute
-                return
-        del self.queue[name], self.done[name]
+            log("warning", "Cannot close the process", ProcessId=name, Error=refused)
+            del self.queue[name]
+        else: self.forget(name)
+    def forget(self, name: str) -> None:  # it is closed: nobody needs what was kept for it
+        log("info", "Closed process", ProcessId=name)
+        del self.queue[name]
+        self.done.pop(name, None)
         for journal in journals(self.s):
-            closed = journal.get("process") == name
-            if closed and (journal.get("gone") or "id" not in journal): journal.remove()
-    def ensure_cron(self, name: str, wanted: str) -> None:
-        """See to it that the colony has the cron with that expression; the new one comes first."""
+            if journal.get("process") == name and not journal.pending(): journal.remove()
+    def leave(self) -> None:  # hand back, deregister; within 10 s
+        stopped = {} if self.owner else {"errors": ["the executor was stopped"]}
         try:
-            crons = [(cron.get("cronid"), cron.get("cronexpression")) for cron in items(self.call(
-                "getcronsmsg", count=1000, **self.colony)) if cron.get("name") == name
-                and json.dumps(self.type) in cron.get("workflowspec", json.dumps(self.type))]
-            if all(expression != wanted for _, expression in crons):
-                conditions = {"executortype": self.type, **self.colony}
-                node = {"nodename": "backup", "funcname": "backup", "conditions": conditions}
-                self.call("addcronmsg", cron=self.colony | {
-                    "name": name, "cronexpression": wanted, "interval": -1, "random": False,
-                    "workflowspec": json.dumps({"functionspecs": [node], **self.colony})})
-                log("info", "Added the cron", Name=name, Expression=wanted)
-            for cronid, expression in crons:
-                if expression != wanted:
-                    for msgtype in ("removecronmsg", "deletecronmsg"):  # 2026, 2023
-                        with allowing(403): self.call(msgtype, cronid=cronid, **self.colony)
-                    log("info", "Removed a cron", Name=name, Expression=expression)
-        except Failure as error:
-            self.times["cron"] *= bool(error.status)  # no answer: again as soon as there is one
-            if not error.status: raise
-            log("error", f"BACKUP_CRON: {error}")
-    def leave(self) -> None:
-        """Stop what runs, hand processes back, deregister; within 10 s."""
-        log("info", "Stopping ...")
-        if job := self.job:
-            self.queue |= {job.id: job.process} if job.id else {}
-            stop(job.child, signal.SIGTERM, 6)
-            if job.wait(0) and job.child.returncode == 0: self.ended(job)
-        try:
-            for name in list(self.queue)[:5]:
-                msgtype, fields = self.done.get(name, (
-                    "closefailedmsg", {"errors": ["the executor was stopped"]}))
-                with allowing(*range(400, 600)):
-                    if name in self.done or not self.owner:
-                        self.call(msgtype, 0.5, processid=name, **fields)
-            for msgtype in ("removeexecutormsg", "deleteexecutormsg") * bool(self.owner):
-                with allowing(403):
-                    self.call(msgtype, 1, self.owner, **self.names)
-                    log("info", "Deregistered from Colonies", Executor=self.name)
-        except Failure as error: log("warning", "Could not take leave of Colonies", Error=error)
-
+            if job := self.job:
+                stop(job.child, signal.SIGTERM, 6)
+                if not job.child.returncode and any(job.ended() for _ in (1, 2)): self.conclude(job)
+            for name in list(self.queue)[:5]:  # deregistering hands back what is not done
+                if self.done.setdefault(name, stopped): self.close(name, 0.5)
+            if self.owner: self.remove("executor", within=1, key=self.owner, **self.names)
+        except (Failure, ValueError) as error: log("warning", "Could not take leave", Error=error)
 # ---- Commands ------------------------------------------------------------------------------------
+def moment(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 def list_backups(s: Namespace, as_json: bool) -> None:
-    rows = [{"name": os.path.basename(f.key), "time": datetime.datetime.fromtimestamp(
-                f.seconds).astimezone().isoformat() if f.seconds < 2**37 else "-", "size": f.size,
-             "checksum": "sha256" in (f.metadata or {}), "database": urllib.parse.unquote(
-                 (f.metadata or {}).get("database", "")) or None}
-            for f in reversed(S3(s, 10).backups())]
-    lines = [("NAME", "TIME", "SIZE", "CHECKSUM", "DATABASE"), *(
-        (*list(row.values())[:3], "yes" if row["checksum"] else "no",
-         quoted(row["database"] or "-")) for row in rows)]
-    print(json.dumps(rows, indent=4) if as_json else "\n".join(
-        "{:<24} {:<26} {:>14} {:<9} {}".format(*line) for line in lines), flush=True)
-
-def check(s: Namespace, max_age: float | None) -> int:
-    """Try every peer, one line each on stdout; the exit status."""
+    s3, form = S3(s, 10), "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {}"
+    found, went = s3.backups(), verified(s3)
+    doubts = set[str]().union(*map(doubtful, by_database(found).values()))
+    rows = [{"name": (name := os.path.basename(f.key)), "time": moment(f.seconds), "size": f.size,
+             "checksum": "sha256" in (f.metadata or {}), "doubtful": f.key in doubts,
+             "verified": went.get(name), "database": urllib.parse.unquote(
+                 (f.metadata or {}).get("database", "")) or None} for f in reversed(found)]
+    lines = [form.format("NAME", "TIME", "SIZE", "CHECKSUM", "DOUBTFUL", "VERIFIED", "DATABASE")]
+    for name, when, size, *facts, proof, database in (row.values() for row in rows):
+        how = f"{proof['verdict'].partition(':')[0]} {proof['time']}" if proof else "-"
+        lines.append(form.format(name, when, size, *("yes" if fact else "no" for fact in facts),
+                                 quoted(how).strip('"'), quoted(database or "-")))
+    print(json.dumps(rows, indent=4) if as_json else "\n".join(lines), flush=True)
+def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; exit status
     server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
     @contextmanager
     def trying(name: str) -> Iterator[Callable[[str], None]]:
@@ -1101,16 +1101,12 @@ def check(s: Namespace, max_age: float | None) -> int:
         except Exception as error:
             failed.append(name)
             say(str(error), "FAIL")
-    print(f"{'ok':<5} settings: {len(SETTINGS)} looked at", flush=True)
+    with trying("settings") as say: say(f"{len(SETTINGS)} looked at")
     with trying("colonies") as say:
         if s.colonies_server_host:
-            executor, known = Executor(s), "; `serve` will register"
-            require(not executor.owner or s.colonies_colony_id in ("", identity(executor.owner)),
-                    "COLONIES_COLONY_PRVKEY is not the key of COLONIES_COLONY_ID")
-            with allowing(403 if executor.owner else -1):
-                executor.running()
-                known = " and knows"
-            say(f"{executor.url} answers{known} {executor.name}")
+            executor = Executor(s)
+            with allowing(403 if executor.owner else -1): executor.running()  # it may not be there
+            say(f"{executor.url} answers; the executor is {executor.name}")
         else: say("COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not")
     with trying("database") as say:
         server = look_at_database(s)
@@ -1121,39 +1117,30 @@ def check(s: Namespace, max_age: float | None) -> int:
         say("no backup holds the server's {} roles (pg_dumpall --globals-only does) or its {} other"
             " databases".format(*psql(s, "Counting", LEFT_OUT).strip().split("|")))
     with trying("bucket") as say:
-        s3, text = S3(s, 10), os.urandom(32)
+        s3, text, read = S3(s, 10), os.urandom(32), io.BytesIO()
         key = s3.key(f"check_{text[:8].hex()}")
         s3.call("put_object", Key=key, Body=text)
-        try: read = s3.call("get_object", Key=key)["Body"].read()
+        try: s3.call("download_fileobj", Key=key, Fileobj=read)
         finally: s3.call("delete_object", Key=key)
-        require(read == text, f"{s3.where}: it gives back something else than it was given")
+        require(read.getvalue() == text, f"{s3.where}: it gives back something else than it took")
         backups = proven(s3.backups(), server.system_identifier, s.db_database)
         say(f"{s3.where}: written, read, deleted; {len(backups)} proven backups of this database")
     with trying("staging volume") as say:
         say(look_for_room(s, backups[-1].size if backups else 0, server.size))
     with trying("newest backup") as say:
-        hours = (time.time() - backups[-1].seconds) / 3600 if backups else float("inf")
+        hours = (time.time() - backups[-1].seconds) / 3600 if backups else FOREVER
         age = f"{backups[-1].key} is {hours:.1f} hours old" if backups else "no proven backup"
         require(max_age is None or hours <= max_age, f"{age}; --max-age is {max_age}")
         say(age)
     return 1 if failed else 0
-
-signals: list[int] = []
-def on_signal(signum: int, _: object) -> None:
-    """The first signal raises Stop, once; it is noted too, should a finalizer swallow it."""
-    if not signals:
-        signals.append(signum)
-        raise Stop(signum)
-
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="backup_executor.py", description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="\n".join([
-            "settings, environment variables ([another spelling]; * a secret, for which",
-            "NAME_FILE may name a file; libpq's own, PGSSLMODE and the like, apply too):", *(
-                f"  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
-                f"{f' (default: {x.default})' * bool(x.default)}\n      {x.meaning}"
-                for x in SETTINGS)]))
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="environment variables "
+        "([another spelling]; * a secret: NAME_FILE may name its file; libpq's apply too):\n"
+        + "\n".join(f"  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
+                    f"{f' (default: {x.default})' * bool(x.default)}\n      {x.meaning}"
+                    for x in SETTINGS))
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
     verbs.add_parser("serve", help="wait for processes from Colonies and run them (the default)")
@@ -1163,30 +1150,45 @@ def command_line() -> argparse.ArgumentParser:
         "--json", action="store_true", help="as JSON")
     verbs.add_parser("check", help="try every setting and every peer").add_argument(
         "--max-age", type=float, metavar="HOURS", help="fail if the newest proven one is older")
+    verbs.add_parser("verify", help="prove a backup; prints the report").add_argument(
+        "name", metavar="NAME", nargs="?", default="latest", help="default: latest")
+    verb = verbs.add_parser("restore", help="restore a backup into a new database at DB_HOST")
+    which = verb.add_mutually_exclusive_group(required=True)
+    which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
+    which.add_argument("--file", metavar="PATH", help="a local archive")
+    verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
+    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many (default: cores)")
+    verb.add_argument("--no-owner", action="store_true", help="leave owners and privileges out")
+    verb.add_argument("--keep", action="store_true", help="keep what is not whole, as restore_…")
     return parser
-
+signals: list[int] = []
+def on_signal(signum: int, _: object) -> None:  # Stop, once; noted should it be swallowed
+    if not signals:
+        signals.append(signum)
+        raise Stop(signum)
 def main() -> int:
-    global log_level
-    options = command_line().parse_args()
+    options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
+    command, status = options.command or "serve", 0
     os.umask(0o077)  # a dump holds the whole database: nobody else's to read
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): signal.signal(signum, on_signal)
     try:
-        s = read_settings(os.environ, options.command in (None, "serve") or (
-            options.command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))))
-        log_level = s.log_level
+        colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
+        s = read_settings(os.environ, command == "serve" or colonies, not vars(options).get("file"))
         for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
             if getattr(s, name.lower()): log("warning", f"{name}: any certificate is accepted")
-        if options.command == "check": return check(s, options.max_age)
-        if options.command == "list": list_backups(s, options.json)
-        elif options.command == "backup":
-            told = json.loads(os.environ.get("BACKUP_PROCESS") or "{}")
-            if result := backup(s, options.resume, **told):
-                print(json.dumps(result, indent=4), flush=True)
-        else:
+        if command == "list": list_backups(s, options.json)
+        elif command == "check": status = check(s, options.max_age)
+        elif command == "restore": status = restore(s, options)
+        elif command == "serve":
             executor = Executor(s)
             with suppress(Stop): executor.serve()
             executor.leave()
-        return 0
+        elif answer := (backup(s, options.resume, **told) if command == "backup" else
+                        verify(s, options.name, wait=bool(told))):
+            print(json.dumps(answer, indent=4), flush=True)
+            failed = answer.get("verdict", "").startswith("failed")
+            require(not failed, f"{answer.get('object')}: {answer.get('verdict')}")
+        return status
     except Failure as error:
         log("error", str(error))
         return 2 if error.status == 2 else 1
@@ -1194,6 +1196,5 @@ def main() -> int:
         log("error", f"{error.filename or 'the system says'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     return 1
-
 if __name__ == "__main__":
     os._exit(main())  # threads may still be sending after a failure: there is no use in waiting

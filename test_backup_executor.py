@@ -44,6 +44,7 @@ import random
 import re
 import secrets
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -2193,7 +2194,8 @@ def test_it_registers_is_the_same_after_a_restart_and_deregisters(site: Site) ->
             site.polling(polls)
             with site.standin.lock:
                 assert [(fun["funcname"], fun["executortype"], fun["executorname"])
-                        for fun in site.standin.functions] == [("backup", site.name, site.name)]
+                        for fun in site.standin.functions] == [
+                            ("backup", site.name, site.name), ("verify", site.name, site.name)]
                 (known,) = site.standin.executors.values()
                 assert (known["executorid"], known["executortype"], known["state"]) == (
                     identity(f"{derived:064x}"), site.name, APPROVED)
@@ -2229,7 +2231,7 @@ def test_a_registration_whose_answers_get_lost_is_completed(site: Site) -> None:
             proxy.lose(kind)
         with site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK):
             site.polling()
-            assert not proxy.rules and len(site.standin.functions) == 1
+            assert not proxy.rules and len(site.standin.functions) == 2
 
 
 @standin()
@@ -2434,7 +2436,7 @@ def test_a_backup_longer_than_the_servers_patience_is_made_once(site: Site) -> N
         site.sessions(True)
         begun = time.monotonic()
         os.utime(site.alive, (0, 0))
-        site.standin.wait_call("getprocessmsg", count=8)  # it looks what became of its process
+        site.standin.wait_call("getprocessmsg", count=9)  # it looks what became of its process
         assert time.monotonic() - begun > 2 * site.standin.stale
         assert site.alive.stat().st_mtime > 0
         release()
@@ -2536,7 +2538,7 @@ def test_an_idle_executor_that_was_dropped_registers_again_and_runs_what_waits(s
         proxy.up()
         site.succeeds(process)
         assert site.called("addexecutormsg") == 2
-        assert len(site.standin.functions) == 1
+        assert len(site.standin.functions) == 2
 
 
 @standin()
@@ -3317,7 +3319,7 @@ def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
         scene: Scene, meddler: Meddler, tmp_path: Path, change: str) -> None:
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.failure(**through(meddler, 0.001))
-    [name, journal] = scene.files()
+    [name, _] = scene.files()
     file = scene.folder / name
     body = bytearray(file.read_bytes())
     if change == "a symlink":
@@ -3329,7 +3331,7 @@ def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
     before = file.read_bytes()
     result = scene.backup()
     assert list(scene.objects()) == [result["filename"]] and result["filename"] != name
-    assert scene.files() == [name, journal] and file.read_bytes() == before
+    assert scene.files() == [name] and file.read_bytes() == before
 
 
 def test_an_operators_files_are_left_alone(scene: Scene) -> None:
@@ -3723,7 +3725,8 @@ def test_retention_does_what_the_contract_says_with_any_bucket(
                     for seconds, zeros, size, metadata in bucket), key=lambda x: x[:2])
     mine = [x for x in found if x.metadata and MINE.items() <= x.metadata.items()]
     made = data.draw(hypothesis.strategies.sampled_from([x.key for x in mine] or ["p/none"]))
-    gone = {x.key for x in backup_executor.superseded(found, "1", "a b", keep, made)}
+    ours = backup_executor.proven(found, "1", "a b")
+    gone = {x.key for x in backup_executor.superseded(found, ours, keep, made)}
     # The contract's Never 3, sentence by sentence.
     sorts: dict[bool, list[str]] = {True: [], False: []}  # good or doubtful, from old to new
     last_good = 0
@@ -4020,7 +4023,7 @@ def test_a_lost_list_of_functions_makes_no_second_record(site: Site) -> None:
         proxy.lose(b"getfunctionsmsg")
         with site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK):
             site.polling(2)
-        assert not proxy.rules and len(site.standin.functions) == 1
+        assert not proxy.rules and len(site.standin.functions) == 2
 
 
 @standin(*GENERATIONS)
@@ -4042,7 +4045,7 @@ def test_a_backup_that_is_killed_three_times_is_a_failure_that_says_so(site: Sit
             child = os.pidfd_open(descendants(executor.pid)[0])
             signal.pidfd_send_signal(child, signal.SIGKILL)
             os.close(child)
-        assert "signal 9" in site.client.wait(process, FAILED)["errors"][0]
+        assert "killed three times" in site.client.wait(process, FAILED)["errors"][0]
     assert site.objects() == []
 
 
@@ -4080,17 +4083,36 @@ def hanging_restore(folder: Path) -> tuple[str, Path]:
     return f"{folder}:{client_programs()[0]}:/usr/bin:/bin", begun
 
 
-def test_a_dump_that_is_being_read_back_at_sigterm_is_kept(scene: Scene, tmp_path: Path) -> None:
+def test_a_dump_that_is_being_read_back_at_sigterm_is_made_anew(
+        scene: Scene, tmp_path: Path) -> None:
+    path, begun = hanging_restore(tmp_path)
+    with scene.start(PATH=path) as executor:
+        becomes_true(begun.exists)
+        assert executor.stop(timeout=10) == 1
+    assert scene.files() == [] and not scene.objects()
+
+
+def test_a_dump_that_was_killed_while_it_was_read_back_is_made_anew(
+        scene: Scene, tmp_path: Path) -> None:
     path, begun = hanging_restore(tmp_path)
     with scene.start(PATH=path) as executor:
         becomes_true(begun.exists)
         [partial] = [file for file in scene.files() if file.endswith(".bak.partial")]
-        body = (scene.folder / partial).read_bytes()
-        assert executor.stop(timeout=10) == 1
-    assert scene.files() == [f"{partial[:-8]}.json", partial]
-    resumed = scene.run("backup", "--resume")
-    assert "Backing up database" not in resumed.stderr and scene.files() == []
-    assert scene.objects() == {partial[:-8]: body}
+        executor.kill()
+    assert partial in scene.files()
+    scene.run("backup", "--resume")
+    assert scene.files() == [] and not scene.objects()  # nothing vouches for it
+
+
+def test_a_sealed_dump_that_was_killed_before_it_got_its_name_is_uploaded(
+        scene: Scene, meddler: Meddler) -> None:
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.failure(**through(meddler, 0.001))
+    [name, _] = scene.files()
+    body = (scene.folder / name).read_bytes()
+    (scene.folder / name).rename(scene.folder / f"{name}.partial")
+    scene.run("backup", "--resume")
+    assert scene.objects() == {name: body} and scene.files() == []
 
 
 @standin(None)
@@ -4141,19 +4163,6 @@ def test_an_upload_that_may_not_be_aborted_does_not_block_the_backups_to_come(
     assert sorted(scene.objects()) == [name, result["filename"]] and scene.files() == []
 
 
-def test_an_earlier_dump_that_turns_out_bad_does_not_fail_this_backup(
-        scene: Scene, tmp_path: Path) -> None:
-    path, begun = hanging_restore(tmp_path)
-    with scene.start(PATH=path) as executor:
-        becomes_true(begun.exists)
-        executor.stop(timeout=10)
-    [partial] = [file for file in scene.files() if file.endswith(".bak.partial")]
-    os.truncate(scene.folder / partial, 200)
-    ran = scene.run("backup")
-    assert re.search("level=warning .*table of contents", ran.stderr)
-    assert list(scene.objects()) == [json.loads(ran.stdout)["filename"]] and scene.files() == []
-
-
 def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
         scene: Scene, meddler: Meddler) -> None:
     told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
@@ -4168,6 +4177,1342 @@ def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
     result = json.loads("".join(line for line in lines if not line.startswith("#")))
     assert sha256_of(scene.objects()[result["filename"]]) == result["sha256"]
     assert (scene.folder / name).read_bytes() == damaged  # left alone
+
+
+# ---- Restore -----------------------------------------------------------------------------------
+
+def identifier(name: str) -> str:
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def databases(postgres: Postgres) -> dict[str, int]:
+    """The server's databases and their oids, which no renaming changes."""
+    return json.loads(postgres.sql("SELECT json_object_agg(datname, oid::bigint) FROM pg_database"))
+
+
+def archive(scene: Scene) -> bytes:
+    """What pg_dump makes of the scene's database."""
+    with temporary_folder() as folder:
+        scene.postgres.run("pg_dump", "-Fc", "-f", str(folder / "a"), database=scene.database)
+        return (folder / "a").read_bytes()
+
+
+def stored(scene: Scene, body: bytes, seconds: int = 1700000000, **metadata: str) -> str:
+    """Put BODY into the bucket as a proven backup of the scene's database; its name."""
+    scene.put(f"backup_{seconds}.bak", body, **{
+        "sha256": sha256_of(body), "database": scene.database, "system-identifier":
+        scene.sql("SELECT system_identifier FROM pg_control_system()"), **metadata})
+    return f"backup_{seconds}.bak"
+
+
+def restored(scene: Scene, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """`restore ARGUMENTS`; whatever becomes of it, nothing is left in BACKUP_PATH."""
+    ran = scene.run("restore", *arguments, **settings)
+    assert scene.files() == []
+    return ran
+
+
+def refused(scene: Scene, *arguments: str, **settings: Any) -> str:
+    """The one error line of a restore that fails before, or as if, it had written anything."""
+    before = databases(scene.postgres)
+    ran = restored(scene, *arguments, **{"status": 1, **settings})
+    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert len(errors) == 1 and not ran.stdout, ran.stdout + ran.stderr
+    assert databases(scene.postgres) == before
+    return errors[0]
+
+
+@pytest.fixture
+def new(scene: Scene) -> Iterator[str]:
+    """The name of a database to make. Those that a test made are dropped."""
+    before = databases(scene.postgres)
+    yield f"{scene.database}_new"
+    for name in set(databases(scene.postgres)) - set(before):
+        scene.postgres.sql(f"DROP DATABASE {identifier(name)} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("which, more", [
+    ("{name}", []), ("latest", ["--jobs", "1"]), ("{prefix}/{name}", ["--jobs", "3"])])
+def test_a_restored_database_equals_its_source(
+        scene: Scene, new: str, which: str, more: list[str]) -> None:
+    scene.sql(RICH)
+    name = scene.backup()["filename"]
+    before = databases(scene.postgres)
+    restored(scene, which.format(name=name, prefix=scene.prefix), "--database", new, *more)
+    same_databases(scene, new)
+    for query in ("SELECT * FROM totals ORDER BY 1", "SELECT md5(lo_get(4711))"):
+        assert scene.postgres.sql(query, new) == scene.sql(query) != ""
+    after = databases(scene.postgres)
+    assert set(after) - set(before) == {new} and before.items() <= after.items()
+
+
+def test_the_summary_counts_what_is_there(scene: Scene, new: str) -> None:
+    scene.sql(RICH)
+    name = stored(scene, archive(scene))
+    said = restored(scene, name, "--database", new).stdout
+    tables = {table: print_.split()[0] for table, print_ in scene.postgres.fingerprint(new).items()
+              if "rows" in print_ and "split_" not in table}  # partitions count with their parent
+    assert {**tables, "public.split": "1000"} == {
+        table: count for count, table in re.findall(r"(?m)^ *(\d+)  (\S.*)$", said)}
+    for fact in (name, new, "6 tables", "4591 rows", "seconds", "checked"):
+        assert fact in said
+    size = int(scene.postgres.sql("SELECT pg_database_size(current_database())", new))
+    [told] = re.findall(r"(\d+) bytes", said)
+    assert 0.9 * size < int(told) < 1.1 * size
+
+
+GOVERNED = """ALTER DATABASE {name} OWNER TO {owner}; ALTER DATABASE {name} SET work_mem = '7MB';
+ALTER DATABASE {name} SET search_path = "$user", public, 'odd one';
+ALTER ROLE {guest} IN DATABASE {name} SET statement_timeout = '61s';
+ALTER DATABASE {name} CONNECTION LIMIT 17; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC;
+GRANT CONNECT, CREATE ON DATABASE {name} TO {guest} WITH GRANT OPTION;
+COMMENT ON DATABASE {name} IS $comment${comment}$comment$;
+ALTER TABLE t OWNER TO {owner}; GRANT SELECT, INSERT (id) ON t TO {guest};
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA public GRANT SELECT ON TABLES TO {guest};
+ALTER DEFAULT PRIVILEGES FOR ROLE {guest} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+CREATE POLICY watched ON t TO {guest} USING (text <> ' TO nobody');
+CREATE POLICY added ON t FOR INSERT TO {guest} WITH CHECK (EXISTS (SELECT FROM t))"""
+PROPERTIES = """SELECT jsonb_build_object('limit', datconnlimit, 'owner', datdba, 'acl',
+    (SELECT json_agg(a::text ORDER BY a::text) FROM unnest(datacl) a), 'encoding', encoding,
+    'locale', json_build_array(datlocprovider, datcollate, datctype, datlocale, daticurules),
+    'comment', shobj_description(oid, 'pg_database'), 'settings', (SELECT json_agg(
+        json_build_array(setrole, setconfig) ORDER BY setrole) FROM pg_db_role_setting
+        WHERE setdatabase = oid)) FROM pg_database WHERE datname = current_database()"""
+# What stands above each object in an SQL dump.
+HEADER = "\n--\n-- Name: {}; Type: {}; Schema: -; Owner: {}\n--\n\n"
+
+
+def governed(scene: Scene, comment: str = "what it is") -> tuple[str, str]:
+    """Give the database an owner, and a guest, with rights and settings of their own."""
+    owner, guest = (f'{word} "of" {scene.prefix}' for word in ("owner", "guest"))
+    roles = {"owner": identifier(owner), "guest": identifier(guest)}
+    scene.sql("CREATE ROLE {owner}; CREATE ROLE {guest}".format(**roles))
+    scene.sql(GOVERNED.format(name=identifier(scene.database), comment=comment, **roles))
+    return owner, guest
+
+
+def called(scene: Scene, name: str) -> None:
+    """Rename the scene's database."""
+    scene.postgres.sql(f"ALTER DATABASE {scene.database} RENAME TO {identifier(name)}")
+    scene.database = scene.settings["DB_DATABASE"] = name
+
+
+@pytest.mark.parametrize("name", [
+    "plain", "x=y", "--schema-only", "a'b\"c d", "-- Name: x; Type: DATABASE", "é$1 `id`"])
+def test_properties_come_from_the_archive_and_leave_the_old_database_alone(
+        scene: Scene, new: str, name: str) -> None:
+    name += secrets.token_hex(4)
+    called(scene, name)
+    governed(scene, "it's\n\\\\ \"one\";\n-- Name: x")
+    scene.backup()
+    then = scene.sql(PROPERTIES)
+    scene.sql("""ALTER DATABASE {0} OWNER TO postgres; ALTER DATABASE {0} RESET ALL; COMMENT ON
+        DATABASE {0} IS 'old'; ALTER DATABASE {0} CONNECTION LIMIT 9; ALTER DATABASE {0} SET
+        work_mem = '1MB'; GRANT CONNECT ON DATABASE {0} TO PUBLIC""".format(identifier(name)))
+    now = scene.sql(PROPERTIES)
+    restored(scene, "latest", "--database", name + " new")
+    assert scene.postgres.sql(PROPERTIES, name + " new") == then != now == scene.sql(PROPERTIES)
+    same_databases(scene, name + " new")
+
+
+@pytest.mark.parametrize("name", ["plain", "a'b\"c d=e"])
+def test_the_printed_renames_swap_the_databases(scene: Scene, new: str, name: str) -> None:
+    called(scene, name + secrets.token_hex(4))
+    stored(scene, archive(scene), database="x")
+    before = databases(scene.postgres)
+    said = restored(scene, "latest", "--database", f"{name} {new}").stdout
+    made = databases(scene.postgres)[f"{name} {new}"]
+    [renames] = re.findall(r"(?ms)^BEGIN;.*^COMMIT;", said)
+    scene.postgres.sql(renames)
+    after = databases(scene.postgres)
+    assert after.pop(scene.database) == made
+    assert set(after.values()) == set(before.values()) and f"{name} {new}" not in after
+
+
+def test_a_database_whose_name_pg_restore_cannot_write_is_restored(scene: Scene, new: str) -> None:
+    called(scene, f"two\nlines {new}")
+    scene.postgres.sql(f"ALTER DATABASE {identifier(scene.database)} CONNECTION LIMIT 17")
+    said = restored(scene, stored(scene, archive(scene), database="x"), "--database", new, status=1)
+    assert re.search("level=error .*not restored", said.stderr)
+    same_databases(scene, new)
+
+
+@pytest.mark.parametrize("how", [
+    "ENCODING LATIN1 LOCALE 'C'",
+    "ENCODING UTF8 LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"],
+    ids=["LATIN1", "builtin"])
+def test_encoding_and_locale_are_those_of_the_source(scene: Scene, new: str, how: str) -> None:
+    name = f"other_{secrets.token_hex(4)}"
+    scene.postgres.sql(f"CREATE DATABASE {name} TEMPLATE template0 {how}")
+    scene.database = name
+    scene.sql(r"CREATE TABLE t AS SELECT U&'gr\00fc\00df' AS text")
+    restored(scene, stored(scene, archive(scene)), "--database", new)
+    assert scene.postgres.sql(PROPERTIES, new) == scene.sql(PROPERTIES)
+    assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(name)
+
+
+@pytest.mark.parametrize("named", ["postgres", "ghost"])
+@pytest.mark.parametrize("where", ["TABLE t", "DATABASE {}"])
+def test_what_reads_like_a_dumps_header_is_neither_obeyed_nor_believed(
+        scene: Scene, new: str, where: str, named: str) -> None:
+    role, victim, comment = (f"{word}_{secrets.token_hex(4)}" for word in ("r", "victim", "c"))
+    scene.postgres.sql(f"CREATE ROLE {role}; CREATE DATABASE {victim}")
+    for what, kind, statement in (
+            (f"DATABASE {scene.database}", "ACL", f"ALTER ROLE {role} SUPERUSER;"),
+            (scene.database, "DATABASE PROPERTIES", f"DROP DATABASE {victim};"),
+            (scene.database, "DATABASE", f"CREATE DATABASE x WITH OWNER = {role};"),
+            ("x", "ACL", f"GRANT SELECT ON TABLE t TO {named};")):
+        comment += HEADER.format(what, kind, named) + statement
+    scene.sql(f"COMMENT ON {where.format(scene.database)} IS $${comment}$$")
+    try:
+        restored(scene, stored(scene, archive(scene)), "--database", new)
+        same_databases(scene, new)
+        assert scene.postgres.sql(PROPERTIES, new) == scene.sql(PROPERTIES)
+    finally:
+        assert scene.sql(f"SELECT rolsuper FROM pg_roles WHERE rolname = '{role}'") == "f"
+        scene.postgres.sql(f"DROP DATABASE {victim}")
+
+
+def test_a_role_that_only_a_tables_name_mentions_is_not_asked_for(scene: Scene, new: str) -> None:
+    scene.sql('CREATE TABLE "a TO ghost" (id int); GRANT SELECT ON "a TO ghost" TO PUBLIC')
+    restored(scene, stored(scene, archive(scene)), "--database", new)
+    same_databases(scene, new)
+
+
+def test_an_empty_database_is_used(scene: Scene, new: str) -> None:
+    scene.postgres.run("createdb", new)
+    before = databases(scene.postgres)
+    restored(scene, stored(scene, archive(scene)), "--database", new)
+    after = databases(scene.postgres)
+    assert {name: oid for name, oid in after.items() if oid not in before.values()} == {
+        new: after[new]}
+    assert [re.sub("[0-9]+$", "", name) for name, oid in after.items() if oid == before[new]] == [
+        "before_restore_"]
+    same_databases(scene, new)
+
+
+@pytest.mark.parametrize("content", [
+    "CREATE TABLE x (id int)", "CREATE SCHEMA x", "SELECT lo_create(1)", "CREATE PUBLICATION x",
+    "CREATE CAST (int AS inet) WITH INOUT", "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO"
+    " PUBLIC"], ids=lambda content: " ".join(content.split()[:2]))
+def test_a_database_that_is_not_empty_is_refused(scene: Scene, new: str, content: str) -> None:
+    name = stored(scene, archive(scene))
+    scene.postgres.run("createdb", new)
+    scene.postgres.sql(content, new)
+    error = refused(scene, name, "--database", new)
+    assert new in error and "not empty" in error
+
+
+@pytest.mark.parametrize(("name", "status"), [
+    ("", 2), ("x" * 64, 2), ("é" * 32, 2), ("template0", 1)], ids=ascii)
+def test_a_name_that_cannot_be_given_is_refused(
+        scene: Scene, new: str, name: str, status: int) -> None:
+    refused(scene, stored(scene, archive(scene)), "--database", name, status=status)
+
+
+def test_a_name_that_is_not_there_is_refused(scene: Scene, new: str) -> None:
+    stored(scene, archive(scene))
+    for name in ("backup_1.bak", f"{scene.prefix}/", "", "verified.json"):
+        assert "no backup" in refused(scene, name, "--database", new)
+    scene.client.delete_object(Bucket="backup", Key=f"{scene.prefix}/backup_1700000000.bak")
+    assert "no backup" in refused(scene, "latest", "--database", new)
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["latest", "--file", "/dev/null"], ["latest", "--jobs", "0"], ["latest", "--jobs", "-1"]])
+def test_a_senseless_restore_is_an_error_of_the_command_line(
+        scene: Scene, new: str, arguments: list[str]) -> None:
+    stored(scene, archive(scene))
+    before = databases(scene.postgres)
+    restored(scene, "--database", new, *arguments, status=2)
+    assert databases(scene.postgres) == before
+
+
+@pytest.mark.parametrize("other", [{"database": "another"}, {"system-identifier": "1"}])
+def test_latest_of_several_databases_wants_a_name(
+        scene: Scene, new: str, other: dict[str, str]) -> None:
+    name = stored(scene, archive(scene))
+    stored(scene, b"another's", 1700000001, **other)
+    assert "several" in refused(scene, "latest", "--database", new)
+    restored(scene, name, "--database", new)
+    same_databases(scene, new)
+
+
+def test_latest_passes_over_a_doubtful_backup_that_list_shows(scene: Scene, new: str) -> None:
+    name, small = stored(scene, archive(scene)), "backup_1700000001.bak"
+    assert stored(scene, b"of an emptied database", 1700000001) == small
+    known = [(row["name"], row["doubtful"], row["verified"])
+             for row in json.loads(scene.run("list", "--json").stdout)]
+    assert known == [(small, True, None), (name, False, None)]
+    head, *rows = (line.split() for line in scene.run("list").stdout.splitlines())
+    assert [(row[0], row[head.index("DOUBTFUL")], row[head.index("VERIFIED")]) for row in rows] == [
+        (small, "yes", "-"), (name, "no", "-")]
+    said = restored(scene, "latest", "--database", new).stderr
+    assert re.search(f"level=warning .*doubtful.*{small}", said)
+    same_databases(scene, new)
+
+
+def test_a_backup_without_metadata_restores_and_says_what_was_not_checked(
+        scene: Scene, new: str) -> None:
+    scene.put("backup_5.bak", archive(scene))
+    for which in ("backup_5.bak", "latest"):
+        said = restored(scene, which, "--database", f"{new}_{which}")
+        assert re.search("level=warning .*checksum.*not checked", said.stderr)
+        assert "checksum: absent" in said.stdout
+        same_databases(scene, f"{new}_{which}")
+
+
+def test_latest_prefers_a_backup_that_can_be_checked(scene: Scene, new: str) -> None:
+    name = stored(scene, archive(scene))
+    scene.put("backup_1800000000.bak")
+    assert name in restored(scene, "latest", "--database", new).stdout
+
+
+def test_roles_that_the_server_lacks_are_named(scene: Scene, new: str) -> None:
+    parts = ("owner", "grantee", "column's", "policy's", "default", "grantor", "set", "mapped")
+    roles = {part: f'{scene.database} "{part}' for part in parts}
+    o, g, c, p, d, f, s, m = map(identifier, roles.values())
+    scene.sql("".join(f"CREATE ROLE {role};" for role in (o, g, c, p, d, f, s, m)) + f"""
+        ALTER TABLE t OWNER TO {o}; GRANT SELECT ON t TO {g}; GRANT INSERT (id) ON t TO {c};
+        CREATE POLICY p ON t TO postgres, {p} USING (true); ALTER DEFAULT PRIVILEGES GRANT SELECT ON
+        TABLES TO {d}; ALTER DEFAULT PRIVILEGES FOR ROLE {f} GRANT SELECT ON TABLES TO PUBLIC;
+        ALTER ROLE {s} IN DATABASE {scene.database} SET work_mem = '1MB'; CREATE FOREIGN DATA
+        WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE USER MAPPING FOR {m} SERVER s""")
+    name = stored(scene, archive(scene))
+    for role in roles.values():
+        scene.sql(f"ALTER ROLE {identifier(role)} RENAME TO {identifier(f'{role}, once')}")
+    error = json.loads(re.findall('msg=(".*?[^\\\\]")', refused(scene, name, "--database", new))[0])
+    assert [part for part, role in roles.items() if role not in error] == []
+
+
+def test_without_owners_a_restore_needs_no_owner_and_no_grantee(scene: Scene, new: str) -> None:
+    _, guest = roles = governed(scene)
+    scene.sql(f"ALTER ROLE {identifier(guest)} IN DATABASE {scene.database} RESET ALL;"
+              " ALTER POLICY watched ON t TO PUBLIC; ALTER POLICY added ON t TO PUBLIC")
+    name = stored(scene, archive(scene))
+    for role in roles:
+        scene.sql(f"ALTER ROLE {identifier(role)} RENAME TO {identifier(role[::-1])}")
+    assert guest in json.loads(
+        re.findall('msg=(".*?[^\\\\]")', refused(scene, name, "--database", new))[0])
+    restored(scene, name, "--database", new, "--no-owner")
+    assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(scene.database)
+    assert scene.postgres.sql("""SELECT tableowner, relacl, current_setting('work_mem') FROM
+        pg_tables, pg_class WHERE tablename = 't' AND relname = 't'""", new) == "postgres||7MB"
+
+
+@pytest.mark.parametrize("damage", [
+    lambda body, other: body[:-99] + bytes([body[-99] ^ 1]) + body[-98:],
+    lambda body, other: body[:len(body) // 2], lambda body, other: other, lambda body, other: b""],
+    ids=["one bit", "truncated", "swapped", "emptied"])
+def test_a_damaged_backup_is_refused(
+        scene: Scene, new: str, damage: Callable[[bytes, bytes], bytes]) -> None:
+    body = archive(scene)
+    scene.sql("UPDATE t SET text = md5(text)")
+    stored(scene, damage(body, archive(scene)), sha256=sha256_of(body))
+    assert "damaged" in refused(scene, "latest", "--database", new)
+
+
+def test_a_backup_for_which_there_is_no_room_is_refused(big: Scene) -> None:
+    name, before = stored(big, bytes(20 << 20)), databases(big.postgres)
+    arguments = ["unshare", "-m" if ROOT else "-rm", "sh", "-c", """
+        mount -t tmpfs -o size=16m tmpfs "$BACKUP_PATH" || exit 99
+        "$@"; status=$?; echo LEFT: $(ls -A "$BACKUP_PATH"); exit $status""", "",
+                 sys.executable, str(EXECUTOR), "restore", name, "--database", "big_new"]
+    with Program(arguments, executor_environment(big.settings, str(big.folder), 17)) as executor:
+        assert executor.wait() == 1, executor.log
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "bytes are free" in error and executor.out == ["LEFT:"]
+    assert "Download" not in executor.log and databases(big.postgres) == before
+
+
+@pytest.mark.parametrize("how", ["metadata", "none", "--file"])
+def test_a_pg_restore_older_than_the_dump_is_refused(
+        scene: Scene, new: str, tmp_path: Path, how: str) -> None:
+    body = archive(scene)
+    (tmp_path / "a").write_bytes(body)
+    what = ["--file", str(tmp_path / "a")] if how == "--file" else ["backup_5.bak"]
+    metadata = scene.head(scene.backup()["filename"])["Metadata"] if how == "metadata" else {}
+    scene.put("backup_5.bak", body, **{**metadata, "sha256": sha256_of(body)})
+    error = refused(scene, *what, "--database", new, clients=15)
+    said = "older than" if how == "metadata" else "older than|unsupported version"
+    assert re.search(f"pg_restore.*({said})", error)
+    restored(scene, *what, "--database", new)
+
+
+@pytest.mark.parametrize("content, error", [(None, "No such file"), (b"SELECT 1", "archive")])
+def test_a_file_that_is_no_archive_is_refused(
+        scene: Scene, new: str, tmp_path: Path, content: bytes | None, error: str) -> None:
+    if content:
+        (tmp_path / "a").write_bytes(content)
+    assert error in refused(scene, "--file", str(tmp_path / "a"), "--database", new)
+
+
+def test_a_file_is_restored_without_s3_and_without_colonies(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(archive(scene))
+    ran = run({name: text for name, text in scene.settings.items() if name.startswith("DB_")},
+              "restore", "--file", str(tmp_path / "a"), "--database", new)
+    assert ran.returncode == 0 and "Traceback" not in ran.stderr, ran.stderr
+    same_databases(scene, new)
+
+
+# ---- Restores that fail or are stopped
+
+# A catalog that all databases share, and a lock of it that making a database does not want
+GATE = """CREATE FUNCTION wait() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+    LOCK TABLE pg_catalog.pg_shdescription IN SHARE UPDATE EXCLUSIVE MODE; END $$;
+    CREATE FUNCTION gate(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+    IF current_query() ~ '^{}' THEN PERFORM public.wait(); END IF; RETURN i; END $$;
+    ALTER TABLE t ADD CHECK (public.gate(id) = id); CREATE INDEX ON t (public.gate(id))"""
+GATES = {"restore": "COPY", "count": "ANALYZE"}  # the statement at which a restore stops there
+
+
+@contextlib.contextmanager
+def shut(scene: Scene, lock: str = "pg_shdescription IN SHARE UPDATE EXCLUSIVE MODE"
+         ) -> Iterator[Callable[[], None]]:
+    """Lock a catalog that all databases share, until what is yielded is called."""
+    env = scene.postgres._environment(
+        PGHOST="127.0.0.1", PGPORT=str(scene.postgres.port), PGUSER="postgres",
+        PGPASSWORD=scene.postgres.password, PGDATABASE="postgres")
+    with subprocess.Popen([str(scene.postgres.bin / "psql"), "-XAtq"], env=env, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdin and session.stdout
+        print(f"BEGIN; LOCK {lock}; SELECT 1;", file=session.stdin, flush=True)
+        assert session.stdout.readline() == "1\n"
+        yield session.stdin.close
+
+
+def at_the_gate(scene: Scene) -> str:
+    """Wait for a session that waits for a lock, in whatever database; its process id."""
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    becomes_true(lambda: scene.postgres.sql(waiting))
+    return scene.postgres.sql(waiting).split()[0]
+
+
+def commands(executor: Executor) -> list[bytes]:
+    """The argument lists of what the executor has started."""
+    return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(executor.pid)]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["download", "making", *GATES])
+def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
+        scene: Scene, new: str, meddler: Meddler, stage: str, sig: signal.Signals) -> None:
+    scene.sql(GATE.format(GATES.get(stage, "nothing")))
+    name, asked, go_on = stored(scene, archive(scene)), threading.Event(), threading.Event()
+    before = databases(scene.postgres)
+
+    def hold(data: bytes) -> bytes:
+        if stage == "download" and re.match(rb"GET \S+\.bak", data):
+            asked.set()
+            go_on.wait()
+        return data
+
+    meddler.request = hold
+    lock = ["pg_database IN SHARE MODE"] if stage == "making" else []
+    with shut(scene, *lock) as release, Executor(
+            {**scene.settings, **through(meddler)}, "restore", name, "--database", new) as executor:
+        if stage == "download":
+            assert asked.wait(30)
+        else:
+            at_the_gate(scene)
+        children = descendants(executor.pid)
+        executor.process.send_signal(sig)
+        becomes_true(lambda: not set(children) & set(descendants(executor.pid)))
+        release()  # what the server had begun goes on
+        go_on.set()
+        assert executor.wait() == (-9 if sig == signal.SIGKILL else 1), executor.log
+    becomes_true(lambda: scene.postgres.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'") == "1")
+    made = set(databases(scene.postgres)) - set(before)
+    assert [name for name in made if sig != signal.SIGKILL or name == new] == []
+    assert scene.files() == [] and "Traceback" not in executor.log
+
+
+@pytest.mark.parametrize("stage", GATES)
+def test_no_program_is_told_the_password_in_its_arguments(
+        scene: Scene, new: str, stage: str) -> None:
+    scene.sql(GATE.format(GATES[stage]))
+    name = stored(scene, archive(scene))
+    with shut(scene) as release, Executor(
+            scene.settings, "restore", name, "--database", new) as executor:
+        at_the_gate(scene)
+        lists = commands(executor)
+        release()
+        assert executor.wait() == 0, executor.log
+    assert any({"restore": b"pg_restore", "count": b"psql"}[stage] in line for line in lists)
+    assert not any(scene.postgres.password.encode() in line for line in lists)
+    assert scene.postgres.password not in executor.log
+
+
+def test_kill_9_leaves_no_program_that_goes_on_restoring(scene: Scene, new: str) -> None:
+    scene.sql(GATE.format(GATES["restore"]))
+    name = stored(scene, archive(scene))
+    with shut(scene), Executor(scene.settings, "restore", name, "--database", new,
+                               "--jobs", "1") as executor:
+        at_the_gate(scene)
+        started = descendants(executor.pid)
+        executor.process.kill()
+        becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in started), 5)
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("fault", ["data", "session", "connection"])
+def test_a_restore_that_fails_leaves_nothing(
+        scene: Scene, new: str, fault: str, jobs: str) -> None:
+    scene.sql(f"CREATE TABLE picky (i int CHECK (current_database() = '{scene.database}'));"
+              " INSERT INTO picky VALUES (1)" if fault == "data" else GATE.format("COPY"))
+    arguments = ["restore", stored(scene, archive(scene)), "--database", new, "--jobs", jobs]
+    before = databases(scene.postgres)
+    with Proxy(scene.postgres.port) as proxy, contextlib.ExitStack() as gate, Executor(
+            {**scene.settings, "DB_PORT": str(proxy.port)}, *arguments) as executor:
+        if fault != "data":
+            gate.enter_context(shut(scene))
+        pid = at_the_gate(scene) if fault != "data" else ""
+        if fault == "session":
+            scene.postgres.sql(f"SELECT pg_terminate_backend({pid})")
+        elif fault == "connection":
+            proxy.down()
+            proxy.up()
+        assert executor.wait() == 1, executor.log
+    assert len(re.findall("level=error", executor.log)) == 1 and not executor.out
+    assert "picky" in executor.log or fault != "data"
+    assert databases(scene.postgres) == before and scene.files() == []
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["made", "was empty"])
+def test_what_is_kept_of_a_failed_restore_cannot_be_taken_for_whole(
+        scene: Scene, new: str, there: bool) -> None:
+    scene.sql(f"CREATE TABLE picky (i int CHECK (current_database() = '{scene.database}'));"
+              " INSERT INTO picky VALUES (1)")
+    name, before = stored(scene, archive(scene)), databases(scene.postgres)
+    if there:
+        scene.postgres.run("createdb", new)
+    said = restored(scene, name, "--database", new, "--keep", status=1).stderr
+    [kept] = set(databases(scene.postgres)) - {*before, new}
+    assert re.fullmatch(r"restore_\d+", kept) and kept in said
+
+
+def test_what_cannot_be_applied_is_listed_and_the_rest_is_there(scene: Scene, new: str) -> None:
+    scene.sql(f"""INSERT INTO pg_db_role_setting SELECT oid, 0, '{{work_mem=7MB,of_the_past=1,
+        statement_timeout=61s}}' FROM pg_database WHERE datname = current_database();
+        ALTER DATABASE {scene.database} CONNECTION LIMIT 17""")
+    name = stored(scene, archive(scene))
+    ran = restored(scene, name, "--database", new, status=1)
+    errors = "\n".join(line for line in ran.stderr.splitlines() if "level=error" in line)
+    assert "of_the_past" in errors and "500  public.t" in ran.stdout
+    same_databases(scene, new)
+    applied = scene.postgres.sql("""SELECT current_setting('work_mem'), current_setting(
+        'statement_timeout'), datconnlimit FROM pg_database WHERE datname = current_database()""",
+                                 new).split("|")
+    for name, applied_, value in zip(
+            ("work_mem", "statement_timeout", "LIMIT"), applied, ("7MB", "61s", "17")):
+        assert applied_ in (value, "61s", "1min 1s") or name in errors, (name, errors)
+
+
+# ---- Restores when S3 fails
+
+class Shears(Proxy):
+    """A proxy that cuts the next TIMES answers that are longer than AFTER bytes."""
+
+    after, times = 2**20, 0
+
+    def _answer(self, client: Any, server: Any, bare: bool, lose: bool) -> bool:
+        passed = 0
+
+        def sendall(data: bytes) -> None:
+            nonlocal passed
+            passed += len(data)
+            if passed > self.after and self.times > 0:
+                self.times -= 1
+                client.sendall(data[:len(data) // 2])
+                raise ConnectionAbortedError
+            client.sendall(data)
+
+        return super()._answer(Meddler.Tap(  # type: ignore[arg-type]
+            client.recv, sendall, client.fileno), server, bare, lose)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_download_that_is_cut_goes_on(big: Scene, times: int) -> None:
+    name, before = stored(big, archive(big)), databases(big.postgres)
+    with Shears(big.s3.port) as proxy:
+        proxy.times = times
+        restored(big, name, "--database", big.prefix, **through(proxy, 0.02))
+        assert proxy.times == 0
+    assert big.postgres.fingerprint(big.prefix) == big.postgres.fingerprint("big")
+    assert set(databases(big.postgres)) - set(before) == {big.prefix}
+    big.postgres.sql(f"DROP DATABASE {big.prefix}")
+
+
+@pytest.mark.parametrize("when", ["from the start", "amid the download"])
+def test_an_s3_that_stays_away_is_one_clear_error(scene: Scene, new: str, when: str) -> None:
+    name = stored(scene, archive(scene))
+    with Shears(scene.s3.port) as proxy:
+        proxy.after, proxy.times = 3000, 10**6
+        if when == "from the start":
+            proxy.down()
+        error = refused(scene, name, "--database", new, **through(proxy, 0.02))
+        assert "S3 at" in error and str(proxy.port) in error
+
+
+# ---- A restore by hand
+
+# README's section, its values, and what stands for them here.
+FETCHED, FINISHED = ("fetch the backup", "make the database"), ("look that all is there",)
+# mc's commands, as rclone does them
+MC = """#!/bin/sh
+case $1 in
+    alias) ;;
+    cp) exec rclone copy ":s3:${2#*/}" "$3" ;;
+    ls) exec rclone lsl ":s3:${2#*/}" ;;
+    stat) rclone lsjson --stat --metadata ":s3:${2#*/}" | tr , '\\n' |
+        sed -nE 's/.*"([a-z0-9-]+)": ?"([^"]*)".*/X-Amz-Meta-\\u\\1 : \\2/p' ;;
+esac
+"""
+
+
+def by_hand(*headings: str, **values: str) -> str:
+    """README's shell blocks under these headings; the first one's variables have VALUES."""
+    readme = HERE.with_name("README.md").read_text()
+    sections = [re.split(rf"(?m)^### By hand: {re.escape(heading)}\n", readme)[1].split("\n##")[0]
+                for heading in headings]
+    script = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", "".join(sections)))
+    for name, value in values.items():
+        script, count = re.subn(rf"(?m)^{name}=.*", f"{name}={shlex.quote(value)}", script)
+        assert count == 1
+    return re.sub("(?m)^export PG.*\n", "", script)
+
+
+def test_the_restore_by_hand_does_what_the_readme_says(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    governed(scene)
+    name = scene.backup()["filename"]
+    script = by_hand(*FETCHED, "plain PostgreSQL", *FINISHED, S3_URL="", ACCESS_KEY="",
+                     SECRET_KEY="", FOLDER=f"backup/{scene.prefix}", NAME=name, NEW=new,
+                     OLD=scene.database, WORK=str(tmp_path / "work"))
+    for program, text in (("mc", MC), ("rclone", f"#!/bin/sh\nexec {tool('rclone')} \"$@\"\n")):
+        (tmp_path / program).write_text(text)
+        (tmp_path / program).chmod(0o755)
+    env = {**scene.postgres._environment(), "PGHOST": "127.0.0.1", "PGUSER": "postgres",
+           "PGPORT": str(scene.postgres.port), "PGPASSWORD": scene.postgres.password,
+           "HOME": str(tmp_path), "RCLONE_CONFIG": "", "RCLONE_S3_PROVIDER": "Other",
+           "RCLONE_S3_ENDPOINT": scene.s3.url, "RCLONE_S3_ACCESS_KEY_ID": scene.s3.access_key,
+           "RCLONE_S3_SECRET_ACCESS_KEY": scene.s3.secret_key}
+    ran = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script], cwd=tmp_path, text=True, capture_output=True,
+        env={**env, "PATH": f"{tmp_path}:{env['PATH']}"}, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{name}: OK" in ran.stdout and ran.stdout.count("public.t|500") == 2
+    same_databases(scene, new)
+
+
+# ---- TimescaleDB -------------------------------------------------------------------------------
+
+# No package registry has TimescaleDB. This extension of its name is awkward where it is: it wants
+# to be preloaded and a superuser, its catalog has foreign keys, outside of pre_restore a chunk's
+# table finds no hypertable, compressed rows are only seen where timescaledb.restoring is not on,
+# and post_restore looks at the catalog's version and then has the policies delete rows at once.
+TIMESCALEDB = """
+CREATE SCHEMA _timescaledb_catalog; CREATE SCHEMA _timescaledb_config;
+CREATE SCHEMA _timescaledb_internal;
+SET LOCAL search_path = _timescaledb_catalog, public;
+CREATE TABLE hypertable (id serial PRIMARY KEY, name text);
+CREATE TABLE chunk (id int PRIMARY KEY, hypertable_id int REFERENCES hypertable, name text,
+    compressed text);
+CREATE TABLE dimension (id int PRIMARY KEY, hypertable_id int REFERENCES hypertable, name text);
+CREATE TABLE dimension_slice (chunk_id int REFERENCES chunk, name text);
+CREATE TABLE chunk_column_stats (hypertable_id int REFERENCES hypertable, name text);
+CREATE TABLE metadata (key text PRIMARY KEY, value text);
+CREATE TABLE _timescaledb_config.bgw_job (id int PRIMARY KEY, hypertable_id int REFERENCES
+    hypertable, scheduled boolean, statement text);
+INSERT INTO metadata VALUES ('uuid', gen_random_uuid()), ('timescaledb_version', '@version');
+INSERT INTO _timescaledb_config.bgw_job VALUES (3, NULL, true, 'SELECT');
+DO $$ DECLARE table_or_sequence regclass; BEGIN
+    FOR table_or_sequence IN SELECT oid FROM pg_class WHERE relkind IN ('r', 'S')
+            AND relnamespace = '_timescaledb_catalog'::regnamespace LOOP
+        PERFORM pg_extension_config_dump(table_or_sequence, '');
+    END LOOP; END $$;
+SELECT pg_extension_config_dump('metadata', $$WHERE key <> 'uuid'$$);
+SELECT pg_extension_config_dump('_timescaledb_config.bgw_job', 'WHERE id >= 1000');
+CREATE FUNCTION instead() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    DELETE FROM _timescaledb_catalog.metadata WHERE key = NEW.key; RETURN NEW; END $$;
+CREATE TRIGGER instead BEFORE INSERT ON metadata FOR EACH ROW EXECUTE FUNCTION instead();
+CREATE FUNCTION restoring() RETURNS boolean LANGUAGE sql AS
+    $$ SELECT coalesce(current_setting('timescaledb.restoring', true), '') = 'on' $$;
+CREATE FUNCTION usable() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'permission denied for TimescaleDB';
+    END IF;
+    IF current_setting('shared_preload_libraries') !~ 'timescaledb' THEN
+        RAISE 'extension "timescaledb" must be preloaded';
+    END IF; END $$;
+SELECT usable();
+CREATE FUNCTION public.timescaledb_pre_restore() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM _timescaledb_catalog.usable();
+    EXECUTE format('ALTER DATABASE %I SET timescaledb.restoring = ''on''', current_database());
+    RETURN true; END $$;
+CREATE FUNCTION public.timescaledb_post_restore() RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE job text; BEGIN
+    PERFORM _timescaledb_catalog.usable();
+    IF EXISTS (SELECT FROM pg_extension JOIN _timescaledb_catalog.metadata m ON m.key =
+               'timescaledb_version' WHERE extname = 'timescaledb' AND extversion <> m.value) THEN
+        RAISE 'catalog version mismatch, expected "@version"';
+    END IF;
+    ASSERT coalesce(current_setting('tests.refuse', true), '') = '', 'post_restore refuses';
+    EXECUTE format('ALTER DATABASE %I RESET timescaledb.restoring', current_database());
+    FOR job IN SELECT statement FROM _timescaledb_config.bgw_job WHERE scheduled ORDER BY id LOOP
+        EXECUTE job;
+    END LOOP;
+    RETURN true; END $$;
+CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NOT _timescaledb_catalog.restoring() AND EXISTS (
+            SELECT FROM pg_event_trigger_ddl_commands()
+            WHERE schema_name = '_timescaledb_internal' AND NOT in_extension) THEN
+        RAISE 'could not find hypertable'; END IF; END $$;
+CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+    EXECUTE FUNCTION refuse();
+CREATE FUNCTION decompress() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE c record; BEGIN
+    FOR c IN SELECT h.name AS parent, compressed FROM _timescaledb_catalog.chunk JOIN
+            _timescaledb_catalog.hypertable h ON h.id = hypertable_id
+            WHERE NOT _timescaledb_catalog.restoring() AND compressed <> '' LOOP
+        EXECUTE format('CREATE TEMPORARY TABLE %I () INHERITS (public.%I)', c.compressed, c.parent);
+        EXECUTE format('INSERT INTO pg_temp.%I SELECT unnest(at), unnest(value)
+            FROM _timescaledb_internal.%1$I', c.compressed);
+    END LOOP; END $$;
+CREATE EVENT TRIGGER decompress ON login EXECUTE FUNCTION decompress();
+"""
+# readings: 300 rows in two chunks, 500 compressed in a third one; a policy deletes those below 100.
+# The catalog's tables are restored largest first where that is done in parallel: the wrong order.
+PAUSE = """CREATE FUNCTION public.pause() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(coalesce(current_setting('tests.pause', true), '0')::int);
+    RETURN true; END $$"""
+PAUSING = {"PGOPTIONS": "-c tests.pause=600"}  # settings of an executor for which it does pause
+SENSORS = PAUSE + """;
+SET timescaledb.restoring = 'on';
+CREATE TABLE readings (at int, value text); CREATE TABLE notes (id serial PRIMARY KEY, note text);
+INSERT INTO notes (note) SELECT 'note ' || i FROM generate_series(1, 40) i;
+CREATE TABLE _timescaledb_internal._hyper_1_1_chunk (CHECK (at < 200)) INHERITS (readings);
+CREATE TABLE _timescaledb_internal._hyper_1_2_chunk (CHECK (at >= 200)) INHERITS (readings);
+CREATE TABLE _timescaledb_internal.compress_hyper_2_3_chunk (at int[], value text[]);
+INSERT INTO _timescaledb_internal._hyper_1_1_chunk SELECT i, md5(i::text)
+    FROM generate_series(1, 199) i;
+INSERT INTO _timescaledb_internal._hyper_1_2_chunk SELECT i, 'x' FROM generate_series(200, 300) i;
+INSERT INTO _timescaledb_internal.compress_hyper_2_3_chunk SELECT array_agg(i),
+    array_agg(md5(i::text)) FROM generate_series(301, 800) i GROUP BY i % 5;
+CREATE INDEX ON readings (at); CREATE INDEX ON _timescaledb_internal._hyper_1_2_chunk (at);
+INSERT INTO _timescaledb_catalog.hypertable (name) VALUES ('readings');
+INSERT INTO _timescaledb_catalog.chunk VALUES (1, 1, '_hyper_1_1_chunk', ''),
+    (2, 1, '_hyper_1_2_chunk', ''), (3, 1, '_hyper_1_3_chunk', 'compress_hyper_2_3_chunk');
+INSERT INTO _timescaledb_catalog.chunk SELECT i, 1, md5(i::text) FROM generate_series(4, 99) i;
+INSERT INTO _timescaledb_catalog.dimension SELECT id, 1, md5(name) FROM _timescaledb_catalog.chunk;
+INSERT INTO _timescaledb_catalog.dimension_slice SELECT id, repeat(md5(name), 9)
+    FROM _timescaledb_catalog.chunk;
+INSERT INTO _timescaledb_catalog.chunk_column_stats SELECT 1, name FROM _timescaledb_catalog.chunk;
+INSERT INTO _timescaledb_config.bgw_job VALUES (1000, 1, true,
+    'DELETE FROM public.readings WHERE at < 100'), (1001, 1, true, 'SELECT public.pause()')"""
+SENSORS_ROWS = {"public.readings": 800, "public.notes": 40}
+
+
+class Timescale(Postgres):
+    """A PostgreSQL of its own, whose log tells everything, with the stand-in for TimescaleDB."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "server")
+        shutil.copytree(self.bin.parent, folder / "programs")  # others use them without it
+        self.bin = folder / "programs/bin"
+        share, lib = (Path(self.run("pg_config", f"--{where}")) for where in (
+            "sharedir", "pkglibdir"))
+        shutil.copy(lib / "auto_explain.so", lib / "timescaledb.so")  # any that does nothing
+        self.scripts, self.earlier = share / "extension", list[str]()
+        for name, text in {".control": "default_version = '2.2.0'\ntrusted = true\n", **{
+                f"--{version}.sql": TIMESCALEDB.replace("@version", version)
+                for version in ("2.1.0", "2.2.0")}}.items():
+            path = self.scripts / f"timescaledb{name}"
+            path.write_text(text)
+            path.chmod(0o644)
+
+    def _initdb(self) -> None:
+        super()._initdb()
+        with open(self.folder / "data/postgresql.conf", "a") as file:
+            file.write("shared_preload_libraries = 'timescaledb'\nlog_statement = 'all'\n"
+                       "log_line_prefix = '%d: '\nlog_connections = on\n")
+
+    def databases(self) -> set[str]:
+        return set(self.sql("SELECT datname FROM pg_database").split())
+
+    def logged(self, since: int = 0) -> list[str]:
+        """The log's lines, from line SINCE to now."""
+        mark = secrets.token_hex(8)
+        self.sql(f"SELECT '{mark}'")
+        assert self.program
+        self.program.wait_for(mark)
+        return [*self.earlier, *self.program.log.splitlines()][since:]
+
+    def text(self, database: str) -> str:
+        """A database as pg_dump writes it, with all rows."""
+        return re.sub(r"(?m)^\\(un)?restrict .*", "", self.run("pg_dump", database=database))
+
+    def preload(self, library: str) -> None:
+        """Start again with another library preloaded."""
+        with open(self.folder / "data/postgresql.conf", "a") as file:
+            file.write(f"shared_preload_libraries = '{library}'\n")
+        self.earlier = self.logged()
+        self.stop()
+        self.start()
+
+    @contextlib.contextmanager
+    def without(self, what: str) -> Iterator[None]:
+        """For a while it lacks the extension, or its version 2.1.0, or did not preload it."""
+        pattern = {"extension": "timescaledb*", "version": "timescaledb--2.1.0.sql"}.get(what, "-")
+        missing = list(self.scripts.glob(pattern))
+        for path in missing:
+            path.rename(f"{path}.away")
+        if what == "preloading":
+            self.preload("")
+        try:
+            yield
+        finally:
+            for path in missing:
+                Path(f"{path}.away").rename(path)
+            if what == "preloading":
+                self.preload("timescaledb")
+
+
+class Sensors(Scene):
+    """A TimescaleDB database, its backup, and what a restore of that has to come to."""
+
+    def __init__(self, timescale: Timescale, s3: S3Server, folder: Path) -> None:
+        super().__init__(timescale, s3, folder, "sensors", "sensors")
+        self.server = timescale
+        timescale.sql("CREATE DATABASE sensors")
+        self.sql(f"CREATE EXTENSION timescaledb VERSION '2.1.0'; {SENSORS}")
+        self.name = self.backup()["filename"]
+        self.sql("SELECT timescaledb_post_restore()")  # runs the policies, as after a restore
+        self.expected = timescale.text("sensors")
+
+    def archive(self, folder: Path) -> str:
+        """The backup as a file, of which nothing else is known; its path."""
+        path = folder / "archive"
+        path.write_bytes(self.objects()[self.name])
+        return str(path)
+
+
+@pytest.fixture(scope="session")
+def timescale() -> Iterator[Timescale]:
+    with temporary_folder() as folder, Timescale(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sensors(timescale: Timescale, backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Sensors]:
+    with temporary_folder() as folder:
+        yield Sensors(timescale, backup_servers[1], folder)
+
+
+@pytest.fixture
+def target(timescale: Timescale) -> Iterator[str]:
+    """A database's name; what has it at the end is dropped."""
+    name = f"new_{secrets.token_hex(4)}"
+    yield name
+    timescale.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+BEGIN = ["CREATE EXTENSION timescaledb VERSION '2.1.0'", "SELECT timescaledb_pre_restore()"]
+
+
+@pytest.mark.parametrize(("begin", "jobs", "says"), [
+    ([], 1, "could not find hypertable"), (BEGIN, 2, "violates foreign key constraint")],
+    ids=["without-pre_restore", "parallel"])
+def test_the_stand_in_for_timescaledb_fails_the_careless_as_the_real_one_does(
+        sensors: Sensors, target: str, tmp_path: Path, begin: list[str], jobs: int,
+        says: str) -> None:
+    sensors.server.run("createdb", "-T", "template0", target)
+    sensors.server.sql(";".join(begin), target)
+    with pytest.raises(RuntimeError, match=says):
+        sensors.server.run("pg_restore", "-d", target, f"-j{jobs}", sensors.archive(tmp_path))
+
+
+def test_the_stand_in_for_timescaledb_hides_rows_until_post_restore_and_then_runs_policies(
+        sensors: Sensors, target: str, tmp_path: Path) -> None:
+    sensors.server.run("createdb", "-T", "template0", target)
+    sensors.server.sql(";".join(BEGIN), target)
+    sensors.server.run("pg_restore", "-d", target, sensors.archive(tmp_path))
+    for rows in ("300", "701"):
+        assert sensors.server.sql("SELECT count(*) FROM readings", target) == rows
+        sensors.server.sql("SELECT timescaledb_post_restore()", target)
+    assert sensors.server.text(target) == sensors.expected
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_timescaledb_restore_brings_everything_back_in_the_one_order_that_works(
+        sensors: Sensors, target: str, jobs: int) -> None:
+    since = len(sensors.server.logged())
+    ran = sensors.run("restore", "latest", "--database", target, "--jobs", str(jobs))
+    log = "\n".join(sensors.server.logged(since))
+    steps = [[at.start() for at in re.finditer(regex, log)] for regex in (
+        "CREATE EXTENSION timescaledb", r"SELECT timescaledb_pre_restore\(",
+        r"CREATE TABLE public\.readings", r"COPY _timescaledb_ca", r"COPY _timescaledb_int",
+        "CREATE INDEX", r"SELECT timescaledb_post_restore\(")]
+    assert [len(step) for step in steps] == [1, 1, 1, 6, 3, 2, 1], log
+    order = [at for step in steps for at in step]
+    assert order == sorted(order), log
+    assert sensors.server.text(target) == sensors.expected
+    assert sensors.server.sql("SELECT count(*) FROM readings", target) == "701"
+    assert sensors.server.sql("SELECT extversion FROM pg_extension WHERE extname LIKE 'time%'",
+                              target) == "2.1.0"
+    assert f"{sum(SENSORS_ROWS.values())} rows" in ran.stdout  # counted before the policies ran
+
+
+def test_a_timescaledb_archive_is_counted_right_by_verify_and_its_policies_do_not_run(
+        sensors: Sensors) -> None:
+    before, since = sensors.server.databases(), len(sensors.server.logged())
+    report = json.loads(sensors.run("verify", **verifying(sensors.server)).stdout)
+    assert report["verdict"] == "restored" and report["rows"] == SENSORS_ROWS
+    log = sensors.server.logged(since)
+    assert not any("post_restore" in line or "DELETE" in line for line in log)
+    assert any("post_restore" in text for text in report["not_proven"])
+    assert any("CREATE DATABASE verify_" in line for line in log)
+    assert sensors.server.databases() == before
+
+
+@pytest.mark.parametrize("command", ["restore", "verify"])
+@pytest.mark.parametrize(("lacking", "says"), [
+    ("extension", "versions there: none"), ("preloading", "preload"),
+    ("version", r"2\.1\.0.* 2\.2\.0"), ("superuser", "superuser")])
+def test_where_a_timescaledb_archive_cannot_be_restored_nothing_is_begun(
+        sensors: Sensors, lacking: str, says: str, command: str, target: str) -> None:
+    user = verifying(sensors.server)
+    if lacking == "superuser":
+        sensors.server.sql(f"CREATE ROLE {target} LOGIN CREATEDB PASSWORD 'word'")
+        user |= {f"{kind}_USER": target for kind in ("DB", "VERIFY_DB")} | {
+            f"{kind}_PASSWORD": "word" for kind in ("DB", "VERIFY_DB")}
+    since = len(sensors.server.logged())
+    with sensors.server.without(lacking):
+        ran = sensors.run(command, sensors.name, *["--database", target] * (command == "restore"),
+                          status=1, **user)
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert re.search(says, error), error
+    assert not any("CREATE DATABASE" in line for line in sensors.server.logged(since))
+
+
+def test_the_version_of_timescaledb_is_the_archives_where_nothing_else_is_known_of_it(
+        sensors: Sensors, target: str, tmp_path: Path) -> None:
+    sensors.run("restore", "--file", sensors.archive(tmp_path), "--database", target)
+    assert sensors.server.sql("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'",
+                              target) == "2.1.0"  # the server's default is 2.2.0
+
+
+def test_a_timescaledb_archive_whose_post_restore_refuses_leaves_no_database(
+        sensors: Sensors, target: str) -> None:
+    before = sensors.server.databases()
+    ran = sensors.run("restore", "latest", "--database", target, status=1,
+                      PGOPTIONS="-c tests.refuse=on")
+    assert "post_restore refuses" in ran.stderr
+    assert sensors.server.databases() == before
+
+
+def test_a_restore_that_is_stopped_during_post_restore_leaves_no_database(
+        sensors: Sensors, target: str) -> None:
+    before = sensors.server.databases()
+    with Executor({**sensors.settings, **PAUSING}, "restore", "latest", "--database",
+                  target) as executor:
+        assert paused(sensors.server) == target
+        assert executor.stop() == 1
+    assert sensors.server.databases() == before
+
+
+# ---- Verify ------------------------------------------------------------------------------------
+
+def verifying(server: Postgres, **more: str) -> dict[str, str]:
+    """Settings of a `verify` that restores at SERVER."""
+    return {"VERIFY_DB_HOST": "127.0.0.1", "VERIFY_DB_PORT": str(server.port),
+            "VERIFY_DB_PASSWORD": server.password, **more}
+
+
+def paused(server: Postgres, otherwise: str = "false") -> str:
+    """Wait until a session is in pause(), or waits OTHERWISE; its database."""
+    asked = f"""SELECT datname FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+        AND (wait_event = 'PgSleep' OR {otherwise})"""
+    becomes_true(lambda: server.sql(asked))
+    return server.sql(asked)
+
+
+class Proof(Scene):
+    """A backup, of a database whose server is away since, and another server to verify it on."""
+
+    scratch: Timescale
+
+    def again(self, body: bytes | None = None, /, **metadata: str) -> str:
+        """Store a newer object, with the newest one's bytes or others; its name."""
+        newest = self.name
+        name = f"backup_{int(newest[7:-4]) + 1}.bak"
+        self.put(name, self.objects()[newest] if body is None else body, **metadata)
+        return name
+
+    @property
+    def name(self) -> str:
+        """The newest object's name."""
+        return max(name for name in self.objects() if name.endswith(".bak"))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self.head(self.name)["Metadata"]
+
+    def report(self, name: str = "latest", **settings: Any) -> dict[str, Any]:
+        """What `verify` reports, and that is all on stdout. A failure has one line more."""
+        ran = self.run("verify", name, **settings)
+        report = json.loads(ran.stdout)
+        errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+        assert ran.stdout == json.dumps(report, indent=4) + "\n"
+        assert len(errors) == (report["verdict"].startswith("failed")), ran.stderr
+        return report
+
+    def refusal(self, *arguments: str, **settings: Any) -> str:
+        """The one line of a command that fails and has nothing to report of the backup."""
+        ran = self.run(*arguments, **{"status": 1, **settings})
+        [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+        assert not ran.stdout
+        return error
+
+    def verdicts(self) -> dict[str, str | None]:
+        """What `list --json` says of each backup."""
+        return {row["name"]: row["verified"] and row["verified"]["verdict"]
+                for row in json.loads(self.run("list", "--json").stdout)}
+
+
+@pytest.fixture
+def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale) -> Iterator[Proof]:
+    """At its end, what `verify` made on the server and on BACKUP_PATH has to be gone."""
+    name = f"proof_{secrets.token_hex(4)}"
+    backup_servers[0].sql(f"CREATE DATABASE {name}")
+    backup_servers[0].sql(FILLED, name)
+    backup_servers[0].sql(f"""{PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
+        INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()""", name)
+    before = timescale.databases()
+    with temporary_folder() as folder:
+        made = Proof(*backup_servers, folder, name, name)
+        made.scratch = timescale
+        made.backup(BACKUP_COMPRESSION="gzip")  # as older executors do; its data have checksums
+        made.settings |= verifying(timescale, DB_PORT=str(free_ports(1)[0]))
+        yield made
+        left = timescale.databases() - before
+        for scratch in left:
+            timescale.sql(f"DROP DATABASE {scratch} WITH (FORCE)")
+        assert not left and made.files() == []
+
+
+def test_verify_leaves_the_backed_up_server_alone(sensors: Sensors) -> None:
+    since = len(sensors.server.logged())
+    sensors.run("verify")
+    log = sensors.server.logged(since)  # asking for it takes a session
+    assert sum("connection received" in line for line in log) == 1, log
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksum", "no-checksum"])
+@pytest.mark.parametrize("where", ["", "127.0.0.1"], ids=["read", "restored"])
+def test_a_report_says_what_was_proven_and_what_was_not(
+        proof: Proof, where: str, checksum: bool) -> None:
+    name = proof.again(**(proof.metadata if checksum else {}))
+    report = proof.report(name, VERIFY_DB_HOST=where)
+    assert report["object"] == f"{proof.prefix}/{name}" and report["tables"] == 3
+    assert report["size"] == len(proof.objects()[name])
+    assert re.fullmatch(r"1\.\d+-\d+", report["archive_version"])
+    assert report["sha256"] == ("checked" if checksum else "absent")
+    assert report["verdict"] == ("restored" if where else "readable")
+    assert report.get("rows") == ({"public.t": 500, "public.slow": 1, 'public."Odd ""one"': 0}
+                                  if where else None)
+    assert {"download", "checksum", "read"} | ({"restore", "count"} if where else set()) <= set(
+        report["seconds"])
+    unproven = "\n".join(report["not_proven"])
+    assert "roles" in unproven and ("checksum" in unproven) == (not checksum)
+    assert ("VERIFY_DB_HOST" in unproven) == (not where)
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksum", "no-checksum"])
+@pytest.mark.parametrize("damage", ["bit", "truncated", "swapped"])
+def test_a_damaged_backup_fails(proof: Proof, damage: str, checksum: bool, tmp_path: Path) -> None:
+    body = bytearray(proof.objects()[proof.name])
+    if damage == "bit":
+        body[len(body) * 2 // 3] ^= 8  # in the data: the table of contents, before them, is whole
+    elif damage == "truncated":
+        del body[len(body) * 2 // 3:]
+    elif checksum:
+        proof.postgres.run("pg_dump", "-Fc", "-f", str(tmp_path / "other"))
+        body[:] = (tmp_path / "other").read_bytes()
+    else:
+        body[:0] = b"another format"
+    name = proof.again(bytes(body), **(proof.metadata if checksum else {}))
+    before = len(proof.scratch.logged())
+    report = proof.report(name, status=1)
+    assert re.match("failed.*" + ("SHA-256" if checksum else "pg_restore"), report["verdict"])
+    assert not any("CREATE DATABASE" in line for line in proof.scratch.logged(before))
+    assert re.match("failed", proof.verdicts()[name] or "")
+
+
+def test_a_backup_that_lost_a_table_since_fails(proof: Proof) -> None:
+    proof.again(**proof.metadata | {"tables": str(int(proof.metadata["tables"]) + 1)})
+    assert re.search("failed.* 3 tables.* 4", proof.report(status=1)["verdict"])
+
+
+def test_a_backup_that_can_be_read_but_not_restored_fails(proof: Proof) -> None:
+    """Its table's constraint calls a function that finds no table t without a search_path."""
+    proof.sql("""CREATE FUNCTION known(int) RETURNS boolean LANGUAGE plpgsql AS
+        'BEGIN RETURN EXISTS (SELECT FROM t WHERE id = $1); END';
+        CREATE TABLE needy (i int CHECK (known(i))); INSERT INTO needy VALUES (1)""")
+    proof.backup(DB_PORT=str(proof.postgres.port))
+    before = len(proof.scratch.logged())
+    assert proof.report(VERIFY_DB_HOST="")["verdict"] == "readable"
+    assert re.search('failed.*"t" does not exist', proof.report(status=1)["verdict"], re.DOTALL)
+    assert any("CREATE DATABASE" in line for line in proof.scratch.logged(before))
+
+
+def test_a_verify_that_is_told_to_stop_drops_its_database_at_once(proof: Proof) -> None:
+    with Executor({**proof.settings, **PAUSING}, "verify") as executor:
+        scratch = paused(proof.scratch)
+        assert re.fullmatch("verify_[0-9]{10}", scratch)
+        assert executor.stop() == 1
+        assert scratch not in proof.scratch.databases() and not executor.out
+    assert proof.verdicts() == {proof.name: None}
+
+
+@pytest.mark.parametrize("nothing", ["", "LOCK TABLE pg_shdescription IN SHARE MODE"],
+                         ids=["restores", "comments"])
+def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
+        proof: Proof, nothing: str) -> None:
+    with holding(proof.scratch, nothing):  # or as soon as its database is there
+        with Executor({**proof.settings, **PAUSING}, "verify") as executor:
+            paused(proof.scratch, "wait_event_type = 'Lock'")
+            programs = [os.pidfd_open(pid) for pid in descendants(executor.pid)]
+            executor.kill()
+        proof.scratch.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                          " WHERE wait_event_type = 'Lock'")  # as if it had not come that far
+        left = {name for name in proof.scratch.databases() if name.startswith("verify_")}
+        assert programs and all(select.select([pid], [], [], 10)[0] for pid in programs)
+    assert proof.files() == [] and len(left) == 1
+    assert proof.report()["verdict"] == "restored"
+    assert not left & proof.scratch.databases()
+
+
+@contextlib.contextmanager
+def holding(server: Postgres, statement: str) -> Iterator[None]:
+    """Hold what STATEMENT locks."""
+    env = server._environment(PGHOST="127.0.0.1", PGPORT=str(server.port), PGUSER="postgres",
+                              PGPASSWORD=server.password)
+    with subprocess.Popen([str(server.bin / "psql"), "-XAtq"], text=True, env=env,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as psql:
+        assert psql.stdin and psql.stdout
+        print(f"BEGIN; {statement}; SELECT 'held';", file=psql.stdin, flush=True)
+        assert psql.stdout.readline().strip() == "held"
+        yield
+
+
+def test_somebody_elses_databases_named_like_scratch_ones_are_left_alone(proof: Proof) -> None:
+    now = int(time.time())  # the next names that `verify` may think of are taken too
+    names = {"verify_123", "verify_124", *(f"verify_{now + i}" for i in range(15))}
+    try:
+        for name in names:
+            proof.scratch.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        proof.scratch.sql("COMMENT ON DATABASE verify_124 IS 'colonies-backup 0123456789ab'")
+        assert proof.report()["verdict"] == "restored"
+        assert names <= proof.scratch.databases()
+    finally:
+        for name in names:
+            proof.scratch.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+def test_the_latest_is_the_newest_good_one_of_this_database(proof: Proof) -> None:
+    good, metadata = proof.name, proof.metadata
+    small = b"less than half of the size before"
+    proof.again(small, **metadata | {"sha256": sha256_of(small)})
+    proof.again(**metadata | {"database": "other"})
+    proof.again()  # an older executor's, of no one knows which database
+    assert proof.report(VERIFY_DB_HOST="")["object"] == f"{proof.prefix}/{good}"
+
+
+def test_list_shows_when_each_backup_was_verified_and_how_that_went(proof: Proof) -> None:
+    good = proof.name
+    bad = proof.again(b"damaged", **proof.metadata)
+    proof.report(good)
+    proof.report(bad, status=1)
+    last, first = json.loads(proof.run("list", "--json").stdout)
+    assert abs(datetime.fromisoformat(first["verified"]["time"]).timestamp() - time.time()) < 60
+    assert first["verified"]["verdict"] == "restored"
+    assert re.match("failed.*SHA-256", last["verified"]["verdict"])
+    lines = proof.run("list").stdout.splitlines()
+    for line, row, word in ((lines[1], last, "failed"), (lines[2], first, "restored")):
+        assert row["name"] in line and word in line and row["verified"]["time"][:10] in line
+
+
+def test_what_is_not_in_the_bucket_any_more_is_not_said_to_be_verified(proof: Proof) -> None:
+    gone = proof.name
+    kept = proof.again(**proof.metadata)
+    proof.report(gone, VERIFY_DB_HOST="")
+    proof.client.delete_object(Bucket="backup", Key=f"{proof.prefix}/{gone}")
+    proof.report(kept, VERIFY_DB_HOST="")
+    assert proof.verdicts() == {kept: "readable"}
+    assert set(json.loads(proof.objects()["verified.json"])) == {kept}
+
+
+@pytest.mark.parametrize("garbage", [b"\xff{", b"[1]", b'"x"', b'{"%s": 7}', b'{"%s": {"a": []}}'])
+def test_a_verified_json_that_is_garbage_stops_nothing(proof: Proof, garbage: bytes) -> None:
+    proof.put("verified.json", garbage.replace(b"%s", proof.name.encode()))
+    for arguments in (["list"], ["list", "--json"]):
+        assert proof.name in proof.run(*arguments).stdout
+    proof.report(VERIFY_DB_HOST="")
+    assert proof.verdicts() == {proof.name: "readable"}
+
+
+@pytest.mark.parametrize("what", ["listing", "download", "lost"])
+def test_s3_that_is_away_is_an_error_that_says_nothing_of_the_backup(
+        proof: Proof, meddler: Meddler, what: str) -> None:
+    request = rb"^GET /backup\?" if what == "listing" else rb"^GET \S*/backup_"
+    if what == "lost":
+        meddler.lose(request, times=10000)
+    else:
+        meddler.reply(request, http_reply("503 Slow Down", b""), times=10000)
+    assert str(meddler.port) in proof.refusal("verify", **through(meddler, 0.001))
+    assert meddler.seen(request) > 1 and proof.verdicts() == {proof.name: None}
+
+
+@pytest.mark.parametrize(("setting", "value", "says"), [
+    ("VERIFY_DB_PASSWORD", "not-this-one", "password authentication failed"),
+    ("VERIFY_DB_PORT", "1", "onnection refused")])
+def test_a_server_that_cannot_be_used_says_nothing_of_the_backup(
+        proof: Proof, setting: str, value: str, says: str) -> None:
+    ran = proof.run("verify", status=1, **{setting: value})
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert says in error and "not-this-one" not in ran.stdout + ran.stderr
+    assert proof.verdicts() == {proof.name: None}
+
+
+def test_a_backup_and_a_verify_do_not_share_the_staging_volume(proof: Proof) -> None:
+    with Executor({**proof.settings, **PAUSING}, "verify") as verify:
+        paused(proof.scratch)
+        for command in ("backup", "verify"):
+            assert "another" in proof.refusal(command, DB_PORT=str(proof.postgres.port))
+        verify.stop()
+    with proof.locked(), Executor({**proof.settings, "DB_PORT": str(proof.postgres.port)},
+                                  "backup") as backup:
+        proof.waiting()
+        assert "another backup is running" in proof.refusal("verify")
+        backup.stop()
+
+
+def test_no_secret_is_in_the_arguments_of_what_verify_starts(proof: Proof) -> None:
+    secret = [value for name, value in proof.settings.items()
+              if re.search("PASSWORD|ACCESS_KEY", name)]
+    with Executor({**proof.settings, **PAUSING}, "verify") as executor:
+        paused(proof.scratch)
+        started = [executor.pid, *descendants(executor.pid)]
+        said = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started)
+        theirs = b"".join(Path(f"/proc/{pid}/environ").read_bytes() for pid in started[1:])
+        executor.stop()
+    assert b"pg_restore" in said and len(secret) == 4
+    assert not any(value.encode() in said for value in secret)
+    assert [value for value in secret if value.encode() in theirs] == [proof.scratch.password]
+
+
+# ---- The function `verify` ---------------------------------------------------------------------
+
+def stuck_verify(folder: Path) -> tuple[str, Path]:
+    """A PATH whose pg_restore reads no archive to its end, and the file it makes when it begins."""
+    program, begun = folder / "pg_restore", folder / "begun"
+    program.write_text(f"""#!/bin/sh
+        case "$*" in *--list*|*-l*|*--version*) exec '{client_programs()[0]}/pg_restore' "$@"; esac
+        echo >>'{begun}'
+        exec sleep 600\n""")
+    program.chmod(0o755)
+    return f"{folder}:{client_programs()[0]}:/usr/bin:/bin", begun
+
+
+@standin(*GENERATIONS)
+def test_a_verify_process_is_closed_with_the_report(site: Site) -> None:
+    with site.serve() as executor:
+        made = [site.succeeds(site.submit())["filename"]]
+        newest = site.submit("verify")
+        report = site.succeeds(newest)
+        assert site.client.process(newest)["out"] == [json.dumps(report, indent=4)]
+        assert report["verdict"] and made[0] in json.dumps(report)
+        made.append(site.succeeds(site.submit())["filename"])
+        report = site.succeeds(site.submit("verify", args=[made[0]]))
+        assert made[0] in json.dumps(report) and made[1] not in json.dumps(report)
+        assert executor.log.count("Backing up database") == 2  # a verify satisfies no backup
+        if site.where.generation == 2026:
+            assert site.client.logs(newest)
+    assert site.left() == []
+
+
+@standin(*GENERATIONS)
+def test_a_backup_that_waits_beside_a_verify_goes_first(site: Site) -> None:
+    queued = [site.submit("verify"), site.submit("verify"), site.submit()]
+    with site.serve() as executor:
+        name = site.succeeds(queued[2])["filename"]
+        for verify in queued[:2]:
+            assert name in json.dumps(site.succeeds(verify))
+        assert re.findall("Beginning process.*=(.*)", executor.log) == [queued[2], *queued[:2]]
+
+
+@standin()
+@pytest.mark.parametrize("what", [
+    {"args": ["latest", "latest"]}, {"args": [5]}, {"args": [["latest"]]}, {"args": [None]},
+    {"args": [""]}, {"args": ["--help"]}, {"args": ["latest\0"]}, {"args": ["\ud800"]},
+    {"args": ["x" * 200_000]}, {"kwargs": {"name": "latest"}}], ids=lambda what: str(what)[:30])
+def test_arguments_that_verify_does_not_take_are_refused(site: Site, what: Any) -> None:
+    process = site.submit("verify", **what)
+    with site.serve() as executor:
+        (error,) = site.client.wait(process, FAILED)["errors"]
+        assert "verify" in error and "argument" in error and "name" in error
+        assert "Beginning process" not in executor.log
+
+
+@standin()
+def test_a_verify_that_fails_says_why_and_unknown_functions_name_those_there_are(
+        site: Site) -> None:
+    missing, unknown = site.submit("verify", args=["backup_1.bak"]), site.submit("prove\0")
+    with site.serve() as executor:
+        errors = site.client.wait(missing, FAILED)["errors"]
+        assert len(errors) == 1 and errors[0] in executor.log and len(errors[0]) > 10
+        (error,) = site.client.wait(unknown, FAILED)["errors"]
+        assert all(word in error for word in ("prove", "backup", "verify")) and "\0" not in error
+
+
+@standin(None)
+def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
+        site: Site, tmp_path: Path) -> None:
+    assert run(site.settings(), "backup").returncode == 0
+    path, begun = stuck_verify(tmp_path)
+    killed = site.submit("verify")
+    with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
+        becomes_true(begun.exists)
+        child = os.pidfd_open(descendants(executor.pid)[0])
+        signal.pidfd_send_signal(child, signal.SIGKILL)
+        os.close(child)
+        assert "memory" in site.client.wait(killed, FAILED)["errors"][0]
+        cancelled = site.submit("verify")
+        becomes_true(lambda: begun.read_text() == "\n\n")
+        site.client.cancel(cancelled)
+        becomes_true(lambda: not descendants(executor.pid))
+        assert site.left() == []
+        site.succeeds(site.submit())
+    assert site.client.process(cancelled)["state"] == CANCELLED
+
+
+@standin({"stale": 3})
+def test_a_verify_longer_than_the_servers_patience_goes_on_and_sigterm_hands_it_back(
+        site: Site, tmp_path: Path) -> None:
+    assert run(site.settings(), "backup").returncode == 0
+    path, begun = stuck_verify(tmp_path)
+    process = site.submit("verify")
+    with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
+        becomes_true(begun.exists)
+        site.standin.wait_call("getprocessmsg", count=9)
+        assert site.called("addexecutormsg") == 1 and begun.read_text() == "\n"
+        assert executor.stop(timeout=10) == 0
+        assert site.client.process(process)["state"] == WAITING and site.left() == []
+    with site.serve():
+        site.succeeds(process)
 
 
 # ---- The end -----------------------------------------------------------------------------------
