@@ -2,13 +2,12 @@
 """Colonies Backup Executor: PostgreSQL and TimescaleDB backups in S3, run by Colonies.
 
 Beside a database runs `python backup_executor.py`. Colonies assigns it a process `backup`: it runs
-`pg_dump -Fc` to a local volume, reads the archive's table of contents back, uploads it to an S3
-bucket, every part with its checksum, and asks S3 what it has; it removes the local file and then,
-never before, the backups beyond the newest few, and closes the process with a JSON result.
-A finished dump is not thrown away because S3 or Colonies is away, nor by a crash. Nothing partial
-is ever seen under a final name, nothing is removed that is not provably an old backup of this very
-database. `verify` proves a backup by restoring it, `restore` restores one. `--help` has every
-setting. Needs pg_dump, pg_restore, psql, boto3. It reads in the order in which things happen.
+`pg_dump -Fc` to a local volume, reads the table of contents back, uploads it to an S3 bucket, every
+part with its checksum, and asks S3 what it has; it removes the local file and then, never before,
+the backups beyond the newest few, and closes the process with a JSON result. A finished dump is not
+thrown away because S3 or Colonies is away, nor by a crash. Nothing partial is ever seen under a
+final name; nothing goes that is not provably an old backup of this very database. `verify` proves a
+backup, `restore` restores one. It needs pg_dump, pg_restore, psql and boto3. Read it in its order.
 """
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
@@ -155,9 +154,8 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
         except OSError as error: value = wrong[setting.name] = f"cannot be read: {error}"
         except ValueError as error: value = wrong[setting.name] = str(error)
         setattr(s, setting.name.lower(), value)
-    needed = ["AWS_S3_BUCKET_NAME"] * s3
-    one = bool(s.aws_s3_access_key or s.aws_s3_secret_access_key)
-    needed += ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"] * one + [
+    keys = ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
+    needed = ["AWS_S3_BUCKET_NAME"] * s3 + keys * any(getattr(s, key.lower()) for key in keys) + [
         "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_COLONY_NAME or "
         "COLONIES_COLONY_ID", "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"] * serve
     wrong |= {names: "is missing" for names in needed
@@ -288,8 +286,7 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
 # An object named like a backup; metadata: keys in lower case, or None where it can't be had.
 Found = collections.namedtuple("Found", "seconds key size metadata")
 LONG = {"upload_part": 3600, "download_fileobj": 10**6}  # seconds for a try; others have 300
-class S3:
-    """The bucket: `call` is the one place where a request leaves."""
+class S3:  # the bucket; `call` is the one place where a request leaves
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
     def __init__(self, s: Namespace, patience: float = PATIENCE):
@@ -388,9 +385,8 @@ def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # n
     return {"removed": removed, "kept": {key: kept[key] for key in kept if key not in removed}}
 # ---- The staging volume --------------------------------------------------------------------------
 class Journal(dict[str, Any]):
-    """What is known of one dump: `….bak.json` beside `….bak`, so that a crash loses nothing.
-    by, process, attempts: whose it is, for whom, how often begun. id, sha256, …: since it was read
-    back. upload: maybe unfinished. gone, …: since S3 has it; no local file is ours any more."""
+    """`….bak.json` beside `….bak`. by, process, attempts: whose it is, how often begun. sha256, …:
+    it was read back. upload: maybe unfinished. bucket, …: S3 has it. gone: no file is ours."""
     def __init__(self, file: str, **values: Any):
         super().__init__(values)
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
@@ -422,8 +418,6 @@ def journals(s: Namespace) -> list[Journal]:
         with suppress(OSError, ValueError, TypeError), open(journal.path, "rb") as file:
             journal.update(json.load(file))
     return sorted((x for x in found if x.get("by") == s.journals), key=lambda x: x.file)
-def unfinished(s: Namespace) -> bool:
-    return any(journal.pending() or os.path.exists(journal.partial) for journal in journals(s))
 @contextmanager
 def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
     folder = os.open(s.backup_path, os.O_RDONLY | os.O_DIRECTORY)
@@ -443,13 +437,14 @@ LOOK = """SELECT json_build_object('database', current_database(),
     'number', current_setting('server_version_num')::int,
     'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
     'timescaledb', (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'))"""
-# Both names compared went through the server's own truncation and escaping.
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
-    AND pid <> pg_backend_pid() AND application_name = current_setting('application_name')"""
+    AND datname = current_database() AND pid <> pg_backend_pid()
+    AND application_name = current_setting('application_name')"""
 LEFT_OUT = """SELECT (SELECT count(*) FROM pg_roles WHERE rolname !~ '^pg_'), (SELECT count(*)
     FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> current_database())"""
 def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
-    return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout, options=options)
+    return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout,
+               options=f"-c statement_timeout=0 {options}")
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
     return Namespace(**json.loads(psql(s, step, query, **more)))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
@@ -481,7 +476,6 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
     if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
     while f"backup_{seconds}.bak" in " ".join(os.listdir(s.backup_path)): seconds += 1
-    # Before 16, pg_dump takes nothing but a level of gzip.
     spelt = {"auto": "zstd"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
     method = spelt.get(s.backup_compression, re.sub("^gzip:(?=[0-9])", "", s.backup_compression))
     # A pg_dump killed by -9 leaves a session that may wait for a lock: the server is to notice.
@@ -517,7 +511,7 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     HeadObject, where ours is success, another's means the next second, none to send or complete."""
     log("info", "Uploading backup file to S3 ...")
     begun, pauses, why = time.monotonic(), backoff(), "S3 has nothing there"
-    seconds = first = int(re.findall("[0-9]+", journal.file)[-1])
+    seconds = int(re.findall("[0-9]+", journal.file)[-1])
     target, condition, end = dict[str, Any](), {"IfNoneMatch": "*"}, 0.0
     while True:
         key = s3.key(f"backup_{seconds}.bak")
@@ -525,7 +519,6 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
         if head and head["Metadata"].get("backup-id") == journal["id"]: break
         if head:  # also for servers that know no If-None-Match
             seconds += 1
-            require(seconds < first + 100, f"{s3.where}: 100 names in a row are taken")
         elif target.get("Key") != key:
             target = send_parts(s3, journal, key)
             end = end or time.monotonic() + s3.patience * TIME_SCALE
@@ -609,10 +602,10 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
         return result
 def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to its result
     if journal.pending():
-        proof = upload(s3, journal)
+        if "bucket" not in journal: journal.save(**upload(s3, journal))
         with suppress(FileNotFoundError): os.unlink(journal.file)
         log("info", "Removed local backup file", Filepath=journal.file)
-        journal.save(gone=True, **proof)
+        journal.save(gone=True)
     result = {name: journal[name] for name in RESULT}
     result |= prune(s3, result["system_identifier"], result["database"], result["filepath_s3"][1:])
     if not journal["process"]: journal.remove()  # else it is kept until the process is closed
@@ -622,8 +615,9 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
     for journal in journals(s):
         own = bool(process) and journal["process"] == process
         if journal.pending():
-            if os.path.exists(journal.partial): os.rename(journal.partial, journal.file)
-            if digest(journal.file) != journal["sha256"]:
+            if os.path.exists(journal.partial) and not os.path.lexists(journal.file):
+                os.rename(journal.partial, journal.file)
+            if "bucket" not in journal and digest(journal.file) != journal["sha256"]:
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
                 abort(s3, journal)
                 journal.remove()
@@ -643,16 +637,16 @@ SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, 
 EMPTY = """SELECT count(*) = 0 FROM (SELECT objid FROM pg_depend UNION SELECT oid FROM pg_namespace
     UNION SELECT oid FROM pg_publication UNION SELECT oid FROM pg_default_acl UNION SELECT oid FROM
     pg_cast UNION SELECT 16384 FROM pg_largeobject_metadata) AS objects WHERE objid >= 16384"""
-# Rows of partitions and chunks are counted with their parents'.
-COUNT = """SELECT json_build_object('size', pg_database_size(current_database()), 'there', count(*)
-    FILTER (WHERE relkind = 'r'), 'rows', coalesce(json_object_agg(format('%I.%I', nspname,
+COUNT = """SELECT json_build_object('size', pg_database_size(current_database()),
+    'rows', coalesce(json_object_agg(format('%I.%I', nspname,
     relname), substring(query_to_xml(format('SELECT count(*) FROM %I.%I', nspname, relname), false,
     true, '')::text FROM '<count>([0-9]+)')::bigint ORDER BY nspname, relname) FILTER (WHERE nspname
     !~ '^_timescaledb_' AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)), '{}'))
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'"""
-STRANGER = ["--no-owner", "--no-acl"]  # pg_restore's options for a server without the roles
-SCRATCH = [*STRANGER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
+SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
+POST_RESTORE = "SELECT timescaledb_post_restore()"
+PUBLIC = "-c search_path=public -c default_transaction_read_only=off"  # against the database's own
 NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
 OF_DATABASE = (rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
                rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)")
@@ -672,11 +666,11 @@ def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest go
     named = [f for f in found if name in ("latest", f.key, os.path.basename(f.key))]
     require(named, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
     if name != "latest": return named[0]
-    sorts = [x for of, x in by_database(found).items() if of[1] == database] or list(
-        by_database(found).values()) or [found]  # older executors' have no metadata
+    whose = by_database(found)
+    ours = [x for of, x in whose.items() if of[1] == database]  # of two servers: the newer one's
+    sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or list(whose.values()) or [found]
     require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
-    backups = sorts[0]
-    doubts = doubtful(backups)
+    backups, doubts = sorts[0], doubtful(sorts[0])
     while backups[-1].key in doubts:
         log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
     return backups[-1]
@@ -686,7 +680,7 @@ def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: 
     report |= {"object": found.key, "size": found.size, "seconds": {}}
     log("info", "Found the backup", Key=found.key, Size=f"{found.size} bytes", Time=moment(
         found.seconds), Database=urllib.parse.unquote(metadata.get("database", "unknown")))
-    look_at_pg_restore(s, metadata.get("pg-dump", ""))
+    pg_restore_for(s, metadata.get("pg-dump", ""))
     look_for_room(s, found.size, 0)
     with timed(report, "download"):
         s3.call("download_fileobj", Key=found.key, Fileobj=file,
@@ -698,42 +692,45 @@ def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: 
                 f"{s3.where}: {found.key} is damaged: its size or SHA-256 is not that of the dump")
     if "sha256" not in metadata: log("warning", "It has no checksum: that was not checked")
     return metadata
-def look_at_pg_restore(s: Namespace, dumped_by: str) -> None:  # old enough?
+def pg_restore_for(s: Namespace, dumped_by: str) -> int:  # its major version, or Failure
     said = run(s, "Looking at pg_restore", ["pg_restore", "--version"], connect=False)
     ours, theirs = (int((re.findall(r"\d+", text) or "0")[0]) for text in (said, dumped_by))
-    require(ours >= theirs, f"pg_restore {ours} is older than the pg_dump {dumped_by} that made "
-            "the archive: install the client programs of that version or later")
-def statements(sql: str) -> list[str]:
-    """Of what pg_restore printed. No text in a literal, a comment's for instance, can forge one."""
+    require(ours >= theirs, f"pg_restore {ours} is older than the archive's pg_dump {dumped_by}")
+    return ours
+@contextmanager
+def listing(entries: list[str]) -> Iterator[str]:  # pg_restore's option that chooses these
+    with tempfile.NamedTemporaryFile("w") as file:
+        print(*entries, "", sep="\n", file=file, flush=True)
+        yield f"--use-list={file.name}"
+def statements(sql: str) -> list[str]:  # no text in a literal, a comment's for instance, forges one
     sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
     return [x.strip() for x in re.findall(r"""(?:[^;'"]|'[^']*'|"[^"]*")+;""", sql)]
 def roles_in(statement: str) -> set[str]:  # a GRANT's, a policy's, …
     roles, due, told = set[str](), False, re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
     for word in re.findall(rf"'[^']*'|{NAME}|\S", told):
-        if due and re.match(r'["\w]', word) and not word.isupper():
+        if due and (word[0] == '"' or (re.match(r"\w", word) and not word.isupper())):
             roles.add(word[1:-1].replace('""', '"') if word[0] == '"' else word)
         else: due = word in ("TO", "FROM", "FOR", "ROLE", "AUTHORIZATION") or (due and word == ",")
-    return roles
+    return roles - {"public"}
 def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  # what it holds
     def read(*how: str) -> str:
         return run(s, "Reading the archive", ["pg_restore", *how, *options, path], connect=False)
     listed = read("-l", "-C")
     entries = re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed)
-    look_at_pg_restore(s, "".join(re.findall(r";     Dumped by pg_dump version: (\S+)", listed)))
     a = Namespace(path=path, options=options, tables=tables_in(listed), database="", left=[],
                   create="TEMPLATE = template0", properties=[], roles=set[str](), timescaledb="",
-                  format="".join(re.findall(";     Dump Version: (.*)", listed)), entries=entries)
+                  format="".join(re.findall("; +Dump Version: (.*)", listed)), entries=entries)
+    a.client = pg_restore_for(s, "".join(re.findall(r"; +Dumped by pg_dump version: (.*)", listed)))
     kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
-    with tempfile.NamedTemporaryFile("w") as chosen:
-        print(*(entry for entry in entries if re.match(kinds, entry)), "", sep="\n", file=chosen)
-        chosen.flush()
-        try: sql = read("-f-", "-C", "-L", chosen.name)  # -C: and what makes the database
-        except Failure as no: a.left, sql = [f"not restored: {no}"], read("-f-", "-L", chosen.name)
+    with listing([entry for entry in entries if re.match(kinds, entry)]) as chosen:
+        try: sql = read("-f-", "-C", chosen)  # -C: and what makes the database
+        except Failure as no: a.left, sql = [f"not restored: {no}"], read("-f-", chosen)
     for statement in statements(sql):
-        a.roles |= roles_in(statement)
+        found = re.fullmatch(OF_DATABASE, statement)
+        if not found or "--no-owner" not in options: a.roles |= roles_in(statement)
         if made := re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement):
             a.database, a.create = made[1], made[2]
-        elif found := re.fullmatch(OF_DATABASE, statement):
+        elif found:
             a.properties.append(found.groups())
             if found[2].startswith(" OWNER TO "): a.create += found[2][:-1].replace(" TO", "", 1)
     if any(" EXTENSION - timescaledb " in entry for entry in entries):
@@ -749,37 +746,41 @@ def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or
             "`pg_dumpall --globals-only` writes how to make them, --no-owner goes on without")
     if not a.timescaledb: return
     a.timescaledb = version or a.timescaledb  # an old one's catalog does not say it: "?"
-    require(server.preloaded is not None, "restoring a TimescaleDB archive takes a superuser")
     require(server.preloaded and has and a.timescaledb in ["?", *has], "it takes TimescaleDB "
-            f"{a.timescaledb}: install it on the server and preload it (shared_preload_libraries); "
-            f"preloaded: {server.preloaded}; versions there: {', '.join(has) or 'none'}")
-def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:
-    """Restore an archive into the database of `t`, which is new, and count what is there then."""
-    step, many, parts, options = "Restoring", f"--jobs={jobs}", [[f"--jobs={jobs}"]], ""
-    if a.timescaledb:
-        options = "-c timescaledb.restoring=off"  # else compressed chunks seem to have no rows
-        # In another order, or in parallel, foreign keys of its catalog fail and rows are lost.
-        catalog = ("_timescaledb_catalog", "_timescaledb_config")
-        parts = [["--section=pre-data"],
-                 ["--section=data", *(f"--schema={schema}" for schema in catalog)],
-                 ["--section=data", many, *(f"--exclude-schema={schema}" for schema in catalog)],
-                 ["--section=post-data", many]]
-    with timed(report, "restore"):
+            f"{a.timescaledb} and its preloading (shared_preload_libraries); preloaded: "
+            f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}")
+def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:  # and count
+    step, many, off = "Restoring", f"--jobs={jobs}", ""
+    late = [x for x in a.entries if re.match(r"(\S+ ){3}(FK CONSTR|MATERIALIZED VIEW DATA)", x)]
+    with timed(report, "restore"), listing(late) as last, listing(
+            [x for x in a.entries if x not in {*late}]) as first:
+        parts = [([many], "")]
         if a.timescaledb:
+            # In another order, or in parallel, or with `restoring` on as it reads, rows are lost.
+            off = "-c timescaledb.restoring=off"
+            catalog = ("_timescaledb_catalog", "_timescaledb_config")
+            parts = [(["--section=pre-data"], ""),
+                     (["--section=data", *(f"--schema={x}" for x in catalog)], ""),
+                     (["--section=data", many, *(f"--exclude-schema={x}" for x in catalog)], ""),
+                     (["--section=post-data", many, first], ""), ([many, last], off)]
             version = f" VERSION '{a.timescaledb}'".replace(" VERSION '?'", "")  # else its default
             psql(t, step, f"CREATE EXTENSION timescaledb{version}")
-            psql(t, step, "SELECT timescaledb_pre_restore()")
-        for part in parts:
-            run(t, step, ["pg_restore", f"--dbname={t.db_database}", "--no-password",
-                          "--exit-on-error", *part, *a.options, a.path])
-    with timed(report, "analyze"): psql(t, step, "ANALYZE", FOREVER, options)
-    with timed(report, "count"): found = look(t, step, COUNT, timeout=FOREVER, options=options)
-    require(found.there >= a.tables, f"{step}: of {a.tables} tables {found.there} are there")
+            psql(t, step, "SELECT timescaledb_pre_restore()", options=PUBLIC)
+        # pg_restore 17 sets what older servers do not know: then that is the only error allowed.
+        known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
+        strict = ["--exit-on-error"] * (known or a.client < 17)
+        for part, options in parts:
+            try: run(t, step, ["pg_restore", f"--dbname={t.db_database}", "--no-password", *strict,
+                               *part, *a.options, a.path], options=options)
+            except Failure as error:
+                only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
+                if not (only and re.search("ignored on restore: [12]$", str(error))): raise
+    with timed(report, "analyze"): psql(t, step, "ANALYZE", FOREVER, off)
+    with timed(report, "count"): found = look(t, step, COUNT, timeout=FOREVER, options=off)
     report |= {"tables": a.tables, "database_size": found.size, "rows": found.rows}
 @contextmanager
 def passing(hub: Namespace, name: str, create: str, keep: bool = False) -> Iterator[None]:
-    """Make a database, and drop it if what it is made for fails."""
-    psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}")
+    psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}", FOREVER)
     try: yield
     except BaseException:
         log("warning", "What was restored is not whole", Database=name, Kept=keep)
@@ -787,12 +788,12 @@ def passing(hub: Namespace, name: str, create: str, keep: bool = False) -> Itera
         except Failure as error: log("error", f"It is left on the server: {error}")
         raise
 def drop(hub: Namespace, name: str) -> str:
-    return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
 def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; its exit status
     report: dict[str, Any] = {"object": options.file, "sha256": "absent", "seconds": {}}
     hub, scratch, final = at(s, "postgres"), f"restore_{int(time.time())}", options.database
-    require(0 < len(final.encode()) < 64 and options.jobs > 0, "--database takes a name of 1 to 63 "
-            "bytes, --jobs a number of at least 1", 2)
+    require(0 < len(os.fsencode(final)) < 64 and options.jobs > 0 and final not in (
+        "postgres", "template1"), "impossible --database or --jobs", 2)
     there, final = at(s, final), '"{}"'.format(final.replace('"', '""'))
     server, naming = look(hub, "Looking at the server", SERVER), ""
     if options.database in server.limits:
@@ -802,7 +803,7 @@ def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; i
     with (open(options.file, "rb") if options.file else
           tempfile.TemporaryFile(dir=s.backup_path)) as file:
         known = {} if options.file else fetch(s, S3(s, 60), options.name, file, report)
-        a = look_at_archive(s, named(file), STRANGER if options.no_owner else [])
+        a = look_at_archive(s, named(file), SCRATCH[:2] * options.no_owner)
         look_for_needs(server, a, known.get("timescaledb", ""))
         with passing(hub, scratch, a.create, options.keep):
             rebuild(at(s, scratch), a, options.jobs, report)
@@ -810,19 +811,20 @@ def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; i
                 try: psql(hub, "Not restored", f"{before}{scratch}{after}")
                 except Failure as error: a.left.append(f"{before}…{after} {error}")
             psql(hub, "Naming it", f"{naming} ALTER DATABASE {scratch} RENAME TO {final}")
-            try: a.timescaledb and psql(there, "Ending", "SELECT timescaledb_post_restore()")
+            try:
+                if a.timescaledb: psql(there, "Ending", POST_RESTORE, FOREVER, PUBLIC)
             except BaseException:
-                drop(hub, final)
+                if options.keep: psql(hub, "Naming", f"ALTER DATABASE {final} RENAME TO {scratch}")
+                else: drop(hub, final)
                 raise
-    for table, rows in report["rows"].items(): print(f"{rows:>14}  {table}")
+    for table, rows in report["rows"].items(): write(1, f"{rows:>14}  {table}\n")
     rows, took = sum(report["rows"].values()), sum(report["seconds"].values())
-    print(f"Restored {report['object']} into {final}: {a.tables} tables, {rows} rows, "
-          f"{report['database_size']} bytes, {took:.0f} seconds; checksum: {report['sha256']}.")
-    if a.database: print(
-        f"To put it in the place of {a.database}, while nobody is connected to either:\nBEGIN;\n"
+    write(1, f"Restored {report['object']} into {final}: {a.tables} tables, {rows} rows, {took:.0f}"
+          f" seconds, {report['database_size']} bytes; checksum: {report['sha256']}.\n")
+    if a.database.strip('"') not in ("", options.database): write(
+        1, f"To put it in the place of {a.database}, while nobody is connected to either:\nBEGIN;\n"
         f"ALTER DATABASE {a.database} RENAME TO before_{scratch};\n"
-        f"ALTER DATABASE {final} RENAME TO {a.database};\nCOMMIT;")
-    sys.stdout.flush()
+        f"ALTER DATABASE {final} RENAME TO {a.database};\nCOMMIT;\n")
     for text in a.left: log("error", text)
     return 1 if a.left else 0
 def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
@@ -830,13 +832,12 @@ def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
         try: prove(s, fetch(s, s3, name, file, report, s.db_database), named(file), report)
         except Failure as error:
-            if report.get("step") in (None, "download"): raise  # it says nothing of the backup
+            if report.get("step") in (None, "download") or " connection " in str(error): raise
             report["verdict"] = f"failed: {error}"
         try: remember(s3, os.path.basename(report["object"]), report["verdict"])
         except Failure as error: log("warning", "Cannot note the verdict", Error=error)
     return report
 def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, Any]) -> None:
-    """Read the whole archive, and restore it where VERIFY_DB_HOST says."""
     unproven = report["not_proven"] = ["what no dump holds: roles, other databases"]
     if "sha256" not in metadata: unproven.append("that no bit of its data flipped: no checksum")
     with timed(report, "read"):
@@ -851,7 +852,8 @@ def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, A
     look_for_needs(server, a, metadata.get("timescaledb", ""))
     scratch = next(name for name in map("verify_{}".format, itertools.count(int(time.time())))
                    if name not in server.limits)
-    with passing(hub, scratch, f"{a.create} CONNECTION LIMIT {s.mark}"):
+    create = re.sub(f" TABLESPACE = {NAME}", "", a.create)
+    with passing(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
         rebuild(at(s, scratch, "verify_db"), a, 1, report)
     drop(hub, scratch)
     report["verdict"] = "restored"
@@ -861,7 +863,7 @@ def drop_scratch(s: Namespace) -> Namespace:  # what a crash of `verify` left; t
     hub = at(s, "postgres", "verify_db")
     server = look(hub, "Looking at the server", SERVER)
     for name, limit in server.limits.items():
-        if limit == s.mark and re.fullmatch("verify_[0-9]+", name): drop(hub, name)
+        if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name): drop(hub, name)
     return server
 def verified(s3: S3) -> dict[str, dict[str, str]]:  # PREFIX/verified.json
     text = io.BytesIO()
@@ -900,8 +902,7 @@ class Job:
             else: self.result += line + b"\n"
         return not data and self.child.wait() is not None
 class Executor:
-    """Waits for processes, has each done by a child, and closes it, whatever happens meanwhile.
-    State changes after an answer and never before: any round of the loop can be repeated."""
+    """Has each process done by a child, and closes it. State changes after an answer, only."""
     def __init__(self, s: Namespace):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
         self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
@@ -934,7 +935,8 @@ class Executor:
                 if self.job and self.job.ended():
                     with suppress(Failure): self.tell(self.job)
                     self.conclude(self.job)
-                if not (self.job or self.queue) and self.due("resume", 300) and unfinished(self.s):
+                if not (self.job or self.queue) and self.due("resume", 300) and any(
+                        x.pending() or os.path.exists(x.partial) for x in journals(self.s)):
                     self.job = Job("backup", "--resume")
                 if not self.joined: self.join()
                 elif self.job: self.attend(self.job)
@@ -1090,13 +1092,13 @@ def list_backups(s: Namespace, as_json: bool) -> None:
         how = f"{proof['verdict'].partition(':')[0]} {proof['time']}" if proof else "-"
         lines.append(form.format(name, when, size, *("yes" if fact else "no" for fact in facts),
                                  quoted(how).strip('"'), quoted(database or "-")))
-    print(json.dumps(rows, indent=4) if as_json else "\n".join(lines), flush=True)
+    write(1, (json.dumps(rows, indent=4) if as_json else "\n".join(lines)) + "\n")
 def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; exit status
     server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
     @contextmanager
     def trying(name: str) -> Iterator[Callable[[str], None]]:
         def say(text: str, mark: str = "ok") -> None:
-            print(f"{mark:<5} {name}: {' '.join(text.split())}", flush=True)
+            write(1, f"{mark:<5} {name}: {' '.join(text.split())}\n")
         try: yield say
         except Exception as error:
             failed.append(name)
@@ -1146,12 +1148,10 @@ def command_line() -> argparse.ArgumentParser:
     verbs.add_parser("serve", help="wait for processes from Colonies and run them (the default)")
     verbs.add_parser("backup", help="one backup now, no Colonies; prints the result").add_argument(
         "--resume", action="store_true", help="make no dump, only finish what earlier runs left")
-    verbs.add_parser("list", help="the backups in the bucket, newest first").add_argument(
-        "--json", action="store_true", help="as JSON")
+    verbs.add_parser("list", help="the backups").add_argument("--json", action="store_true")
     verbs.add_parser("check", help="try every setting and every peer").add_argument(
         "--max-age", type=float, metavar="HOURS", help="fail if the newest proven one is older")
-    verbs.add_parser("verify", help="prove a backup; prints the report").add_argument(
-        "name", metavar="NAME", nargs="?", default="latest", help="default: latest")
+    verbs.add_parser("verify", help="prove one").add_argument("name", nargs="?", default="latest")
     verb = verbs.add_parser("restore", help="restore a backup into a new database at DB_HOST")
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
@@ -1170,7 +1170,7 @@ def main() -> int:
     options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
     command, status = options.command or "serve", 0
     os.umask(0o077)  # a dump holds the whole database: nobody else's to read
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): signal.signal(signum, on_signal)
+    for signum in (1, 2, 15, signal.SIGUSR1): signal.signal(signum, on_signal)
     try:
         colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
         s = read_settings(os.environ, command == "serve" or colonies, not vars(options).get("file"))

@@ -3393,15 +3393,15 @@ def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
 
 # ---- Little room -------------------------------------------------------------------------------
 
-def with_little_room(scene: Scene, mebibytes: int, **settings: str) -> Program:
-    """A backup that is staged on a small volume of its own, with or without root.
+def with_little_room(scene: Scene, mebibytes: int, *command: str, **settings: str) -> Program:
+    """A backup, or another COMMAND, whose staging volume is small, with or without root.
 
     Its stdout ends with what is then left there.
     """
     arguments = ["unshare", "-m" if ROOT else "-rm", "sh", "-c", """
         mount -t tmpfs -o size=$0m tmpfs "$BACKUP_PATH" || exit 99
         "$@"; status=$?; echo LEFT: $(ls -A "$BACKUP_PATH"); exit $status""",
-                 str(mebibytes), sys.executable, str(EXECUTOR), "backup"]
+                 str(mebibytes), sys.executable, str(EXECUTOR), *(command or ["backup"])]
     return Program(arguments, executor_environment(
         {**scene.settings, **settings}, str(scene.folder), 17))
 
@@ -4379,6 +4379,43 @@ def test_a_role_that_only_a_tables_name_mentions_is_not_asked_for(scene: Scene, 
     same_databases(scene, new)
 
 
+def test_a_time_limit_for_statements_does_not_end_a_restore(scene: Scene, new: str) -> None:
+    scene.sql("CREATE TABLE many AS SELECT i FROM generate_series(1, 400000) i")
+    name = stored(scene, archive(scene))
+    restored(scene, name, "--database", new, PGOPTIONS="-c statement_timeout=20ms")
+    same_databases(scene, new)
+
+
+def test_public_and_roles_in_upper_case_are_known_for_what_they_are(scene: Scene, new: str) -> None:
+    role = f"UPPER_{new.upper()}"
+    scene.sql(f"""CREATE ROLE "{role}"; GRANT SELECT ON t TO "{role}"; CREATE FOREIGN DATA WRAPPER
+        w; CREATE SERVER s FOREIGN DATA WRAPPER w; CREATE USER MAPPING FOR PUBLIC SERVER s""")
+    name = stored(scene, archive(scene))
+    restored(scene, name, "--database", new)
+    scene.sql(f'ALTER ROLE "{role}" RENAME TO "{role}_2"')
+    assert role in refused(scene, name, "--database", f"{new}_2")
+
+
+def test_a_restore_is_told_in_any_encoding(scene: Scene, new: str) -> None:
+    scene.sql('CREATE TABLE "tøst☃" (i int)')
+    name = stored(scene, archive(scene))
+    assert "tøst☃" in restored(
+        scene, name, "--database", new, PYTHONIOENCODING="ascii").stdout
+    refused(scene, name, "--database", "\udcff")
+
+
+def test_a_backup_ends_no_restore_of_the_same_executor(scene: Scene, new: str) -> None:
+    scene.settings["COLONIES_EXECUTOR_NAME"] = "a-name-that-is-long-enough-for-an-odd-case" * 2
+    scene.sql(GATE.format(GATES["restore"]))
+    name = stored(scene, archive(scene))
+    with shut(scene) as release, Executor(
+            scene.settings, "restore", name, "--database", new) as executor:
+        at_the_gate(scene)
+        assert run(scene.settings, "backup").returncode == 0
+        release()
+        assert executor.wait() == 0, executor.log
+
+
 def test_an_empty_database_is_used(scene: Scene, new: str) -> None:
     scene.postgres.run("createdb", new)
     before = databases(scene.postgres)
@@ -4512,17 +4549,46 @@ def test_a_damaged_backup_is_refused(
     assert "damaged" in refused(scene, "latest", "--database", new)
 
 
-def test_a_backup_for_which_there_is_no_room_is_refused(big: Scene) -> None:
-    name, before = stored(big, bytes(20 << 20)), databases(big.postgres)
-    arguments = ["unshare", "-m" if ROOT else "-rm", "sh", "-c", """
-        mount -t tmpfs -o size=16m tmpfs "$BACKUP_PATH" || exit 99
-        "$@"; status=$?; echo LEFT: $(ls -A "$BACKUP_PATH"); exit $status""", "",
-                 sys.executable, str(EXECUTOR), "restore", name, "--database", "big_new"]
-    with Program(arguments, executor_environment(big.settings, str(big.folder), 17)) as executor:
-        assert executor.wait() == 1, executor.log
+@pytest.mark.parametrize("command", ["restore", "verify"])
+def test_a_backup_for_which_there_is_no_room_is_refused(big: Scene, command: str) -> None:
+    name, before = stored(big, os.urandom(16 << 20)), databases(big.postgres)
+    more = ["--database", "never"] if command == "restore" else []
+    with with_little_room(big, 16, command, name, *more) as executor:
+        assert executor.wait() == 1
     [error] = [line for line in executor.lines if "level=error" in line]
     assert "bytes are free" in error and executor.out == ["LEFT:"]
-    assert "Download" not in executor.log and databases(big.postgres) == before
+    assert databases(big.postgres) == before and list(big.objects()) == [name]
+
+
+@pytest.mark.parametrize("clients", [15, 17])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "with a fault"])
+def test_postgresql_15_is_restored_and_verified_by_its_own_programs_and_by_newer_ones(
+        scene: Scene, clients: int, whole: bool) -> None:
+    with temporary_folder() as folder, Postgres(folder / "old", 15) as old:
+        old.run("createdb", "source")
+        before = Scene(old, scene.s3, scene.folder, "source", f"{scene.prefix}_15")
+        before.sql(FILLED)
+        governed(before)
+        if not whole:  # pg_restore 17 can't stop at the first error there
+            before.sql("CREATE TABLE picky (i int CHECK (current_database() = 'source'));"
+                       " INSERT INTO picky VALUES (1)")
+        before.run("backup", clients=clients)
+        proof = {"VERIFY_DB_HOST": "127.0.0.1", "VERIFY_DB_PORT": str(old.port),
+                 "VERIFY_DB_PASSWORD": old.password, "status": 0 if whole else 1}
+        report = json.loads(before.run("verify", clients=clients, **proof).stdout)
+        for jobs in ("1", "3"):
+            ran = before.run("restore", "latest", "--database", f"by_{jobs}", "--jobs", jobs,
+                             clients=clients, status=0 if whole else 1)
+            assert whole or "picky" in ran.stderr
+        if whole:
+            assert (report["verdict"], report["rows"]["public.t"]) == ("restored", 500)
+            properties = PROPERTIES.replace("datlocale, daticurules", "daticulocale")
+            for name in ("by_1", "by_3"):
+                assert old.fingerprint(name) == old.fingerprint("source")
+                assert old.sql(properties, name) == before.sql(properties)
+        else:
+            assert "picky" in report["verdict"]
+            assert set(databases(old)) == {"postgres", "template0", "template1", "source"}
 
 
 @pytest.mark.parametrize("how", ["metadata", "none", "--file"])
@@ -4784,27 +4850,35 @@ def by_hand(*headings: str, **values: str) -> str:
     return re.sub("(?m)^export PG.*\n", "", script)
 
 
+def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *headings: str) -> str:
+    """What README's commands print, of which each ends well."""
+    script = by_hand(*FETCHED, *headings, *FINISHED, S3_URL="", ACCESS_KEY="", SECRET_KEY="",
+                     FOLDER=f"backup/{scene.prefix}", NAME=name, NEW=new, OLD=scene.database,
+                     WORK=str(folder / "work"))
+    for program, text in (("mc", MC), ("rclone", f"#!/bin/sh\nexec {tool('rclone')} \"$@\"\n")):
+        (folder / program).write_text(text)
+        (folder / program).chmod(0o755)
+    env = {**scene.postgres._environment(), "PGHOST": "127.0.0.1", "PGUSER": "postgres",
+           "PGPORT": str(scene.postgres.port), "PGPASSWORD": scene.postgres.password,
+           "HOME": str(folder), "RCLONE_CONFIG": "", "RCLONE_S3_PROVIDER": "Other",
+           "RCLONE_S3_ENDPOINT": scene.s3.url, "RCLONE_S3_ACCESS_KEY_ID": scene.s3.access_key,
+           "RCLONE_S3_SECRET_ACCESS_KEY": scene.s3.secret_key}
+    ran = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", script], cwd=folder, text=True, capture_output=True,
+        env={**env, "PATH": f"{folder}:{env['PATH']}"}, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{name}: OK" in ran.stdout
+    return ran.stdout
+
+
 def test_the_restore_by_hand_does_what_the_readme_says(
         scene: Scene, new: str, tmp_path: Path) -> None:
     governed(scene)
     name = scene.backup()["filename"]
-    script = by_hand(*FETCHED, "plain PostgreSQL", *FINISHED, S3_URL="", ACCESS_KEY="",
-                     SECRET_KEY="", FOLDER=f"backup/{scene.prefix}", NAME=name, NEW=new,
-                     OLD=scene.database, WORK=str(tmp_path / "work"))
-    for program, text in (("mc", MC), ("rclone", f"#!/bin/sh\nexec {tool('rclone')} \"$@\"\n")):
-        (tmp_path / program).write_text(text)
-        (tmp_path / program).chmod(0o755)
-    env = {**scene.postgres._environment(), "PGHOST": "127.0.0.1", "PGUSER": "postgres",
-           "PGPORT": str(scene.postgres.port), "PGPASSWORD": scene.postgres.password,
-           "HOME": str(tmp_path), "RCLONE_CONFIG": "", "RCLONE_S3_PROVIDER": "Other",
-           "RCLONE_S3_ENDPOINT": scene.s3.url, "RCLONE_S3_ACCESS_KEY_ID": scene.s3.access_key,
-           "RCLONE_S3_SECRET_ACCESS_KEY": scene.s3.secret_key}
-    ran = subprocess.run(
-        ["bash", "-euxo", "pipefail", "-c", script], cwd=tmp_path, text=True, capture_output=True,
-        env={**env, "PATH": f"{tmp_path}:{env['PATH']}"}, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"{name}: OK" in ran.stdout and ran.stdout.count("public.t|500") == 2
+    said = restored_by_hand(scene, name, new, tmp_path, "plain PostgreSQL")
+    assert said.count("public.t|500") == 2
     same_databases(scene, new)
+    assert scene.postgres.sql(PROPERTIES, new) == scene.sql(PROPERTIES)
 
 
 # ---- TimescaleDB -------------------------------------------------------------------------------
@@ -4988,7 +5062,11 @@ class Sensors(Scene):
         self.server = timescale
         timescale.sql("CREATE DATABASE sensors")
         self.sql(f"CREATE EXTENSION timescaledb VERSION '2.1.0'; {SENSORS}")
+        # What reads hypertables when it is restored, and a search path without what it takes.
+        self.sql("CREATE MATERIALIZED VIEW total AS SELECT count(*) AS n FROM readings;"
+                 "ALTER DATABASE sensors SET search_path = pg_catalog")
         self.name = self.backup()["filename"]
+        self.sql("ALTER DATABASE sensors RESET search_path")
         self.sql("SELECT timescaledb_post_restore()")  # runs the policies, as after a restore
         self.expected = timescale.text("sensors")
 
@@ -5059,10 +5137,20 @@ def test_a_timescaledb_restore_brings_everything_back_in_the_one_order_that_work
     order = [at for step in steps for at in step]
     assert order == sorted(order), log
     assert sensors.server.text(target) == sensors.expected
-    assert sensors.server.sql("SELECT count(*) FROM readings", target) == "701"
+    for table, rows in {"readings": 701, "total": 1}.items():
+        assert sensors.server.sql(f"SELECT count(*) FROM public.{table}", target) == str(rows)
+    assert sensors.server.sql("SELECT n FROM public.total", target) == "800"
     assert sensors.server.sql("SELECT extversion FROM pg_extension WHERE extname LIKE 'time%'",
                               target) == "2.1.0"
     assert f"{sum(SENSORS_ROWS.values())} rows" in ran.stdout  # counted before the policies ran
+
+
+def test_a_timescaledb_restore_by_hand_does_what_the_readme_says(
+        sensors: Sensors, target: str, tmp_path: Path) -> None:
+    said = restored_by_hand(sensors, sensors.name, target, tmp_path, "TimescaleDB")
+    assert "public.readings|800" in said
+    assert sensors.server.text(target) == sensors.expected
+    assert sensors.server.sql("SELECT n FROM public.total", target) == "800"
 
 
 def test_a_timescaledb_archive_is_counted_right_by_verify_and_its_policies_do_not_run(
@@ -5079,7 +5167,7 @@ def test_a_timescaledb_archive_is_counted_right_by_verify_and_its_policies_do_no
 
 @pytest.mark.parametrize("command", ["restore", "verify"])
 @pytest.mark.parametrize(("lacking", "says"), [
-    ("extension", "versions there: none"), ("preloading", "preload"),
+    ("extension", "versions: none"), ("preloading", "preload"),
     ("version", r"2\.1\.0.* 2\.2\.0"), ("superuser", "superuser")])
 def test_where_a_timescaledb_archive_cannot_be_restored_nothing_is_begun(
         sensors: Sensors, lacking: str, says: str, command: str, target: str) -> None:
