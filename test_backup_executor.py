@@ -4650,7 +4650,8 @@ def shut(scene: Scene, lock: str = "pg_shdescription IN SHARE UPDATE EXCLUSIVE M
 
 def at_the_gate(scene: Scene) -> str:
     """Wait for a session that waits for a lock, in whatever database; its process id."""
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    waiting = ("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+               " AND backend_type = 'client backend'")  # autovacuum waits for some, too
     becomes_true(lambda: scene.postgres.sql(waiting))
     return scene.postgres.sql(waiting).split()[0]
 
