@@ -193,7 +193,7 @@ def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: 
     program.kill()
     program.wait()
 def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, options: str = "",
-        timeout: float = float("inf"), tick: Callable[[], None] = lambda: None) -> str:
+        timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:
     """Run one of PostgreSQL's programs; what it printed. `tick`, each second, may end it."""
     ours = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")  # DB_HOST … say these
     env = {name: value for name, value in os.environ.items() if name not in ours and re.match(
@@ -400,7 +400,7 @@ class Journal(dict[str, Any]):
         os.fsync(descriptor)
         os.close(descriptor)
         self.update(changes)
-    def pending(self) -> bool:  # it vouches for a dump that S3 doesn't have
+    def pending(self) -> bool:  # its dump is not in S3 yet, or the local file not removed
         return "sha256" in self and "gone" not in self
     def remove(self, *more: str) -> None:
         for path in (*more, self.partial, self.path):
@@ -751,9 +751,9 @@ def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or
             f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}")
 def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:  # and count
     step, many, off = "Restoring", f"--jobs={jobs}", ""
-    late = [x for x in a.entries if re.match(r"(\S+ ){3}(FK CONSTR|MATERIALIZED VIEW DATA)", x)]
-    with timed(report, "restore"), listing(late) as last, listing(
-            [x for x in a.entries if x not in {*late}]) as first:
+    late = r"(\S+ ){3}(FK CONSTRAINT|MATERIALIZED VIEW DATA) "
+    with timed(report, "restore"), listing([x for x in a.entries if re.match(late, x)]) as last, (
+            listing([x for x in a.entries if not re.match(late, x)])) as first:
         parts = [([many], "")]
         if a.timescaledb:
             # In another order, or in parallel, or with `restoring` on as it reads, rows are lost.

@@ -5516,6 +5516,17 @@ def stuck_verify(folder: Path) -> tuple[str, Path]:
     return f"{folder}:{client_programs()[0]}:/usr/bin:/bin", begun
 
 
+@contextlib.contextmanager
+def verifying_for_ever(site: Site, folder: Path) -> Iterator[tuple[Executor, str, Path]]:
+    """An executor amid the verify of a backup, that process, and a file with a line for each."""
+    assert run(site.settings(), "backup").returncode == 0
+    path, begun = stuck_verify(folder)
+    process = site.submit("verify")
+    with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
+        becomes_true(begun.exists)
+        yield executor, process, begun
+
+
 @standin(*GENERATIONS)
 def test_a_verify_process_is_closed_with_the_report(site: Site) -> None:
     with site.serve() as executor:
@@ -5570,11 +5581,7 @@ def test_a_verify_that_fails_says_why_and_unknown_functions_name_those_there_are
 @standin(None)
 def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
         site: Site, tmp_path: Path) -> None:
-    assert run(site.settings(), "backup").returncode == 0
-    path, begun = stuck_verify(tmp_path)
-    killed = site.submit("verify")
-    with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
-        becomes_true(begun.exists)
+    with verifying_for_ever(site, tmp_path) as (executor, killed, begun):
         child = os.pidfd_open(descendants(executor.pid)[0])
         signal.pidfd_send_signal(child, signal.SIGKILL)
         os.close(child)
@@ -5591,11 +5598,7 @@ def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
 @standin({"stale": 3})
 def test_a_verify_longer_than_the_servers_patience_goes_on_and_sigterm_hands_it_back(
         site: Site, tmp_path: Path) -> None:
-    assert run(site.settings(), "backup").returncode == 0
-    path, begun = stuck_verify(tmp_path)
-    process = site.submit("verify")
-    with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
-        becomes_true(begun.exists)
+    with verifying_for_ever(site, tmp_path) as (executor, process, begun):
         site.standin.wait_call("getprocessmsg", count=9)
         assert site.called("addexecutormsg") == 1 and begun.read_text() == "\n"
         assert executor.stop(timeout=10) == 0
