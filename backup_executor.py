@@ -6,8 +6,8 @@ Beside a database runs `python backup_executor.py`. Colonies assigns it a proces
 part with its checksum, and asks S3 what it has; it removes the local file and then, never before,
 the backups beyond the newest few, and closes the process with a JSON result. A finished dump is not
 thrown away because S3 or Colonies is away, nor by a crash. Nothing partial is ever seen under a
-final name; nothing goes that is not provably an old backup of this very database. `verify` proves a
-backup, `restore` restores one. It needs pg_dump, pg_restore, psql and boto3. Read it in its order.
+final name; nothing goes that is not provably an old backup of this very database. `verify` proves
+one, `restore` restores it. It needs PostgreSQL's programs and boto3. Read it in its order.
 """
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
@@ -93,6 +93,8 @@ COLONIES_EXECUTOR_NAME||text||its name; else `backup-` and the host name
 COLONIES_EXECUTOR_TYPE||text|backup|its type: one for each database where a colony has several
 BACKUP_CRON||text||cron expression, seconds first: the colony gets a cron that submits `backup`
 BACKUP_CRON_NAME||text|backupcron|the name of that cron
+VERIFY_CRON||text||cron expression: the colony gets a cron that submits `verify`
+VERIFY_CRON_NAME||text|verifycron|the name of that cron
 DB_HOST||text|localhost|the database server
 DB_PORT||port|5432|its port
 DB_DATABASE||text|postgres|the database
@@ -221,17 +223,16 @@ def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, o
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
 FIELD = 2**256 - 2**32 - 977
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-Point = tuple[int, int]
 GENERATOR = (0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
              0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8)
-def add(p: Point, q: Point) -> Point:  # of y^2 = x^3 + 7; q is not -p
+def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = x^3 + 7; q is not -p
     slope = (3 * p[0] ** 2 * pow(2 * p[1], -1, FIELD) if p == q
              else (q[1] - p[1]) * pow(q[0] - p[0], -1, FIELD))
     x = (slope**2 - p[0] - q[0]) % FIELD
     return x, (slope * (p[0] - x) - p[1]) % FIELD
 # 2^0, 2^1, … 2^255 x generator: with these, made once, a product is some 128 sums.
 DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
-def multiply(scalar: int) -> Point:  # of the generator, from 1 to ORDER - 1
+def multiply(scalar: int) -> tuple[int, int]:  # of the generator, from 1 to ORDER - 1
     return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
 def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
     x, y = multiply(key)
@@ -410,8 +411,7 @@ def digest(path: str, link: bool = False) -> str:  # SHA-256; of nothing if it i
     with open(path if plain else os.devnull, "rb") as file:
         while data := file.read(MIB): sha256.update(data)
     return sha256.hexdigest()
-def journals(s: Namespace) -> list[Journal]:
-    """This database's on the staging volume, oldest first."""
+def journals(s: Namespace) -> list[Journal]:  # this database's, oldest first
     found = [Journal(os.path.join(s.backup_path, name[:-5])) for name in os.listdir(s.backup_path)
              if re.fullmatch(r"backup_[0-9]+\.bak\.json", name)]
     for journal in found:
@@ -878,11 +878,9 @@ def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retent
     text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
     s3.call("put_object", Key=s3.key("verified.json"), Body=text.encode())
 # ---- The executor --------------------------------------------------------------------------------
-FUNCTIONS = {"backup": "Backs up to S3; no arguments",
-             "verify": "Proves a backup; arguments: none, or its name"}
+FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves a backup; argument: its name"}
 ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
-class Job:
-    """A command of ours as a child, told for which process it works, if for one."""
+class Job:  # a command of ours as a child, told for which process it works, if for one
     def __init__(self, *command: str, **told: Any):
         self.id: str = told.get("process", "")
         self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
@@ -901,8 +899,7 @@ class Job:
                 if level == "error": self.errors.append(text)
             else: self.result += line + b"\n"
         return not data and self.child.wait() is not None
-class Executor:
-    """Has each process done by a child, and closes it. State changes after an answer, only."""
+class Executor:  # has each process done by a child, closes it; its state follows the answers
     def __init__(self, s: Namespace):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
         self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
@@ -982,16 +979,19 @@ class Executor:
                 if each["assignedexecutorid"] == self.id}
     def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
         if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
-        if self.s.backup_cron and self.due("cron", 3600): self.ensure_cron(self.s.backup_cron)
+        for function in FUNCTIONS if self.due("cron", 3600) else (): self.ensure_cron(function)
         if not (self.queue or self.assign(timeout=10) or self.due("poll", 1)): time.sleep(1)
-    def ensure_cron(self, wanted: str) -> None:  # the new one before others go
-        name, kind = self.s.backup_cron_name, json.dumps(self.type)
+    def ensure_cron(self, function: str) -> None:  # the new one before others go
+        name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
+        if not wanted: return
+        kind, mark = json.dumps(self.type), f'"funcname": ?"{function}"'
         ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or []
-                if cron["name"] == name and kind in cron.get("workflowspec", kind)]
+                if cron["name"] == name and kind in (spec := cron.get("workflowspec", ""))
+                and re.search(mark, spec)]
         others = [cron["cronid"] for cron in ours if cron["cronexpression"] != wanted]
         if len(ours) == len(others):
-            conditions = {"executortype": self.type, **self.colony}
-            node = {"nodename": "backup", "funcname": "backup", "conditions": conditions}
+            node = {"nodename": function, "funcname": function,
+                    "conditions": {"executortype": self.type, **self.colony}}
             self.call("addcronmsg", cron=self.colony | {
                 "name": name, "cronexpression": wanted, "interval": -1, "random": False,
                 "workflowspec": json.dumps({"functionspecs": [node], **self.colony})})

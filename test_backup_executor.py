@@ -2314,6 +2314,23 @@ def test_the_cron_is_added_left_alone_when_equal_and_replaced_when_changed(site:
     assert changes == ["addcronmsg", "addcronmsg", remove]
 
 
+@standin(*GENERATIONS)
+def test_each_function_has_its_own_cron_also_under_one_name(site: Site) -> None:
+    def crons_after(polls: int, **settings: Any) -> dict[str, str]:
+        with site.serve(BACKUP_CRON_NAME="nightly", VERIFY_CRON_NAME="nightly", **settings,
+                        COLONIES_EXECUTOR_TYPE="backup"):
+            site.polling(polls)
+            return {json.loads(cron["workflowspec"])["functionspecs"][0]["funcname"]:
+                    cron["cronexpression"] for cron in site.client.crons()}
+
+    both = {"backup": "0 0 1 * * *", "verify": "0 0 4 * * 0"}
+    assert crons_after(1, VERIFY_CRON=both["verify"]) == {"verify": both["verify"]}
+    assert crons_after(2, BACKUP_CRON=both["backup"], VERIFY_CRON=both["verify"]) == both
+    changed = both | {"verify": "0 0 5 * * 0"}
+    assert crons_after(3, VERIFY_CRON=changed["verify"]) == changed
+    assert site.called("addcronmsg") == 3
+
+
 # ---- From a process to its result --------------------------------------------------------------
 
 @standin(None, {"generation": 2023})
