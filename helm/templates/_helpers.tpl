@@ -1,0 +1,247 @@
+{{/* NAME: no release in it, so that `timescaledb-statefulset-0` is the pod in each namespace. */}}
+{{- define "timescaledb.fullname" -}}
+{{- .Values.fullnameOverride | default (include "timescaledb.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "timescaledb.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* These never change with the chart's version: selectors and claim templates are immutable. */}}
+{{- define "timescaledb.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "timescaledb.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "timescaledb.labels" -}}
+{{ include "timescaledb.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
+{{- end }}
+
+{{- define "timescaledb.serviceAccountName" -}}
+{{- $own := ternary (include "timescaledb.fullname" .) "default" .Values.serviceAccount.create }}
+{{- .Values.serviceAccount.name | default $own }}
+{{- end }}
+
+{{/* With the namespace: two of them in one colony are two executors. */}}
+{{- define "timescaledb.executorName" -}}
+{{- $own := printf "backup-%s-%s" .Release.Namespace (include "timescaledb.fullname" .) }}
+{{- .Values.backup.colonies.executorName | default $own }}
+{{- end }}
+
+{{- define "timescaledb.image" -}}
+{{- .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+{{- end }}
+
+{{- define "timescaledb.backupImage" -}}
+{{- $tag := .Values.backup.image.tag | default .Chart.AppVersion }}
+{{- include "timescaledb.image" (merge (dict "tag" $tag) .Values.backup.image) }}
+{{- end }}
+
+{{- define "timescaledb.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* What the pod of the database and the pod of the executor alone have in common. */}}
+{{- define "timescaledb.podMetadata" -}}
+labels:
+  {{- include "timescaledb.selectorLabels" . | nindent 2 }}
+  {{- with .Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .Values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "timescaledb.podSpec" -}}
+serviceAccountName: {{ include "timescaledb.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/*
+The secrets that are there, as a list of: which `setting` they are, in which `file` below /secrets,
+from which `key` of which `secret`; and its `value` where that Secret is the chart's own.
+*/}}
+{{- define "timescaledb.secretFiles" -}}
+{{- $name := include "timescaledb.fullname" . }}
+{{- $parts := merge (dict "database" .Values.database) .Values.backup }}
+{{- range list
+  (list "DB_PASSWORD" "db-password" "database" "password" "password")
+  (list "COLONIES_COLONY_PRVKEY" "colony-prvkey" "colonies" "colonyPrvkey" "colony-prvkey")
+  (list "COLONIES_EXECUTOR_PRVKEY" "executor-prvkey" "colonies" "executorPrvkey" "executor-prvkey")
+  (list "AWS_S3_ACCESS_KEY" "s3-access-key" "s3" "accessKey" "access-key")
+  (list "AWS_S3_SECRET_ACCESS_KEY" "s3-secret-access-key" "s3"
+    "secretAccessKey" "secret-access-key")
+  (list "VERIFY_DB_PASSWORD" "verify-db-password" "verify" "password" "password")
+}}
+{{- $values := index $parts (index . 2) }}
+{{- $key := index $values.secretKeys (index . 3) }}
+{{- $value := index $values (index . 3) }}
+{{- if ternary $key $value (ne $values.existingSecret "") }}
+- setting: {{ index . 0 }}
+  file: {{ index . 1 }}
+  {{- if $values.existingSecret }}
+  secret: {{ $values.existingSecret | quote }}
+  key: {{ $key | quote }}
+  {{- else }}
+  secret: {{ $name }}-{{ index . 2 }}
+  key: {{ index . 4 }}
+  value: {{ $value | quote }}
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A volume of such files: mounted without subPath, they change in the running pod. */}}
+{{- define "timescaledb.secretVolume" -}}
+projected:
+  defaultMode: 0440
+  sources:
+    {{- range . }}
+    - secret:
+        name: {{ .secret }}
+        items:
+          - {key: {{ .key | quote }}, path: {{ .file }}}
+    {{- end }}
+{{- end }}
+
+{{/*
+A folder in memory that has no more than SIZE: when full it says so. One on the node's disk would
+have the kubelet evict the whole pod.
+*/}}
+{{- define "timescaledb.memoryVolume" -}}
+emptyDir: {medium: Memory, sizeLimit: {{ . }}}
+{{- end }}
+
+{{/* The executor's settings, as a list of name and value; DB_HOST is given. */}}
+{{- define "timescaledb.settings" -}}
+{{- $root := index . 0 }}
+{{- $executor := include "timescaledb.executorName" $root }}
+{{- $host := index . 1 }}
+{{- $external := not $root.Values.database.enabled }}
+{{- with $root.Values.backup }}
+{{- $port := ternary $root.Values.database.port 5432 $external }}
+{{- range list
+  (list "COLONIES_SERVER_HOST" .colonies.host)
+  (list "COLONIES_SERVER_PORT" .colonies.port)
+  (list "COLONIES_TLS" .colonies.tls)
+  (list "COLONIES_INSECURE_SKIP_VERIFY" .colonies.insecureSkipVerify)
+  (list "COLONIES_CA_FILE" .colonies.caFile)
+  (list "COLONIES_COLONY_NAME" .colonies.colonyName)
+  (list "COLONIES_COLONY_ID" .colonies.colonyId)
+  (list "COLONIES_EXECUTOR_NAME" $executor)
+  (list "COLONIES_EXECUTOR_TYPE" .colonies.executorType)
+  (list "BACKUP_CRON" .cron)
+  (list "BACKUP_CRON_NAME" .cronName)
+  (list "VERIFY_CRON" .verifyCron)
+  (list "VERIFY_CRON_NAME" (ternary .verifyCronName "" (ne .verifyCron "")))
+  (list "DB_HOST" $host)
+  (list "DB_PORT" $port)
+  (list "DB_DATABASE" $root.Values.database.name)
+  (list "DB_USER" $root.Values.database.user)
+  (list "AWS_S3_ENDPOINT" .s3.endpoint)
+  (list "AWS_S3_SECURE" .s3.secure)
+  (list "AWS_S3_INSECURE_SKIP_VERIFY" .s3.insecureSkipVerify)
+  (list "AWS_S3_CA_FILE" .s3.caFile)
+  (list "AWS_S3_REGION" .s3.region)
+  (list "AWS_S3_BUCKET_NAME" .s3.bucket)
+  (list "AWS_S3_PREFIX" .s3.prefix)
+  (list "FULL_BACKUPS" .fullBackups)
+  (list "BACKUP_PATH" .path)
+  (list "BACKUP_COMPRESSION" .compression)
+  (list "BACKUP_ALIVE_FILE" .aliveFile)
+  (list "LOG_LEVEL" .logLevel)
+}}
+{{- if ne (index . 1 | toString) "" }}
+- name: {{ index . 0 }}
+  value: {{ index . 1 | toString | quote }}
+{{- end }}
+{{- end }}
+{{- if .verify.host }}
+- name: VERIFY_DB_HOST
+  value: {{ .verify.host | quote }}
+- name: VERIFY_DB_PORT
+  value: {{ .verify.port | toString | quote }}
+- name: VERIFY_DB_USER
+  value: {{ .verify.user | quote }}
+{{- end }}
+{{- end }}
+{{- range include "timescaledb.secretFiles" $root | fromYamlArray }}
+- name: {{ .setting }}_FILE
+  value: /secrets/{{ .file }}
+{{- end }}
+{{- end }}
+
+{{- define "timescaledb.backupContainer" -}}
+- name: backup
+  image: {{ include "timescaledb.backupImage" . }}
+  imagePullPolicy: {{ .Values.backup.image.pullPolicy }}
+  command:
+    {{- toYaml .Values.backup.command | nindent 4 }}
+  env:
+    {{- $host := ternary "localhost" .Values.database.host .Values.database.enabled }}
+    {{- include "timescaledb.settings" (list . $host) | trim | nindent 4 }}
+    {{- with .Values.backup.extraEnv }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  # No readiness or startup probe: the pod, the database's, would be ready only with the sidecar.
+  # This one restarts the sidecar alone, when nothing has touched the file for some 5 minutes.
+  livenessProbe:
+    exec:
+      command: [sh, -c, 'find "$BACKUP_ALIVE_FILE" -mmin -3 | grep -q .']
+    periodSeconds: 60
+    timeoutSeconds: 10
+  securityContext:
+    {{- include "timescaledb.containerSecurityContext" . | nindent 4 }}
+  {{- with .Values.backup.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+    - {name: backups, mountPath: {{ .Values.backup.path | quote }}}
+    - {name: secrets, mountPath: /secrets, readOnly: true}
+    - {name: backup-tmp, mountPath: /tmp}
+    {{- with .Values.backup.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end }}
+
+{{- define "timescaledb.claimSpec" -}}
+accessModes:
+  {{- toYaml .accessModes | nindent 2 }}
+{{- with .storageClass }}
+storageClassName: {{ . }}
+{{- end }}
+resources:
+  requests:
+    storage: {{ .size }}
+{{- end }}

@@ -1,0 +1,97 @@
+{{/* All that is wrong with the values, at once, before anything is made. */}}
+{{- define "timescaledb.validate" -}}
+{{- with include "timescaledb.wrong" . | trim }}
+{{- fail (printf "\n\nThe values are not right yet, nothing was changed:\n%s\n" .) }}
+{{- end }}
+{{- end }}
+
+{{- define "timescaledb.wrong" -}}
+{{- $backup := .Values.backup }}
+{{- $tag := printf "REGISTRY/backup-executor:%s" .Chart.AppVersion }}
+{{- if not $backup.image.repository }}
+- backup.image.repository is missing. Build the image and push it:
+    docker build -t {{ $tag }} . && docker push {{ $tag }}
+{{- end }}
+
+{{- with .Values.database }}
+{{- if not (or .password .existingSecret) }}
+- database.password or database.existingSecret is missing: the password of the database.
+{{- end }}
+{{- if not (or .enabled .host) }}
+- database.host is missing: the server to back up, with database.enabled=false.
+{{- end }}
+{{- if and .enabled .host }}
+- database.host takes database.enabled=false: else the chart's own database is backed up.
+{{- end }}
+{{- if and .enabled (not $backup.persistence.enabled) }}
+- backup.persistence.enabled=false takes database.enabled=false: when a folder on the node is full,
+  the kubelet evicts the whole pod, with the database.
+{{- end }}
+{{- range .extraEnv }}
+{{- $ours := list "PGDATA" "POSTGRES_DB" "POSTGRES_USER" "POSTGRES_PASSWORD" }}
+{{- if has (trimSuffix "_FILE" .name) $ours }}
+- database.extraEnv: {{ .name }} is set by the chart.
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- with $backup.colonies }}
+{{- if not .host }}
+- backup.colonies.host is missing: the Colonies server.
+{{- end }}
+{{- if not (or .colonyName .colonyId) }}
+- backup.colonies.colonyName or backup.colonies.colonyId is missing.
+{{- end }}
+{{- if not (or .colonyPrvkey .executorPrvkey .existingSecret) }}
+- backup.colonies.colonyPrvkey, executorPrvkey or existingSecret is missing: the key of the colony's
+  owner, or the executor's own.
+{{- end }}
+{{- if and .existingSecret (not (or .secretKeys.colonyPrvkey .secretKeys.executorPrvkey)) }}
+- backup.colonies.secretKeys names no key of backup.colonies.existingSecret.
+{{- end }}
+{{- end }}
+
+{{- with $backup.s3 }}
+{{- $account := $.Values.serviceAccount }}
+{{- $role := or $account.annotations (and $account.name (not $account.create)) }}
+{{- if not .bucket }}
+- backup.s3.bucket is missing.
+{{- end }}
+{{- if ne (empty .accessKey) (empty .secretAccessKey) }}
+- backup.s3.accessKey and backup.s3.secretAccessKey: one of them is missing.
+{{- else if not (or .accessKey .existingSecret $role) }}
+- backup.s3.accessKey and secretAccessKey, or backup.s3.existingSecret, are missing: keys for S3.
+  Only a role does without them: see serviceAccount.
+{{- end }}
+{{- end }}
+
+{{- with $backup.verify }}
+{{- if and .host (not (or .password .existingSecret)) }}
+- backup.verify.password or backup.verify.existingSecret is missing: the password at
+  backup.verify.host.
+{{- end }}
+{{- end }}
+{{- if and $backup.cron $backup.verifyCron (eq $backup.cronName $backup.verifyCronName) }}
+- backup.cronName and backup.verifyCronName are the same.
+{{- end }}
+
+{{- $both := "and existingSecret are both set: which one?" }}
+{{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
+    "backup.s3" $backup.s3 "backup.verify" $backup.verify }}
+{{- range $key, $_ := $values.secretKeys }}
+{{- if and $values.existingSecret (index $values $key) }}
+- {{ $where }}.{{ $key }} {{ $both }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- $ours := list }}
+{{- range include "timescaledb.settings" (list . "") | fromYamlArray }}
+{{- $ours = append $ours (trimSuffix "_FILE" .name) }}
+{{- end }}
+{{- range $backup.extraEnv }}
+{{- if has (trimSuffix "_FILE" .name) $ours }}
+- backup.extraEnv: {{ .name }} is set by the chart, from a value of its own.
+{{- end }}
+{{- end }}
+{{- end }}
