@@ -121,7 +121,10 @@ from which `key` of which `secret`; and its `value` where that Secret is the cha
 {{- end }}
 {{- end }}
 
-{{/* A volume of such files: mounted without subPath, they change in the running pod. */}}
+{{/*
+A volume of such files: mounted without subPath, they change in the running pod. Optional, since one
+that is missing is the executor's to complain of: the database in its pod starts all the same.
+*/}}
 {{- define "timescaledb.secretVolume" -}}
 projected:
   defaultMode: 0440
@@ -129,6 +132,7 @@ projected:
     {{- range . }}
     - secret:
         name: {{ .secret }}
+        optional: true
         items:
           - {key: {{ .key | quote }}, path: {{ .file }}}
     {{- end }}
