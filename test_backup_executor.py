@@ -136,7 +136,7 @@ def make_environment(target: Path) -> None:
     """Make a virtual environment with the requirements, and move it to TARGET when complete."""
     partial = target.with_name("env.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    print(f"Making the tests' own environment, once: some 370 MB are downloaded to {target}",
+    print(f"Making the tests' own environment, once: some 190 MB are downloaded to {target}",
           file=sys.stderr, flush=True)
     try:
         checked([sys.executable, "-m", "venv", str(partial)],
