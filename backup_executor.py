@@ -1157,7 +1157,7 @@ def command_line() -> argparse.ArgumentParser:
     which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
     which.add_argument("--file", metavar="PATH", help="a local archive")
     verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
-    verb.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many (default: cores)")
+    verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     verb.add_argument("--no-owner", action="store_true", help="leave owners and privileges out")
     verb.add_argument("--keep", action="store_true", help="keep what is not whole, as restore_…")
     return parser
