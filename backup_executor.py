@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Colonies Backup Executor: PostgreSQL and TimescaleDB backups in S3, run by Colonies.
 
-Beside a database runs `python backup_executor.py`. Colonies assigns it a process `backup`: it runs
-`pg_dump -Fc` to a local volume, reads the table of contents back, uploads it to an S3 bucket, every
-part with its checksum, and asks S3 what it has; it removes the local file and then, never before,
-the backups beyond the newest few, and closes the process with a JSON result. A finished dump is not
-thrown away because S3 or Colonies is away, nor by a crash. Nothing partial is ever seen under a
-final name; nothing goes that is not provably an old backup of this very database. `verify` proves
-one, `restore` restores it. It needs PostgreSQL's programs and boto3. Read it in its order.
+Beside a database it waits for processes `backup` of Colonies: it runs `pg_dump -Fc` to a local
+volume, reads the table of contents back, uploads it to an S3 bucket, every part with its checksum,
+asks S3 what it has, removes the local file and then, never before, what is beyond the newest few,
+and closes the process with a JSON result. A finished dump outlasts crashes and peers' absence.
+Nothing partial has a final name; nothing goes that is not provably an old backup of this database.
+`verify` proves one, `restore` restores it. It needs PostgreSQL's programs. Read it in its order.
 """
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
@@ -221,8 +220,7 @@ def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, o
     require(not status, f"{step}: {argv[0]}: {how}: {said}")
     return stdout.decode(*UTF8)
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
-FIELD = 2**256 - 2**32 - 977
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+FIELD, ORDER = 2**256 - 2**32 - 977, 2**256 - 0x14551231950B75FC4402DA1732FC9BEBF
 GENERATOR = (0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
              0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8)
 def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = x^3 + 7; q is not -p
@@ -235,8 +233,7 @@ DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=
 def multiply(scalar: int) -> tuple[int, int]:  # of the generator, from 1 to ORDER - 1
     return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
 def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
-    x, y = multiply(key)
-    return hashlib.sha3_256(f"04{x:064x}{y:064x}".encode()).hexdigest()
+    return hashlib.sha3_256("04{:064x}{:064x}".format(*multiply(key)).encode()).hexdigest()
 def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
     seed = key.to_bytes(32, "big") + (number % ORDER).to_bytes(32, "big")
     k, v = bytes(32), b"\1" * 32
@@ -906,17 +903,20 @@ class Executor:  # has each process done by a child, closes it; its state follow
         self.tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
         if s.colonies_insecure_skip_verify:
             self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
-        self.owner, self.name = s.colonies_colony_prvkey, s.colonies_executor_name
-        self.key: int = s.colonies_executor_prvkey or own_key(
-            self.owner, s.colonies_colony_name or s.colonies_colony_id, self.name)
-        self.id, self.type = identity(self.key), s.colonies_executor_type
+        self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
-        self.names = {"executorname": self.name, "executorid": self.id, **self.colony}
+        self.take_keys(s)
         self.joined: bool | None = None  # None: never yet
         self.times = dict[str, float]()  # when what is due again
         self.queue = dict[str, Mapping[str, Any]]()  # assigned to us; the one at work, too
         self.done = dict[str, dict[str, Any]]()  # what to close with: `out` or `errors`
         self.satisfied = 0, ""  # when the newest backup's process started, and its result
+    def take_keys(self, s: Namespace) -> None:  # they may have changed since
+        self.owner: int | None = s.colonies_colony_prvkey
+        self.key: int = s.colonies_executor_prvkey or own_key(
+            s.colonies_colony_prvkey, s.colonies_colony_name or s.colonies_colony_id, self.name)
+        self.id = identity(self.key)
+        self.names = {"executorname": self.name, "executorid": self.id, **self.colony}
     def call(self, msgtype: str, within: float = 15, key: int = 0, **fields: Any) -> Any:
         return ask(self.url, self.tls, key or self.key, within, {"msgtype": msgtype, **fields})
     def due(self, what: str, seconds: float) -> bool:  # true once in so many seconds
@@ -952,6 +952,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 self.times |= dict.fromkeys(["watch"] if status else ["watch", "look", "cron"], 0)
                 time.sleep(next(pauses))
     def join(self) -> None:  # be known to the colony, approved, and announced
+        self.take_keys(read_settings(os.environ, serve=True))
         executor, announced = self.names | {"executortype": self.type}, None
         if not self.known():
             text = f"Colonies does not know executor {self.name!r}, id {self.id}: approve it"
@@ -1192,8 +1193,7 @@ def main() -> int:
     except Failure as error:
         log("error", str(error))
         return 2 if error.status == 2 else 1
-    except OSError as error:
-        log("error", f"{error.filename or 'the system says'}: {error.strerror or error}")
+    except OSError as error: log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     return 1
 if __name__ == "__main__":

@@ -2592,6 +2592,21 @@ def test_without_the_owners_key_a_dropped_executor_keeps_its_backup_until_somebo
     assert len(site.objects()) == 1
 
 
+@standin()
+def test_a_key_that_changed_is_taken_from_its_file_without_a_restart(
+        site: Site, tmp_path: Path) -> None:
+    other, file = VECTORS[3][0], tmp_path / "key"
+    file.write_text(EXECUTOR_KEY + "\n")
+    site.admit()
+    with site.serve(COLONIES_COLONY_PRVKEY="", COLONIES_EXECUTOR_PRVKEY_FILE=str(file)) as executor:
+        site.succeeds(site.submit())
+        site.expel()
+        site.admit(other)
+        file.write_text(other)
+        executor.wait_for(f"Waiting for processes .*ExecutorId={identity(other)}")
+        site.succeeds(site.submit())
+
+
 @standin(*GENERATIONS)
 def test_a_process_whose_assignment_got_lost_is_found_and_run(site: Site) -> None:
     with Proxy(site.where.port) as proxy, site.held() as release, site.serve(proxy.port):
