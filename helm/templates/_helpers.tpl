@@ -179,7 +179,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
   (list "AWS_S3_REGION" .s3.region)
   (list "AWS_S3_BUCKET_NAME" .s3.bucket)
   (list "AWS_S3_PREFIX" .s3.prefix)
-  (list "FULL_BACKUPS" .fullBackups)
+  (list "FULL_BACKUPS" (int .fullBackups))
   (list "BACKUP_PATH" .path)
   (list "BACKUP_COMPRESSION" .compression)
   (list "BACKUP_ALIVE_FILE" .aliveFile)
