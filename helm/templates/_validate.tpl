@@ -27,12 +27,6 @@
 - backup.persistence.enabled=false takes database.enabled=false: when a folder on the node is full,
   the kubelet evicts the whole pod, with the database.
 {{- end }}
-{{- range .extraEnv }}
-{{- $ours := list "PGDATA" "POSTGRES_DB" "POSTGRES_USER" "POSTGRES_PASSWORD" }}
-{{- if has (trimSuffix "_FILE" .name) $ours }}
-- database.extraEnv: {{ .name }} is set by the chart.
-{{- end }}
-{{- end }}
 {{- end }}
 
 {{- with $backup.colonies }}
@@ -85,13 +79,20 @@
 {{- end }}
 {{- end }}
 
+{{- $postgres := list "PGDATA" "POSTGRES_DB" "POSTGRES_USER" "POSTGRES_PASSWORD" }}
 {{- $ours := list }}
 {{- range include "timescaledb.settings" (list . "") | fromYamlArray }}
 {{- $ours = append $ours (trimSuffix "_FILE" .name) }}
 {{- end }}
-{{- range $backup.extraEnv }}
+{{- range $where, $ours := dict "database" $postgres "backup" $ours }}
+{{- $names := list }}
+{{- range (index $.Values $where).extraEnv }}
 {{- if has (trimSuffix "_FILE" .name) $ours }}
-- backup.extraEnv: {{ .name }} is set by the chart, from a value of its own.
+- {{ $where }}.extraEnv: {{ .name }} is set by the chart.
+{{- else if has .name $names }}
+- {{ $where }}.extraEnv: {{ .name }} is there twice.
+{{- end }}
+{{- $names = append $names .name }}
 {{- end }}
 {{- end }}
 {{- end }}
