@@ -84,6 +84,11 @@
 {{- range include "timescaledb.settings" (list . "") | fromYamlArray }}
 {{- $ours = append $ours (trimSuffix "_FILE" .name) }}
 {{- end }}
+{{- range $label, $_ := include "timescaledb.selectorLabels" . | fromYaml }}
+{{- if hasKey $.Values.podLabels $label }}
+- podLabels: {{ $label }} is set by the chart.
+{{- end }}
+{{- end }}
 {{- range $where, $ours := dict "database" $postgres "backup" $ours }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
