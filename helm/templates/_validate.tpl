@@ -47,7 +47,7 @@
 
 {{- with $backup.s3 }}
 {{- $account := $.Values.serviceAccount }}
-{{- $role := or $account.annotations (and $account.name (not $account.create)) }}
+{{- $role := ternary $account.annotations $account.name $account.create }}
 {{- if not .bucket }}
 - backup.s3.bucket is missing.
 {{- end }}
