@@ -65,6 +65,21 @@
   backup.verify.host.
 {{- end }}
 {{- end }}
+{{- if has (clean $backup.path) (list "/" "/tmp" "/secrets") }}
+- backup.path: the chart mounts something else at {{ clean $backup.path }}.
+{{- end }}
+{{- $mounts := list "/tmp" $backup.path }}
+{{- range $backup.extraVolumeMounts }}
+{{- $mounts = append $mounts .mountPath }}
+{{- end }}
+{{- $writable := false }}
+{{- range $mounts }}
+{{- $writable = or $writable (hasPrefix (clean . | printf "%s/") (clean $backup.aliveFile)) }}
+{{- end }}
+{{- if not $writable }}
+- backup.aliveFile is on the read-only root: it goes below /tmp, backup.path or one of
+  backup.extraVolumeMounts.
+{{- end }}
 {{- if and $backup.cron $backup.verifyCron (eq $backup.cronName $backup.verifyCronName) }}
 - backup.cronName and backup.verifyCronName are the same.
 {{- end }}
