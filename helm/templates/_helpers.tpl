@@ -9,8 +9,8 @@
 
 {{/* These never change with the chart's version: selectors and claim templates are immutable. */}}
 {{- define "timescaledb.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "timescaledb.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "timescaledb.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "timescaledb.labels" -}}
@@ -61,7 +61,7 @@ annotations:
 {{- end }}
 
 {{- define "timescaledb.podSpec" -}}
-serviceAccountName: {{ include "timescaledb.serviceAccountName" . }}
+serviceAccountName: {{ include "timescaledb.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
@@ -83,7 +83,7 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -131,7 +131,7 @@ projected:
   sources:
     {{- range . }}
     - secret:
-        name: {{ .secret }}
+        name: {{ .secret | quote }}
         optional: true
         items:
           - {key: {{ .key | quote }}, path: {{ .file }}}
@@ -179,7 +179,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
   (list "AWS_S3_REGION" .s3.region)
   (list "AWS_S3_BUCKET_NAME" .s3.bucket)
   (list "AWS_S3_PREFIX" .s3.prefix)
-  (list "FULL_BACKUPS" .fullBackups)
+  (list "FULL_BACKUPS" (int .fullBackups))
   (list "BACKUP_PATH" .path)
   (list "BACKUP_COMPRESSION" .compression)
   (list "BACKUP_ALIVE_FILE" .aliveFile)
@@ -243,7 +243,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
 accessModes:
   {{- toYaml .accessModes | nindent 2 }}
 {{- with .storageClass }}
-storageClassName: {{ . }}
+storageClassName: {{ . | quote }}
 {{- end }}
 resources:
   requests:

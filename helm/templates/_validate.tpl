@@ -27,12 +27,6 @@
 - backup.persistence.enabled=false takes database.enabled=false: when a folder on the node is full,
   the kubelet evicts the whole pod, with the database.
 {{- end }}
-{{- range .extraEnv }}
-{{- $ours := list "PGDATA" "POSTGRES_DB" "POSTGRES_USER" "POSTGRES_PASSWORD" }}
-{{- if has (trimSuffix "_FILE" .name) $ours }}
-- database.extraEnv: {{ .name }} is set by the chart.
-{{- end }}
-{{- end }}
 {{- end }}
 
 {{- with $backup.colonies }}
@@ -53,7 +47,7 @@
 
 {{- with $backup.s3 }}
 {{- $account := $.Values.serviceAccount }}
-{{- $role := or $account.annotations (and $account.name (not $account.create)) }}
+{{- $role := ternary $account.annotations $account.name $account.create }}
 {{- if not .bucket }}
 - backup.s3.bucket is missing.
 {{- end }}
@@ -71,6 +65,21 @@
   backup.verify.host.
 {{- end }}
 {{- end }}
+{{- if has (clean $backup.path) (list "/" "/tmp" "/secrets") }}
+- backup.path: the chart mounts something else at {{ clean $backup.path }}.
+{{- end }}
+{{- $mounts := list "/tmp" $backup.path }}
+{{- range $backup.extraVolumeMounts }}
+{{- $mounts = append $mounts .mountPath }}
+{{- end }}
+{{- $writable := false }}
+{{- range $mounts }}
+{{- $writable = or $writable (hasPrefix (clean . | printf "%s/") (clean $backup.aliveFile)) }}
+{{- end }}
+{{- if not $writable }}
+- backup.aliveFile is on the read-only root: it goes below /tmp, backup.path or one of
+  backup.extraVolumeMounts.
+{{- end }}
 {{- if and $backup.cron $backup.verifyCron (eq $backup.cronName $backup.verifyCronName) }}
 - backup.cronName and backup.verifyCronName are the same.
 {{- end }}
@@ -85,13 +94,25 @@
 {{- end }}
 {{- end }}
 
+{{- $postgres := list "PGDATA" "POSTGRES_DB" "POSTGRES_USER" "POSTGRES_PASSWORD" }}
 {{- $ours := list }}
 {{- range include "timescaledb.settings" (list . "") | fromYamlArray }}
 {{- $ours = append $ours (trimSuffix "_FILE" .name) }}
 {{- end }}
-{{- range $backup.extraEnv }}
+{{- range $label, $_ := include "timescaledb.selectorLabels" . | fromYaml }}
+{{- if hasKey $.Values.podLabels $label }}
+- podLabels: {{ $label }} is set by the chart.
+{{- end }}
+{{- end }}
+{{- range $where, $ours := dict "database" $postgres "backup" $ours }}
+{{- $names := list }}
+{{- range (index $.Values $where).extraEnv }}
 {{- if has (trimSuffix "_FILE" .name) $ours }}
-- backup.extraEnv: {{ .name }} is set by the chart, from a value of its own.
+- {{ $where }}.extraEnv: {{ .name }} is set by the chart.
+{{- else if has .name $names }}
+- {{ $where }}.extraEnv: {{ .name }} is there twice.
+{{- end }}
+{{- $names = append $names .name }}
 {{- end }}
 {{- end }}
 {{- end }}
