@@ -3627,6 +3627,13 @@ def test_the_dockerfile_is_clean_and_has_the_boto3_that_the_tests_have() -> None
         pin for pin in requirements() if pin.startswith("boto3==")]
 
 
+def test_the_image_is_not_built_without_root_and_apt() -> None:
+    ran = subprocess.run([sys.executable, str(HERE), "image"], env={"PATH": "/nonexistent"},
+                         text=True, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (2, "", 1)
+    assert "root" in ran.stderr and "apt-get" in ran.stderr
+
+
 def test_no_secret_shows_anywhere(scene: Scene, meddler: Meddler) -> None:
     colony_key, executor_key = "c01" + secrets.token_hex(30) + "2", "e" + "4b" * 31 + "2"
     scene.settings |= {"LOG_LEVEL": "debug", "COLONIES_COLONY_PRVKEY": colony_key,
@@ -5830,7 +5837,7 @@ def image_restores_by_hand_in_tmux_as_the_readme_says(
             scene.folder, {**scene.settings, **standin.colony().settings()}) as (_, name):
         client = standin.colony().client()
         result = json.loads(client.wait(client.submit())["out"][0])
-        (scene.folder / "by-hand").write_text("! id -un\n" + by_hand(
+        (scene.folder / "by-hand").write_text("! id -un; python -c 'import boto3'\n" + by_hand(
             *FETCHED, "plain PostgreSQL", *FINISHED, NAME=result["filename"], OLD=scene.database,
             NEW=new, S3_URL=scene.s3.url, ACCESS_KEY=scene.s3.access_key,
             SECRET_KEY=scene.s3.secret_key, FOLDER=f"backup/{scene.prefix}",
@@ -5898,7 +5905,8 @@ def image_trusts_public_authorities_and_knows_time_zones(podman: Podman) -> None
     assert said == "True +0530\n"
 
 
-def image_says_in_its_configuration_what_a_pod_relies_on_and_no_secret(podman: Podman) -> None:
+def image_says_in_its_configuration_what_a_pod_relies_on_and_no_secret(
+        podman: Podman, capsys: pytest.CaptureFixture[str]) -> None:
     [image] = json.loads(podman("image", "inspect", IMAGE))
     config = image["Config"]
     assert {key: config.get(key) for key in ("User", "WorkingDir", "Entrypoint", "Cmd")} == {
@@ -5908,6 +5916,8 @@ def image_says_in_its_configuration_what_a_pod_relies_on_and_no_secret(podman: P
     assert env == {"HOME": "/tmp", "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
     history = podman("history", "--no-trunc", "--format={{.CreatedBy}}", IMAGE)
     assert not re.search(r"(?i)secret|passw|token|prvkey|://", history), history
+    with capsys.disabled():
+        print(f"\n{IMAGE}: {image['Size'] / 1e6:.0f} MB")
     assert image["Size"] < 400e6
 
 
@@ -5917,7 +5927,8 @@ def image_of_ones_own_takes_the_script_in_readmes_lines(
     blocks = re.findall(r"(?ms)^```dockerfile\n(.*?)^```", HERE.with_name("README.md").read_text())
     [lines] = [block for block in blocks if "apt-get" in block]
     (tmp_path / "Dockerfile").write_text(
-        f"FROM {BASE}\nRUN apt-get update && apt-get install -y postgresql-client-17\n{lines}")
+        f"FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends"
+        f" postgresql-client-17\n{lines}")
     shutil.copy(EXECUTOR, tmp_path)
     podman.build("own", tmp_path)
     run = functools.partial(podman.run, scene.folder, scene.settings, "python3",
