@@ -37,7 +37,7 @@ ENV PATH=/opt/venv/bin:/usr/lib/postgresql/$PG_MAJOR/bin:$PATH \
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates postgresql-client-common \
     && if [ "$PG_MAJOR" != 17 ]; then \
-        /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y && apt-get update; \
+        /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y; \
     fi \
     && apt-get install -y --no-install-recommends \
         bash minio-client "postgresql-client-$PG_MAJOR" python3 tmux tzdata \

@@ -5886,7 +5886,7 @@ def image_has_no_setuid_programs_no_compiler_no_pip_no_caches_and_no_documentati
         podman: Podman) -> None:
     left = podman.run(None, {}, "sh", "-c", """
         find / -xdev -type f -perm /6000
-        command -v cc gcc c++ make ld pip pip3 curl wget
+        for name in cc gcc c++ make ld pip pip3 curl wget; do command -v $name; done
         find / -xdev -type f '(' -name '*.deb' -o -path '*/pip/*' -o -path '*/ensurepip/*' ')'
         find /usr/share/doc /usr/share/man /usr/share/info -type f ! -name copyright
         find /var/lib/apt/lists /var/cache/apt /var/log /var/tmp /tmp -type f -size +0
