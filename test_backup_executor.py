@@ -5719,8 +5719,9 @@ class Podman:
         """Debian's base image, where it isn't there yet."""
         if BASE in self("images", "--format={{.Repository}}:{{.Tag}}").splitlines():
             return
-        with temporary_folder() as folder:
-            base = folder / "base"
+        base = self.folder.with_suffix(".partial")  # /tmp may be mounted nodev
+        shutil.rmtree(base, ignore_errors=True)
+        try:
             checked(["env", f"PATH={ADMIN_PATH}", "debootstrap", "--variant=minbase", "trixie",
                      str(base), BASE_SOURCES.split()[1]], "debootstrap cannot make the base image")
             (base / "etc/apt/sources.list").write_text(BASE_SOURCES)
@@ -5734,6 +5735,8 @@ class Podman:
                      "--exclude=./var/lib/apt/lists/*", "-c", "."], stdout=subprocess.PIPE) as tar:
                 self("import", f"--change=ENV PATH={ADMIN_PATH}", "-", BASE, stdin=tar.stdout)
             assert tar.returncode == 0
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
 
     def build(self, tag: str, folder: Path, *options: str) -> None:
         self("build", "--isolation=chroot", "--pull=never", f"--tag={tag}", *options, str(folder))
@@ -5760,7 +5763,7 @@ class Podman:
         if folder:
             os.chown(folder, IMAGE_USER, 0)
             options = (f"--volume={folder}:/backups", *options)
-        return ["run", "--rm", "--network=host", "--cap-drop=all",
+        return ["run", "--rm", "--network=host", "--http-proxy=false", "--cap-drop=all",
                 "--security-opt=no-new-privileges", "--read-only", "--read-only-tmpfs=false",
                 "--tmpfs=/tmp:mode=1777", f"--user={IMAGE_USER}",
                 "--passwd=false",  # else podman adds its user to it
@@ -5842,6 +5845,7 @@ def image_restores_by_hand_in_tmux_as_the_readme_says(
             NEW=new, S3_URL=scene.s3.url, ACCESS_KEY=scene.s3.access_key,
             SECRET_KEY=scene.s3.secret_key, FOLDER=f"backup/{scene.prefix}",
             WORK="/backups/restore"))
+        (scene.folder / "by-hand").chmod(0o644)
         env = {"PGHOST": "127.0.0.1", "PGPORT": str(scene.postgres.port), "PGUSER": "postgres",
                "PGPASSWORD": scene.postgres.password, "TERM": "xterm"}  # kubectl has it from -t
         tmux = ["exec", *(f"--env={key}={value}" for key, value in env.items()), name, "tmux"]
