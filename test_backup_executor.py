@@ -1815,8 +1815,26 @@ def run_python(arguments: list[str]) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
+IMAGE_PROGRAMS = ("podman", "runc", "debootstrap")  # Debian's packages have the same names
+ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
 def run_image_tests(arguments: list[str]) -> NoReturn:
     """Build the image with podman, and run it. ARGUMENTS are pytest's."""
+    if not ROOT or not shutil.which("apt-get"):
+        print(f"{HERE.name}: `image` needs root, and Debian's apt-get", file=sys.stderr)
+        sys.exit(2)
+    missing = [name for name in IMAGE_PROGRAMS if not shutil.which(name, path=ADMIN_PATH)]
+    if missing:
+        names = " ".join(missing)
+        print(f"Installing {names} with apt-get", file=sys.stderr, flush=True)
+        apt = ["env", "DEBIAN_FRONTEND=noninteractive", f"PATH={ADMIN_PATH}", "apt-get", "-q"]
+        try:
+            checked([*apt, "update"], "apt-get finds no packages; is the network there?")
+            checked([*apt, "install", "-y", "--no-install-recommends", *missing],
+                    f"apt-get cannot install {names}")
+        except RuntimeError as error:
+            sys.exit(f"{HERE.name}: {error}")
     run_tests(["-o", "python_functions=image_*", *arguments])
 
 
@@ -3615,6 +3633,46 @@ def test_importing_the_module_needs_the_standard_library_alone() -> None:
                          text=True, capture_output=True, check=True)
     assert set(ran.stdout.split()) - set(sys.stdlib_module_names) <= {
         "backup_executor", "__main__", "sitecustomize", "usercustomize"}
+
+
+def test_a_backup_and_a_verify_need_the_standard_library_and_boto3_alone(
+        scene: Scene, tmp_path: Path) -> None:
+    """Copied alone, beside nothing but what boto3 requires."""
+    (tmp_path / "packages").mkdir()
+    wanted = ["boto3"]
+    for name in wanted:  # grows as it goes
+        package = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in package.files or [] if file.parts[0] != ".."}:
+            if top != "__pycache__":
+                (tmp_path / "packages" / top).symlink_to(str(package.locate_file(top)))
+        required = [line for line in package.requires or [] if "extra ==" not in line]
+        wanted += {re.split(r"[^\w.-]", line)[0] for line in required} - set(wanted)
+    script = shutil.copy(EXECUTOR, tmp_path)
+    scene.settings["PYTHONPATH"] = str(tmp_path / "packages")
+    alone = functools.partial(
+        subprocess.run, text=True, capture_output=True, check=False, cwd="/",
+        env=executor_environment(scene.settings, str(tmp_path), 17))
+    assert alone([sys.executable, "-S", "-c", "import pytest"]).returncode == 1
+    for command, key in (("backup", "filename"), ("verify", "verdict")):
+        ran = alone([sys.executable, "-S", "-B", str(script), command])
+        assert ran.returncode == 0 and json.loads(ran.stdout)[key], ran.stderr
+
+
+def test_the_dockerfile_is_clean_and_has_the_boto3_that_the_tests_have() -> None:
+    dockerfile = HERE.with_name("Dockerfile")
+    ran = subprocess.run([tool("hadolint"), str(dockerfile)], text=True, capture_output=True,
+                         check=False)
+    assert ran.returncode == 0, ran.stdout
+    pins = re.findall(r"(?<= )[\w-]+==[\w.]+", dockerfile.read_text())
+    assert [pin for pin in pins if pin in requirements()] == [
+        pin for pin in requirements() if pin.startswith("boto3==")]
+
+
+def test_the_image_is_not_built_without_root_and_apt() -> None:
+    ran = subprocess.run([sys.executable, str(HERE), "image"], env={"PATH": "/nonexistent"},
+                         text=True, capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (2, "", 1)
+    assert "root" in ran.stderr and "apt-get" in ran.stderr
 
 
 def test_no_secret_shows_anywhere(scene: Scene, meddler: Meddler) -> None:
@@ -5661,6 +5719,268 @@ def test_a_verify_longer_than_the_servers_patience_goes_on_and_sigterm_hands_it_
         assert site.client.process(process)["state"] == WAITING and site.left() == []
     with site.serve():
         site.succeeds(process)
+
+
+# ---- The image ---------------------------------------------------------------------------------
+
+# Where no registry can be reached, debootstrap makes what the image is built from. As in the real
+# one there are security fixes, and, since it is the slim one, there is no documentation.
+BASE = "docker.io/library/debian:trixie-slim"
+BASE_SOURCES = """deb http://deb.debian.org/debian trixie main
+deb http://deb.debian.org/debian trixie-updates main
+deb http://deb.debian.org/debian-security trixie-security main
+"""
+BASE_EXCLUDES = "".join(f"path-exclude /usr/share/{name}/*\n" for name in (
+    "doc", "groff", "info", "lintian", "locale", "man")) + "path-include /usr/share/doc/*/copyright"
+IMAGE = "localhost/backup-executor"
+IMAGE_USER = random.randrange(10**5, 2**31)  # nobody whom a passwd knows
+IN_IMAGE = ("python", "backup_executor.py")
+
+
+class Podman:
+    """Podman with a storage of its own, which is kept: what did not change is not built again."""
+
+    def __init__(self) -> None:
+        recipe = hashlib.sha256((BASE_SOURCES + BASE_EXCLUDES).encode()).hexdigest()[:8]
+        self.folder, state = cache_folder() / f"podman-{recipe}", "/run/colonies-backup-executor"
+        self.env = {name: value for name, value in os.environ.items() if name.endswith("_proxy")}
+        self.env |= {"PATH": ADMIN_PATH, "HOME": str(self.folder)}
+        self.argv = ["podman", f"--root={self.folder}", f"--runroot={state}/storage",
+                     f"--tmpdir={state}/libpod", "--runtime=runc", "--cgroup-manager=cgroupfs",
+                     "--events-backend=none"]
+
+    def __call__(self, *arguments: str, stdin: Any = subprocess.DEVNULL, **env: str) -> str:
+        """What a podman command prints."""
+        ran = subprocess.run([*self.argv, *arguments], stdin=stdin, env={**self.env, **env},
+                             capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, f"{ran.stdout[-9999:]}\n{ran.stderr[-9999:]}"
+        return ran.stdout
+
+    def make_base(self) -> None:
+        """Debian's base image, where it isn't there yet."""
+        if BASE in self("images", "--format={{.Repository}}:{{.Tag}}").splitlines():
+            return
+        base = self.folder.with_suffix(".partial")  # /tmp may be mounted nodev
+        shutil.rmtree(base, ignore_errors=True)
+        try:
+            checked(["env", f"PATH={ADMIN_PATH}", "debootstrap", "--variant=minbase", "trixie",
+                     str(base), BASE_SOURCES.split()[1]], "debootstrap cannot make the base image")
+            (base / "etc/apt/sources.list").write_text(BASE_SOURCES)
+            (base / "etc/dpkg/dpkg.cfg.d/docker").write_text(BASE_EXCLUDES)
+            for excluded in re.findall("exclude /(.*)/", BASE_EXCLUDES):
+                for path in (base / excluded).rglob("*"):
+                    if path.name != "copyright" and (path.is_symlink() or not path.is_dir()):
+                        path.unlink()
+            with subprocess.Popen(
+                    ["tar", "-C", str(base), "--exclude=./var/cache/apt/*",
+                     "--exclude=./var/lib/apt/lists/*", "-c", "."], stdout=subprocess.PIPE) as tar:
+                self("import", f"--change=ENV PATH={ADMIN_PATH}", "-", BASE, stdin=tar.stdout)
+            assert tar.returncode == 0
+        finally:
+            shutil.rmtree(base, ignore_errors=True)
+
+    def build(self, tag: str, folder: Path, *options: str) -> None:
+        self("build", "--isolation=chroot", "--pull=never", f"--tag={tag}", *options, str(folder))
+
+    def make_image(self) -> None:
+        """The Dockerfile's: its stage `venv`, by pip with this machine's index and CA; then all."""
+        pip = subprocess.run([sys.executable, *PIP, "config", "list"], text=True,
+                             capture_output=True, check=True).stdout
+        config = dict(re.findall(r"(?m)^(?:global|:env:)\.(cert|index-url)='(.*)'$", pip))
+        authorities = config.get("cert") or os.environ.get("SSL_CERT_FILE", "")
+        with temporary_folder() as folder:
+            volumes = [f"--volume={folder}/pip.conf:/etc/pip.conf:ro"] * bool(config or authorities)
+            if authorities:
+                config["cert"] = "/run/authorities.pem"
+                volumes.append(f"--volume={authorities}:{config['cert']}:ro")
+            (folder / "pip.conf").write_text("[global]\n" + "".join(
+                f"{name} = {value}\n" for name, value in config.items()))
+            self.build("venv", HERE.parent, "--target=venv", *volumes)
+        self.build(IMAGE, HERE.parent)
+
+    def arguments(self, folder: Path | None, settings: dict[str, str], *command: str,
+                  options: tuple[str, ...] = (), image: str = IMAGE) -> list[str]:
+        """Run a container as a strict pod does, but in the host's network; FOLDER is /backups."""
+        if folder:
+            os.chown(folder, IMAGE_USER, 0)
+            options = (f"--volume={folder}:/backups", *options)
+        return ["run", "--rm", "--network=host", "--http-proxy=false", "--cap-drop=all",
+                "--security-opt=no-new-privileges", "--read-only", "--read-only-tmpfs=false",
+                "--tmpfs=/tmp:mode=1777", f"--user={IMAGE_USER}",
+                "--passwd=false",  # else podman adds its user to it
+                "--ulimit=nofile=1024", "--ulimit=nproc=1024",  # podman's own may not be allowed
+                *options, *(f"--env={name}" for name in settings), image, *command]
+
+    def run(self, folder: Path | None, settings: dict[str, str], *command: str,
+            **more: Any) -> str:
+        """What a command prints to stdout in the image."""
+        settings = {**settings, "BACKUP_PATH": "/backups"}
+        return self(*self.arguments(folder, settings, *command, **more), **settings)
+
+    @contextlib.contextmanager
+    def serving(self, folder: Path, settings: dict[str, str]) -> Iterator[tuple[Program, str]]:
+        """The image's own command, the executor; also the container's name."""
+        settings = {**settings, "BACKUP_PATH": "/backups", "BACKUP_ALIVE_FILE": ""}
+        name = f"serving-{secrets.token_hex(6)}"
+        arguments = self.arguments(folder, settings, options=(f"--name={name}",))
+        with Program([*self.argv, *arguments], {**self.env, **settings}) as program:
+            try:
+                yield program, name
+            finally:
+                self("rm", "--force", "--ignore", "--time=0", name)
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """Podman that has the Dockerfile's image."""
+    made = Podman()
+    made.folder.mkdir(parents=True, exist_ok=True)
+    with open(made.folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made("rm", "--all", "--force", "--time=0")  # those of a run that was killed
+        made.make_base()
+        made.make_image()
+        yield made
+        made("image", "prune", "--force")  # what a Dockerfile made that was changed since
+
+
+def image_backs_up_and_verifies_as_an_unknown_user_on_a_read_only_root(
+        podman: Podman, scene: Scene) -> None:
+    assert podman.run(None, {}, *IN_IMAGE, "--help").startswith("usage: ")
+    run = functools.partial(podman.run, scene.folder, scene.settings | verifying(scene.postgres))
+    checks = run(*IN_IMAGE, "check").splitlines()
+    assert len(checks) > 4 and all(line.startswith("ok ") for line in checks), checks
+    result = json.loads(run(*IN_IMAGE, "backup"))
+    assert result["pg_dump"].startswith("17.") and scene.files() == []
+    same_databases(scene, scene.restored(result["filename"]))
+    report = json.loads(run(*IN_IMAGE, "verify"))
+    assert (report["verdict"], report["rows"]) == ("restored", {"public.t": 500})
+
+
+@standin()
+@pytest.mark.parametrize("busy", [True, False], ids=["during a dump", "while idle"])
+def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
+        podman: Podman, site: Site, busy: bool) -> None:
+    with site.held(), podman.serving(site.folder, site.settings()) as (program, name):
+        site.polling()
+        process = site.submit() if busy else ""
+        if busy:
+            site.sessions(True)
+        assert podman("exec", name, "cat", "/proc/1/cmdline") == "\0".join([*IN_IMAGE, ""])
+        assert program.stop(timeout=10) == 0  # podman hands the signal on, and the status back
+        site.sessions(False)
+        assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
+        assert not busy or site.client.process(process)["state"] == WAITING
+        assert site.left() == []
+
+
+def image_restores_by_hand_in_tmux_as_the_readme_says(
+        podman: Podman, scene: Scene, new: str) -> None:
+    """In the container of an executor, with the image's own programs, by nobody passwd knows."""
+    with Standin() as standin, podman.serving(
+            scene.folder, {**scene.settings, **standin.colony().settings()}) as (_, name):
+        client = standin.colony().client()
+        result = json.loads(client.wait(client.submit())["out"][0])
+        (scene.folder / "by-hand").write_text("! id -un; python -c 'import boto3'\n" + by_hand(
+            *FETCHED, "plain PostgreSQL", *FINISHED, NAME=result["filename"], OLD=scene.database,
+            NEW=new, S3_URL=scene.s3.url, ACCESS_KEY=scene.s3.access_key,
+            SECRET_KEY=scene.s3.secret_key, FOLDER=f"backup/{scene.prefix}",
+            WORK="/backups/restore"))
+        (scene.folder / "by-hand").chmod(0o644)
+        env = {"PGHOST": "127.0.0.1", "PGPORT": str(scene.postgres.port), "PGUSER": "postgres",
+               "PGPASSWORD": scene.postgres.password, "TERM": "xterm"}  # kubectl has it from -t
+        tmux = ["exec", *(f"--env={key}={value}" for key, value in env.items()), name, "tmux"]
+
+        @contextlib.contextmanager
+        def terminal(*command: str) -> Iterator[None]:
+            """A terminal with tmux in it, until it is left with Ctrl-b d."""
+            argv = [*podman.argv, "exec", "-it", *tmux[1:], *command]
+            with subprocess.Popen(argv, env=podman.env, stdin=subprocess.PIPE, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
+                becomes_true(lambda: client.poll() is not None or "restore" in subprocess.run(
+                    [*podman.argv, *tmux, "list-clients"], env=podman.env, text=True,
+                    capture_output=True, check=False).stdout)  # fails until tmux runs
+                yield
+                podman(*tmux, "detach-client", "-s", "restore")
+                shown = client.communicate(timeout=30)[0]
+            assert client.returncode == 0 and "detached" in shown, shown
+
+        with terminal("new", "-s", "restore"):
+            podman(*tmux, "send-keys", "-t", "restore", "(echo $BASH_VERSION; set -euxo pipefail;"
+                   " . /backups/by-hand) > /backups/said 2>&1; tmux wait-for left;"
+                   " tmux wait-for -S done", "Enter")
+        with terminal("attach", "-t", "restore"):
+            podman(*tmux, "wait-for", "-S", "left")
+        podman(*tmux, "wait-for", "done")
+        said = (scene.folder / "said").read_text()
+        assert re.match(r"\d", said) and ": OK\n" in said and said.count("public.t|500") == 2, said
+    same_databases(scene, new)
+
+
+def image_lets_its_user_write_nowhere_but_in_tmp_and_backups(podman: Podman) -> None:
+    """Also where nothing is mounted over the root; the group of an unknown user is root's."""
+    find = ["find", "/", "-xdev", "-writable", "!", "-type", "l", "!", "-path", "/proc/*"]
+    loose = podman.run(None, {}, "sh", "-c", f"{shlex.join(find)} 2> /dev/null; : > /backups/file",
+                       options=("--read-only=false",))
+    assert sorted(loose.split()) == ["/backups", "/tmp"]
+    with pytest.raises(AssertionError, match="Read-only file system"):
+        podman.run(None, {}, "sh", "-c", ": > /backups/file")
+
+
+def image_has_no_setuid_programs_no_compiler_no_pip_no_caches_and_no_documentation(
+        podman: Podman) -> None:
+    left = podman.run(None, {}, "sh", "-c", """
+        find / -xdev -type f -perm /6000
+        for name in cc gcc c++ make ld pip pip3 curl wget; do command -v $name; done
+        find / -xdev -type f '(' -name '*.deb' -o -path '*/pip/*' -o -path '*/ensurepip/*' ')'
+        find /usr/share/doc /usr/share/man /usr/share/info -type f ! -name copyright
+        find /var/lib/apt/lists /var/cache/apt /var/log /var/tmp /tmp -type f -size +0
+        find /opt/venv -path '*/examples*'
+        test ! -e /root/.cache || echo /root/.cache
+        python -vc 'import boto3' 2>&1 | grep -q '/boto3/__pycache__/.* matches' || echo no .pyc
+        """, options=("--user=0", "--cap-add=dac_read_search"))
+    assert left.split() == []
+
+
+def image_trusts_public_authorities_and_knows_time_zones(podman: Podman) -> None:
+    said = podman.run(None, {"TZ": "Asia/Kolkata"}, "python", "-c", """if True:
+        import ssl, time
+        print(ssl.create_default_context().cert_store_stats()["x509_ca"] > 100, time.strftime("%z"))
+        """)
+    assert said == "True +0530\n"
+
+
+def image_says_in_its_configuration_what_a_pod_relies_on_and_no_secret(
+        podman: Podman, capsys: pytest.CaptureFixture[str]) -> None:
+    [image] = json.loads(podman("image", "inspect", IMAGE))
+    config = image["Config"]
+    assert {key: config.get(key) for key in ("User", "WorkingDir", "Entrypoint", "Cmd")} == {
+        "User": "70:70", "WorkingDir": "/app", "Entrypoint": None, "Cmd": [*IN_IMAGE]}
+    env = dict(line.split("=", 1) for line in config["Env"])
+    assert env.pop("PATH").startswith("/opt/venv/bin:")
+    assert env == {"HOME": "/tmp", "LANG": "C.UTF-8", "SHELL": "/bin/bash"}
+    history = podman("history", "--no-trunc", "--format={{.CreatedBy}}", IMAGE)
+    assert not re.search(r"(?i)secret|passw|token|prvkey|://", history), history
+    with capsys.disabled():
+        print(f"\n{IMAGE}: {image['Size'] / 1e6:.0f} MB")
+    assert image["Size"] < 400e6
+
+
+def image_of_ones_own_takes_the_script_in_readmes_lines(
+        podman: Podman, scene: Scene, tmp_path: Path) -> None:
+    """Debian's own Python and boto3, beside PostgreSQL's programs, which such an image has."""
+    blocks = re.findall(r"(?ms)^```dockerfile\n(.*?)^```", HERE.with_name("README.md").read_text())
+    [lines] = [block for block in blocks if "apt-get" in block]
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends"
+        f" postgresql-client-17\n{lines}")
+    shutil.copy(EXECUTOR, tmp_path)
+    podman.build("own", tmp_path)
+    run = functools.partial(podman.run, scene.folder, scene.settings, "python3",
+                            "/app/backup_executor.py", image="own")
+    result = json.loads(run("backup"))
+    assert json.loads(run("verify"))["verdict"] == "readable"
+    same_databases(scene, scene.restored(result["filename"]))
 
 
 # ---- The end -----------------------------------------------------------------------------------

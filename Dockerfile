@@ -1,0 +1,57 @@
+# The backup executor, with all that a backup and a restore by hand need. It runs as any user, on a
+# read-only root file system; only /tmp and the staging volume /backups have to be writable.
+#
+#     docker build -t backup-executor .
+#
+# PG_MAJOR is that of the database server, or later: pg_dump refuses a server that is newer than
+# itself. CI builds 17 on amd64. Other majors come from PostgreSQL's own apt repository; they and
+# arm64 are unbuilt.
+
+FROM debian:trixie-slim AS venv
+ARG DEBIAN_FRONTEND=noninteractive
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends python3-pip
+# The whole tree is pinned: without its dependencies pip adds nothing else, and `check` says what is
+# missing. The examples are documentation; the .pyc files stay, nobody could write them later.
+RUN python3 -m venv --without-pip /opt/venv \
+    && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --only-binary=:all: \
+        boto3==1.44.5 botocore==1.44.5 jmespath==1.1.0 python-dateutil==2.9.0.post0 \
+        s3transfer==0.19.3 six==1.17.0 urllib3==2.8.0 \
+    && pip --python /opt/venv/bin/python check \
+    && rm -r /opt/venv/lib/python3*/site-packages/boto3/examples \
+    && find /opt/venv -name 'examples-1.json*' -delete
+
+FROM debian:trixie-slim
+ARG PG_MAJOR=17
+ARG DEBIAN_FRONTEND=noninteractive
+LABEL org.opencontainers.image.title="Colonies Backup Executor" \
+    org.opencontainers.image.description="Backs a PostgreSQL or TimescaleDB database up to S3"
+# PostgreSQL's own folder comes before /usr/bin, whose pg_dump is a Perl script that looks for the
+# programs. A user without an entry in passwd has no home and no shell but these.
+ENV PATH=/opt/venv/bin:/usr/lib/postgresql/$PG_MAJOR/bin:$PATH \
+    HOME=/tmp SHELL=/bin/bash LANG=C.UTF-8
+# Debian's versions are not pinned: it keeps only the newest of a release, with its security fixes.
+# A login shell, as in tmux, takes PATH from /etc/profile. Nothing here needs a setuid program, nor
+# a folder for everybody beside /tmp and /backups (a volume in earnest).
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates postgresql-client-common \
+    && if [ "$PG_MAJOR" != 17 ]; then \
+        /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y; \
+    fi \
+    && apt-get install -y --no-install-recommends \
+        bash minio-client "postgresql-client-$PG_MAJOR" python3 tmux tzdata \
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/* \
+    && ln -s /usr/bin/minio-client /usr/local/bin/mc \
+    && echo "PATH=$PATH" > /etc/profile.d/path.sh \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+    && find / -xdev -type d -perm /022 ! -path /tmp -exec chmod go-w {} + \
+    && install -d -m 1777 /backups
+COPY --from=venv /opt/venv /opt/venv
+COPY --chmod=755 backup_executor.py /app/
+WORKDIR /app
+# A number, so that runAsNonRoot can be checked: postgres in the images of TimescaleDB. No init
+# program: the executor handles its signals itself, also as process 1.
+USER 70:70
+CMD ["python", "backup_executor.py"]
