@@ -14,14 +14,18 @@
 {{- end }}
 
 {{- with .Values.database }}
+{{- if not (or .image.tag .image.digest) }}
+- database.image.tag or database.image.digest is missing.
+{{- end }}
 {{- if not (or .password .existingSecret) }}
 - database.password or database.existingSecret is missing: the password of the database.
 {{- end }}
 {{- if not (or .enabled .host) }}
 - database.host is missing: the server to back up, with database.enabled=false.
 {{- end }}
-{{- if and .enabled .host }}
-- database.host takes database.enabled=false: else the chart's own database is backed up.
+{{- if and .enabled (or .host (ne (int .port) 5432)) }}
+- database.host and database.port take database.enabled=false: else the chart's own database is
+  backed up.
 {{- end }}
 {{- if and .enabled (not $backup.persistence.enabled) }}
 - backup.persistence.enabled=false takes database.enabled=false: when a folder on the node is full,
@@ -39,6 +43,11 @@
 {{- if not (or .colonyPrvkey .executorPrvkey .existingSecret) }}
 - backup.colonies.colonyPrvkey, executorPrvkey or existingSecret is missing: the key of the colony's
   owner, or the executor's own.
+{{- end }}
+{{- range list .colonyPrvkey .executorPrvkey }}
+{{- if not (regexMatch "^([0-9a-fA-F]{64}\n?)?$" .) }}
+- backup.colonies.colonyPrvkey and executorPrvkey: a private key has 64 hexadecimal digits.
+{{- end }}
 {{- end }}
 {{- if and .existingSecret (not (or .secretKeys.colonyPrvkey .secretKeys.executorPrvkey)) }}
 - backup.colonies.secretKeys names no key of backup.colonies.existingSecret.
@@ -84,6 +93,13 @@
 - backup.cronName and backup.verifyCronName are the same.
 {{- end }}
 
+{{- $ours := list "data" "backups" "secrets" "database-secret" "shm" "tmp" "backup-tmp" "run" }}
+{{- range .Values.extraVolumes }}
+{{- if has .name $ours }}
+- extraVolumes: {{ .name }} is the name of a volume of the chart.
+{{- end }}
+{{- end }}
+
 {{- $both := "and existingSecret are both set: which one?" }}
 {{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
     "backup.s3" $backup.s3 "backup.verify" $backup.verify }}
@@ -94,25 +110,40 @@
 {{- end }}
 {{- end }}
 
-{{- $postgres := list "PGDATA" "POSTGRES_DB" "POSTGRES_USER" "POSTGRES_PASSWORD" }}
-{{- $ours := list }}
-{{- range include "timescaledb.settings" (list . "") | fromYamlArray }}
-{{- $ours = append $ours (trimSuffix "_FILE" .name) }}
-{{- end }}
 {{- range $label, $_ := include "timescaledb.selectorLabels" . | fromYaml }}
 {{- if hasKey $.Values.podLabels $label }}
 - podLabels: {{ $label }} is set by the chart.
 {{- end }}
 {{- end }}
-{{- range $where, $ours := dict "database" $postgres "backup" $ours }}
+{{- range $where, $values := dict
+    "database" "^(PGDATA|POSTGRES_(DB|USER|PASSWORD)(_FILE)?)$"
+    "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY)_.*|FULL_BACKUPS|LOG_LEVEL)$" }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
-{{- if has (trimSuffix "_FILE" .name) $ours }}
-- {{ $where }}.extraEnv: {{ .name }} is set by the chart.
+{{- if regexMatch $values .name }}
+- {{ $where }}.extraEnv: {{ .name }} has a value of its own.
 {{- else if has .name $names }}
 - {{ $where }}.extraEnv: {{ .name }} is there twice.
 {{- end }}
 {{- $names = append $names .name }}
+{{- end }}
+{{- end }}
+
+{{- /* Looked up in the cluster; where there is none, as in `helm template`, nothing is found. */}}
+{{- if and .Release.IsUpgrade .Chart.IsRoot }}
+{{- $name := include "timescaledb.fullname" . }}
+{{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace "").items }}
+{{- $labels := .metadata.labels | default dict }}
+{{- $chart := get $labels "helm.sh/chart" | hasPrefix (printf "%s-" $.Chart.Name) }}
+{{- $mine := eq .metadata.name (printf "%s-statefulset" $name) }}
+{{- if and $mine (ne .spec.serviceName (printf "%s-headless" $name)) }}
+- The StatefulSet {{ .metadata.name }} is that of an older chart, which this one cannot take over:
+  see README, "Come from the older chart".
+{{- else if and $chart (eq (get $labels "app.kubernetes.io/instance") $.Release.Name)
+    (not (and $mine $.Values.database.enabled)) }}
+- The StatefulSet {{ .metadata.name }} would be deleted, with the pod of the database: the names and
+  database.enabled must stay as they were.
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
