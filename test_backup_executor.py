@@ -6021,8 +6021,9 @@ def overlay(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 # Values with which no value of the chart is without effect: with Secrets of the chart's, with
 # Secrets of others, and for the executor alone.
 SECRET_VALUES = {path: f"the {path}" for path in (
-    "database.password", "backup.colonies.colonyPrvkey", "backup.colonies.executorPrvkey",
-    "backup.s3.accessKey", "backup.s3.secretAccessKey", "backup.verify.password")}
+    "database.password", "backup.s3.accessKey", "backup.s3.secretAccessKey",
+    "backup.verify.password")} | {
+    "backup.colonies.colonyPrvkey": OWNER_KEY, "backup.colonies.executorPrvkey": USER_KEY}
 EXISTING = {f"{path.rpartition('.')[0]}.existingSecret": "own" for path in SECRET_VALUES}
 WHOLE = overlay({}, {
     **SECRET_VALUES, "backup.image.repository": "registry.example.org/backup-executor",
@@ -6123,15 +6124,18 @@ def default_values() -> Any:
 
 
 def leaves() -> list[tuple[str, dict[str, Any], Any]]:
-    """Path, schema and default of each value; every one has a schema, and every schema a value."""
+    """Path, schema and default of each value; every one has a schema, and every schema a value.
+
+    What has no required properties is a value as a whole, which Kubernetes takes as it is.
+    """
     schema = json.loads((CHART / "values.schema.json").read_text())
 
     def walk(node: dict[str, Any], value: Any, path: str) -> Any:
         if "$ref" in node:
             node = schema["definitions"][node["$ref"].rpartition("/")[2]]
-        if "properties" not in node:
+        if "required" not in node:
             return [(path, node, value)]
-        known = set(node["properties"]) - {"global"}  # helm's own
+        known = set(node["properties"]) - ({"global", "enabled"} if not path else set())  # helm's
         assert known == set(node["required"]) == set(value), path
         assert node["additionalProperties"] is False, path
         return [leaf for name in value for leaf in walk(
@@ -6148,8 +6152,11 @@ def another(schema: dict[str, Any], value: Any) -> Any:
         return [dict.fromkeys(items.get("required", ()), "other")]
     if kind == "array":
         return [another(items, *value[:1] or [""])]
+    if kind == "object":
+        return {next(iter(schema.get("properties", ["other"]))): (
+            {"other": "other"} if "properties" in schema else "other")}
     return (next(each for each in schema["enum"] if each != value) if kind == "enum" else
-            {"other": "other"} if kind == "object" else not value if kind == "boolean" else
+            not value if kind == "boolean" else
             value + 1 if kind == "integer" else
             next(text for text in texts if re.search(schema.get("pattern", ""), text)))
 
@@ -6164,7 +6171,7 @@ def effects(helm: Helm) -> Effects:
     for path, schema, value in leaves():
         alone = path in ("database.host", "database.port", "backup.persistence.enabled")
         base, before = bases[2 if alone else ".secretKeys." in path]
-        changes = {path: another(schema, value)}
+        changes = {path: SECRET_VALUES.get(path, "")[::-1] or another(schema, value)}
         if path == "database.enabled":
             changes["database.host"] = "other"
         if path in EXISTING:
@@ -6238,23 +6245,27 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      f"    docker build -t REGISTRY/backup-executor:{backup_executor.__version__} . && docker pu"),
     ({"database.password": ""}, "database.password or database.existingSecret is missing"),
     ({"database.enabled": False}, "database.host is missing"),
-    ({"database.host": "elsewhere"}, "database.host takes database.enabled=false"),
+    ({"database.host": "elsewhere"}, "database.host and database.port take database"),
+    ({"database.port": 5433}, "database.host and database.port take database.enabled=false"),
     ({"backup.persistence.enabled": False}, "the kubelet evicts the whole pod, with the database"),
     ({"backup.colonies.host": ""}, "backup.colonies.host is missing"),
     ({"backup.colonies.colonyName": ""}, "backup.colonies.colonyName or backup.colonies.colonyId"),
     (NO_OWNER, "backup.colonies.colonyPrvkey, executorPrvkey or existingSecret is missing"),
     ({**NO_OWNER, **OWN, "backup.colonies.secretKeys.colonyPrvkey": ""}, "secretKeys names no key"),
-    ({**NO_OWNER, **OWN, "backup.colonies.executorPrvkey": "x"}, "existingSecret are both set"),
+    ({**NO_OWNER, **OWN, "backup.colonies.executorPrvkey": USER_KEY}, "Secret are both set"),
+    ({"backup.colonies.colonyPrvkey": "c0ffee"}, "a private key has 64 hexadecimal digits"),
     ({"backup.s3.bucket": ""}, "backup.s3.bucket is missing"),
     ({"backup.s3.accessKey": ""}, "backup.s3.accessKey and backup.s3.secretAccessKey: one of them"),
     (NO_KEYS, "backup.s3.accessKey and secretAccessKey, or backup.s3.existingSecret, are missing"),
     ({**NO_KEYS, "serviceAccount": {"create": False, "annotations": {"role": "r"}}}, "keys for S3"),
     ({"backup.verify.password": ""}, "backup.verify.password or backup.verify.existingSecret is"),
     ({"backup.verifyCronName": "backupcron"}, "cronName and backup.verifyCronName are the same"),
-    ({"backup.extraEnv": [{"name": "DB_PASSWORD"}]}, "backup.extraEnv: DB_PASSWORD is set by the"),
+    ({"backup.extraEnv": [{"name": "DB_PASSWORD"}]}, "backup.extraEnv: DB_PASSWORD has a value"),
+    ({"backup.extraEnv": [{"name": "AWS_S3_BUCKET"}]}, "AWS_S3_BUCKET has a value of its own"),
     ({"backup.extraEnv": [{"name": "TZ"}, {"name": "TZ"}]}, "backup.extraEnv: TZ is there twice"),
-    ({"database.extraEnv": [{"name": "PGDATA"}]}, "database.extraEnv: PGDATA is set by the chart"),
+    ({"database.extraEnv": [{"name": "PGDATA"}]}, "database.extraEnv: PGDATA has a value of its"),
     ({"database.extraEnv": [{"name": "A"}, {"name": "A"}]}, "database.extraEnv: A is there twice"),
+    ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of a volume of the chart"),
     ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is set by"),
     ({"backup.path": "/tmp/"}, "backup.path: the chart mounts something else at /tmp"),
     ({"backup.aliveFile": "/run/alive"}, "backup.aliveFile is on the read-only root"),
@@ -6263,6 +6274,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"database.password": 12345}, "'/database/password': got number, want string\n"),
     ({"database.port": "5432"}, "'/database/port': got string, want integer"),
     ({"database.secretKeys.password": ""}, "'/database/secretKeys/password': minLength"),
+    ({"backup.colonies.host": "https://colonies"}, "'/backup/colonies/host': 'https://colonies'"),
+    ({"backup.s3.endpoint": "ftp://s3"}, "'/backup/s3/endpoint': 'ftp://s3' does not match"),
+    ({"database.resources": {"limit": {}}}, "additional properties 'limit' not allowed"),
     ({"backup.colonies.port": None}, "'/backup/colonies': missing property 'port'"),
     ({"backup.cron": "0 1 * * *"}, "'/backup/cron': '0 1 * * *' does not match pattern"),
     ({"backup.fullBackups": 0}, "'/backup/fullBackups': minimum: got 0, want 1"),
@@ -6347,7 +6361,8 @@ def chart_changes_no_pod_when_its_version_or_a_secret_changes(
     assert before.objects != after.objects
     assert [each.get("spec") for each in before.objects] == [
         each.get("spec") for each in after.objects]
-    rotated = helm.render(overlay(values, dict.fromkeys(SECRET_VALUES, "rotated")))
+    rotated = helm.render(overlay(values, {
+        path: text[::-1] for path, text in SECRET_VALUES.items()}))
     assert rotated.workload == before.workload and rotated.objects != before.objects
 
 
@@ -6399,14 +6414,15 @@ def chart_takes_the_longest_names_and_those_that_look_like_something_else(
 def chart_shows_secrets_in_secrets_alone_and_takes_any_character(
         helm: Helm, values: dict[str, Any]) -> None:
     odd = "\"'$HOME: {{ . }} #%\\ \té\u200b€\n- |\n"
-    passwords = {path: f"{odd}{path}" for path in SECRET_VALUES if values is not OTHERS}
+    passwords = {path: text if "Prvkey" in path else odd + text
+                 for path, text in SECRET_VALUES.items() if values is not OTHERS}
     rendered = helm.render(overlay(values, passwords))
     assert not passwords or set(rendered.files(rendered.pod).values()) == set(passwords.values())
     said = helm("install", "db", str(CHART), "--dry-run=client", **overlay(values, passwords))
     secret = [text for each in rendered.kind("Secret") for text in each["data"].values()]
     for path, password in passwords.items():
         assert base64.b64encode(password.encode()).decode() in secret
-        assert json.dumps(path)[1:-1] not in said
+        assert SECRET_VALUES[path] not in said
     for text in secret:
         assert said.count(text) == 1
     notes, namespace = said.partition("NOTES:\n")[2], "-n default"

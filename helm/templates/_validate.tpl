@@ -14,9 +14,6 @@
 {{- end }}
 
 {{- with .Values.database }}
-{{- if not (or .image.tag .image.digest) }}
-- database.image.tag or database.image.digest is missing.
-{{- end }}
 {{- if not (or .password .existingSecret) }}
 - database.password or database.existingSecret is missing: the password of the database.
 {{- end }}
