@@ -6299,6 +6299,69 @@ def chart_without_values_names_all_that_is_missing_at_once(helm: Helm) -> None:
     assert len(re.findall(r"(?m)^- .* (?:is|are) missing", said)) == 7, said
 
 
+@contextlib.contextmanager
+def cluster(statefulset: dict[str, Any]) -> Iterator[str]:
+    """The address of what knows of a cluster its kinds of objects, and a StatefulSet."""
+    def kinds(version: str, *names: str) -> dict[str, Any]:
+        return {"kind": "APIResourceList", "groupVersion": version, "resources": [
+            {"name": f"{name.lower()}s", "kind": name, "namespaced": True, "verbs": ["list"]}
+            for name in names]}
+
+    version = {"groupVersion": "apps/v1", "version": "v1"}
+    answers = {
+        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/api/v1": kinds("v1", "Pod", "Secret", "Service", "ServiceAccount"),
+        "/apis": {"kind": "APIGroupList", "groups": [
+            {"name": "apps", "versions": [version], "preferredVersion": version}]},
+        "/apis/apps/v1": kinds("apps/v1", "StatefulSet"),
+        "/apis/apps/v1/namespaces/prod/statefulsets": {
+            "kind": "StatefulSetList", "apiVersion": "apps/v1", "items": [statefulset]}}
+
+    class Request(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(answers.get(self.path.partition("?")[0])).encode()
+            self.send_response(404 if body == b"null" else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Request) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("there, changes, sentence", [
+    ({}, {}, ""),
+    ({}, {"fullnameOverride": "second"}, "timescaledb-statefulset would be deleted, with the pod"),
+    ({}, {"database.enabled": False, "database.host": "other"}, "would be deleted, with the pod"),
+    ({"metadata.labels": {"app.kubernetes.io/instance": "other"}}, {"fullnameOverride": "s"}, ""),
+    ({"metadata.labels": {"app": "timescaledb"}, "spec.serviceName": "timescaledb-internal"}, {},
+     "timescaledb-statefulset is that of an older chart")])
+def chart_refuses_an_upgrade_that_would_take_a_database_away(
+        helm: Helm, there: dict[str, Any], changes: dict[str, Any], sentence: str) -> None:
+    [installed] = helm.render(WHOLE).kind("StatefulSet")
+    with cluster(overlay(installed, there)) as address:
+        for major in (4, 3):
+            ran = helm.run(
+                "template", "db", str(CHART), "--namespace=prod", "--dry-run=server",
+                f"--kube-apiserver={address}", "--is-upgrade", "--disable-openapi-validation",
+                major=major, **overlay(WHOLE, changes))
+            assert ran.returncode == bool(sentence) and sentence in ran.stderr, ran.stderr
+
+
+def chart_prints_what_readme_says(helm: Helm) -> None:
+    readme = HERE.with_name("README.md").read_text()
+    values = yaml.safe_load(re.findall(r"(?s)```yaml\n(database:.*?)```", readme)[0])
+    said = helm("install", "timescaledb", str(CHART), "--namespace=timescaledb",
+                "--dry-run=client", **values)
+    assert said.partition("NOTES:\n")[2] in readme
+
+
 # -- What is rendered
 
 def chart_is_packaged_with_the_programs_version_and_without_what_its_tests_need(
