@@ -6053,12 +6053,12 @@ class Rendered:
         return sorted(f"{each['kind']} {each['metadata']['name']}" for each in self.objects)
 
     def files(self, pod: dict[str, Any]) -> dict[str, str]:
-        """The secrets' files in a pod's last container; SECRET/KEY for what is not the chart's."""
+        """The secrets' files in a pod's last container; a mere key for what is others'."""
         data = {(each["metadata"]["name"], key): base64.b64decode(text).decode()
                 for each in self.kind("Secret") for key, text in each["data"].items()}
         volumes = {each["name"]: each.get("projected", {}) for each in pod["volumes"]}
         return {f"{mount['mountPath']}/{item['path']}": data.get(
-                    (source["secret"]["name"], item["key"]), f"not the chart's: {item['key']}")
+                    (source["secret"]["name"], item["key"]), f"key {item['key']}")
                 for mount in pod["containers"][-1]["volumeMounts"]
                 for source in volumes.get(mount["name"], {}).get("sources", [])
                 for item in source["secret"]["items"]}
@@ -6230,7 +6230,7 @@ def chart_sets_only_what_the_executor_knows_and_all_of_it_can_be_set(
             assert len(names) == len(set(names)) and set(names) <= settings | files | {"other"}
         text, was = json.dumps(other).strip('"'), before.settings()
         settable |= {name for name, value in after.settings().items()
-                     if value != was.get(name) and value.removeprefix("not the chart's: ") == text}
+                     if value != was.get(name) and value.removeprefix("key ") == text}
     assert settable == settings
     assert files <= {each["name"] for each in helm.render(WHOLE).sidecar["env"]}
     large = helm.render(overlay(WHOLE, {"backup.fullBackups": 1000000}))
