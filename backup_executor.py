@@ -6,7 +6,7 @@ volume, reads the table of contents back, uploads it to an S3 bucket, every part
 asks S3 what it has, removes the local file and then, never before, what is beyond the newest few,
 and closes the process with a JSON result. A finished dump outlasts crashes and peers' absence.
 Nothing partial has a final name; nothing goes that is not provably an old backup of this database.
-`verify` proves one, `restore` restores it. It needs PostgreSQL's programs. Read it in its order.
+`verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs.
 """
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
@@ -875,7 +875,7 @@ def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retent
     text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
     s3.call("put_object", Key=s3.key("verified.json"), Body=text.encode())
 # ---- The executor --------------------------------------------------------------------------------
-FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves a backup; argument: its name"}
+FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves one; argument: none or a name"}
 ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
 class Job:  # a command of ours as a child, told for which process it works, if for one
     def __init__(self, *command: str, **told: Any):
@@ -985,10 +985,10 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def ensure_cron(self, function: str) -> None:  # the new one before others go
         name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
         if not wanted: return
-        kind, mark = json.dumps(self.type), f'"funcname": ?"{function}"'
-        ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or []
-                if cron["name"] == name and kind in (spec := cron.get("workflowspec", ""))
-                and re.search(mark, spec)]
+        marks = [f'"{key}": ?{re.escape(json.dumps(value))}'
+                 for key, value in (("executortype", self.type), ("funcname", function))]
+        ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or [] if
+                cron["name"] == name and all(re.search(x, cron["workflowspec"]) for x in marks)]
         others = [cron["cronid"] for cron in ours if cron["cronexpression"] != wanted]
         if len(ours) == len(others):
             node = {"nodename": function, "funcname": function,

@@ -4175,8 +4175,8 @@ def test_executors_of_two_types_have_a_cron_each_under_one_name(site: Site) -> N
         return {json.loads(cron["workflowspec"])["functionspecs"][0]["conditions"]["executortype"]:
                 cron["cronexpression"] for cron in site.client.crons()}
 
-    first, second = f"{site.name}-a", f"{site.name}-b"
-    for polls, (kind, hour) in enumerate(((first, 1), (second, 1), (second, 2)), 1):
+    first, second = "backup", f"{site.name}-b"  # a type that is also a function's name
+    for polls, (kind, hour) in enumerate(((second, 1), (first, 1), (second, 2), (first, 1)), 1):
         with site.serve(COLONIES_EXECUTOR_TYPE=kind, COLONIES_EXECUTOR_NAME=kind,
                         BACKUP_CRON=f"0 0 {hour} * * *"):
             site.polling(polls)
@@ -6267,7 +6267,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"database.extraEnv": [{"name": "A"}, {"name": "A"}]}, "database.extraEnv: A is there twice"),
     ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of a volume of the chart"),
     ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is set by"),
-    ({"backup.path": "/tmp/"}, "backup.path: the chart mounts something else at /tmp"),
+    ({"backup.path": "/tmp/"}, "backup.path: there is something else at /tmp"),
     ({"backup.aliveFile": "/run/alive"}, "backup.aliveFile is on the read-only root"),
     # What the schema refuses. It does not repeat a secret.
     ({"database.pasword": "x"}, "'/database': additional properties 'pasword' not allowed"),

@@ -71,8 +71,8 @@
   backup.verify.host.
 {{- end }}
 {{- end }}
-{{- if has (clean $backup.path) (list "/" "/tmp" "/secrets") }}
-- backup.path: the chart mounts something else at {{ clean $backup.path }}.
+{{- if has (clean $backup.path) (list "/" "/app" "/tmp" "/secrets") }}
+- backup.path: there is something else at {{ clean $backup.path }}.
 {{- end }}
 {{- $mounts := list "/tmp" $backup.path }}
 {{- range $backup.extraVolumeMounts }}
