@@ -205,18 +205,51 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
 {{- end }}
 {{- end }}
 
+{{/* A container of the executor, less its name; given are the database's host and the command. */}}
+{{- define "timescaledb.executor" -}}
+{{- $root := index . 0 }}
+{{- $host := index . 1 }}
+{{- $command := index . 2 }}
+image: {{ include "timescaledb.backupImage" $root }}
+imagePullPolicy: {{ $root.Values.backup.image.pullPolicy }}
+command:
+  {{- toYaml $command | nindent 2 }}
+env:
+  {{- include "timescaledb.settings" (list $root $host) | trim | nindent 2 }}
+  {{- with $root.Values.backup.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+securityContext:
+  {{- include "timescaledb.containerSecurityContext" $root | nindent 2 }}
+{{- with $root.Values.backup.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumeMounts:
+  - {name: backups, mountPath: {{ $root.Values.backup.path | quote }}}
+  - {name: secrets, mountPath: /secrets, readOnly: true}
+  - {name: backup-tmp, mountPath: /tmp}
+  {{- with $root.Values.backup.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+
+{{/* Its volumes, less the one for backups; and those of extraVolumes. */}}
+{{- define "timescaledb.executorVolumes" -}}
+- name: secrets
+  {{- $files := include "timescaledb.secretFiles" . | fromYamlArray }}
+  {{- include "timescaledb.secretVolume" $files | nindent 2 }}
+- name: backup-tmp
+  {{- include "timescaledb.memoryVolume" "256Mi" | nindent 2 }}
+{{- with .Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- define "timescaledb.backupContainer" -}}
+{{- $host := ternary "localhost" .Values.database.host .Values.database.enabled }}
 - name: backup
-  image: {{ include "timescaledb.backupImage" . }}
-  imagePullPolicy: {{ .Values.backup.image.pullPolicy }}
-  command:
-    {{- toYaml .Values.backup.command | nindent 4 }}
-  env:
-    {{- $host := ternary "localhost" .Values.database.host .Values.database.enabled }}
-    {{- include "timescaledb.settings" (list . $host) | trim | nindent 4 }}
-    {{- with .Values.backup.extraEnv }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+  {{- include "timescaledb.executor" (list . $host .Values.backup.command) | trim | nindent 2 }}
   # No readiness or startup probe: the pod, the database's, would be ready only with the sidecar.
   # This one restarts the sidecar alone, when nothing has touched the file for some 5 minutes.
   livenessProbe:
@@ -224,19 +257,6 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
       command: [sh, -c, 'find "$BACKUP_ALIVE_FILE" -mmin -3 | grep -q .']
     periodSeconds: 60
     timeoutSeconds: 10
-  securityContext:
-    {{- include "timescaledb.containerSecurityContext" . | nindent 4 }}
-  {{- with .Values.backup.resources }}
-  resources:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  volumeMounts:
-    - {name: backups, mountPath: {{ .Values.backup.path | quote }}}
-    - {name: secrets, mountPath: /secrets, readOnly: true}
-    - {name: backup-tmp, mountPath: /tmp}
-    {{- with .Values.backup.extraVolumeMounts }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
 {{- end }}
 
 {{- define "timescaledb.claimSpec" -}}
