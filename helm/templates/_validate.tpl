@@ -112,12 +112,12 @@
 - podLabels: {{ $label }} is set by the chart.
 {{- end }}
 {{- end }}
-{{- range $where, $values := dict
+{{- range $where, $taken := dict
     "database" "^(PGDATA|POSTGRES_(DB|USER|PASSWORD)(_FILE)?)$"
     "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY)_.*|FULL_BACKUPS|LOG_LEVEL)$" }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
-{{- if regexMatch $values .name }}
+{{- if regexMatch $taken .name }}
 - {{ $where }}.extraEnv: {{ .name }} has a value of its own.
 {{- else if has .name $names }}
 - {{ $where }}.extraEnv: {{ .name }} is there twice.
