@@ -6,18 +6,17 @@ volume, reads the table of contents back, uploads it to an S3 bucket, every part
 asks S3 what it has, removes the local file and then, never before, what is beyond the newest few,
 and closes the process with a JSON result. A finished dump outlasts crashes and peers' absence.
 Nothing partial has a final name; nothing goes that is not provably an old backup of this database.
-`verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs.
-"""
+`verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs."""
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
-import hmac, io, itertools, json, os, random, re, select, signal, ssl  # noqa: E401
+import hmac, importlib.util, itertools, json, marshal, os, random, re, select, signal, ssl  # noqa: E401
 import subprocess, sys, tempfile, threading, time, urllib.parse, urllib.request  # noqa: E401
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
 from typing import IO, Any
 __version__ = "1.0.0"
-MIB, GIB, FOREVER, UTF8 = 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
+BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
 PATIENCE = 15 * 60  # seconds for which an S3 server that is away is waited for
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
 class Failure(Exception):
@@ -34,14 +33,14 @@ def allowing(*statuses: int) -> Iterator[None]:  # go on after a Failure with su
     except Failure as error:
         if error.status not in statuses: raise
 def in_time(seconds: float, work: Callable[[], Any]) -> Any:  # TimeoutError also if it trickles
-    answers, errors = list[Any](), list[BaseException]()
+    answers, errors = list[Any](), list[BaseException]([TimeoutError("no complete answer in time")])
     def attempt() -> None:
         try: answers.append(work())
-        except BaseException as error: errors.append(error)
+        except BaseException as error: errors.insert(0, error)
     thread = threading.Thread(target=attempt, daemon=True)  # one that is left behind ends itself
     thread.start()
     thread.join(seconds)
-    if not answers: raise (errors or [TimeoutError("no complete answer in time")])[0]
+    if not answers: raise errors[0]
     return answers[0]
 def backoff() -> Iterator[float]:  # seconds to wait: doubling to 30, jittered
     for tries in itertools.count():
@@ -116,8 +115,7 @@ VERIFY_DB_USER||text|postgres|the role that restores there
 VERIFY_DB_PASSWORD||secret||its password
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
-LOG_LEVEL||level|info|debug, info, warning or error
-""".strip().splitlines()]
+LOG_LEVEL||level|info|debug, info, warning or error""".strip().splitlines()]
 SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
 KINDS: dict[str, tuple[Any, ...]] = {  # pattern, what that is, conversion if it is no text
     "text": (r"[^\0]*", "free of NUL"), "secret": (r"[^\0]*", "free of NUL"),
@@ -168,10 +166,9 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
     if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
         s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
     s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
-    # By these we know our sessions and (their connection limit) our scratch databases again.
     whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)}"
     s.tag = hashlib.sha256(f"{whose} {s.aws_s3_bucket_name}/{s.aws_s3_prefix}".encode()).hexdigest()
-    s.mark = 10**9 + int(s.tag[:7], 16)
+    s.mark = 10**9 + int(s.tag[:7], 16)  # our scratch databases; the tag: our sessions
     return s
 def redacted(s: Namespace, said: object) -> str:  # others' words without our secrets
     text = str(said).replace("\0", "").strip()
@@ -209,10 +206,9 @@ def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, o
     program, end = start(argv, env, stderr=subprocess.PIPE), time.monotonic() + timeout
     try:
         while True:
-            with suppress(subprocess.TimeoutExpired):
-                stdout, stderr = program.communicate(timeout=1)
-                break
-            tick()
+            try: stdout, stderr = program.communicate(timeout=1)
+            except subprocess.TimeoutExpired: tick()
+            else: break
             require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
     finally: stop(program, signal.SIGINT)  # which has the server end what it does, too
     status, said = program.returncode, redacted(s, stderr[-4096:].decode(*UTF8))
@@ -228,9 +224,8 @@ def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = 
              else (q[1] - p[1]) * pow(q[0] - p[0], -1, FIELD))
     x = (slope**2 - p[0] - q[0]) % FIELD
     return x, (slope * (p[0] - x) - p[1]) % FIELD
-# 2^0, 2^1, … 2^255 x generator: with these, made once, a product is some 128 sums.
 DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
-def multiply(scalar: int) -> tuple[int, int]:  # of the generator, from 1 to ORDER - 1
+def multiply(scalar: int) -> tuple[int, int]:  # of the generator: some 128 sums of DOUBLES
     return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
 def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
     return hashlib.sha3_256("04{:064x}{:064x}".format(*multiply(key)).encode()).hexdigest()
@@ -247,15 +242,12 @@ def sign(key: int, text: str) -> str:  # r (32 bytes), low s (32), recovery id (
     s = pow(once, -1, ORDER) * (number + x * key) % ORDER
     return f"{x:064x}{min(s, ORDER - s):064x}{(y ^ (s > ORDER - s)) & 1:02x}"
 def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is the same
-    counter = key = 0
-    while not 0 < key < ORDER:
-        text = f"colonies-backup-executor/1\0{colony}\0{name}\0{counter}".encode()
-        key = int.from_bytes(hmac.digest(owner.to_bytes(32, "big"), text, "sha256"), "big")
-        counter += 1
-    return key
+    texts = (f"colonies-backup-executor/1\0{colony}\0{name}\0{n}" for n in itertools.count())
+    codes = (hmac.digest(owner.to_bytes(32, "big"), text.encode(), "sha256") for text in texts)
+    return next(key for code in codes if 0 < (key := int.from_bytes(code, "big")) < ORDER)
 # ---- Colonies ------------------------------------------------------------------------------------
 WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
-def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
+def ask(url: str, tls: Any, key: int, within: float, message: Mapping[str, Any]) -> Any:
     """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
     text = base64.b64encode(json.dumps(message).encode()).decode()
     body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
@@ -281,9 +273,7 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
         return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
     return 0
 # ---- S3 ------------------------------------------------------------------------------------------
-# An object named like a backup; metadata: keys in lower case, or None where it can't be had.
-Found = collections.namedtuple("Found", "seconds key size metadata")
-LONG = {"upload_part": 3600, "download_fileobj": 10**6}  # seconds for a try; others have 300
+Found = collections.namedtuple("Found", "seconds key size metadata")  # None: not to be had
 class S3:  # the bucket; `call` is the one place where a request leaves
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
@@ -293,11 +283,12 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         try:
             import boto3, warnings  # noqa: E401
             from botocore.config import Config
-            # Newer default checksums break other S3 servers; Content-MD5 is what each one checks.
+            # Newer checksums break other servers: Content-MD5, which is signed, vouches for a part.
             settings = Config(
                 request_checksum_calculation="when_required", connect_timeout=10, read_timeout=60,
                 response_checksum_validation="when_required", retries={"total_max_attempts": 1},
-                s3={"addressing_style": "path"} if s.aws_s3_endpoint else {})
+                s3={"addressing_style": "path" if s.aws_s3_endpoint else "auto",
+                    "payload_signing_enabled": False})
             trusted = s.aws_s3_ca_file or ssl.get_default_verify_paths().cafile or True
             self.client = boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
                 "s3", s.aws_s3_region, endpoint_url=s.aws_s3_endpoint or None, config=settings,
@@ -305,14 +296,16 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         except Exception as error:  # boto3 is not installed, or doesn't like its own settings
             raise Failure(f"{self.where}: boto3: {redacted(s, error)}") from None
         if s.aws_s3_insecure_skip_verify: warnings.simplefilter("ignore")  # our own log said it
-    def call(self, verb: str, patience: float | None = None, **parameters: Any) -> Any:
-        """One request, repeated for `patience` seconds where that can help; status: S3's."""
+    def call(self, verb: str, patience: float | None = None, take: Any = None, **what: Any) -> Any:
+        """One request, repeated for `patience` seconds where that can help; `take` reads a body."""
+        def attempt() -> Any:
+            if verb == "upload_part": what["Body"].seek(0)  # it was read, if only for its MD5
+            answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
+            body = answer.get("Body")
+            return take(body) if take else body.read(MIB) if body else answer
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
         for tries, pause in enumerate(backoff(), 1):
-            try:
-                if verb == "upload_part": parameters["Body"].seek(0)  # an earlier try has read it
-                return in_time(LONG.get(verb, 300), functools.partial(
-                    getattr(self.client, verb), Bucket=self.s.aws_s3_bucket_name, **parameters))
+            try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
             except Exception as error:  # S3's own, or whatever boto3 made of what came instead
                 said = getattr(error, "response", None) or {}
                 status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -362,9 +355,8 @@ def superseded(found: list[Found], ours: list[Found], keep: int, made: str) -> l
     """What retention removes of `found`, where `ours` are proven; never `made`, the new one."""
     doubts = doubtful(ours)
     good, bad = [b for b in ours if b.key not in doubts], [b for b in ours if b.key in doubts]
-    # Those of older executors carry no metadata; they go when newer, proven ones are enough.
     legacy = [f for f in found if f.metadata == {}
-              and sum(b.seconds > f.seconds for b in ours) >= keep]
+              and sum(b.seconds > f.seconds for b in ours) >= keep]  # older executors'
     return [b for b in good[:-keep] + bad[:-keep] + legacy if b.key != made]
 def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # never fails a backup
     log("info", "Removing old backup files ...")
@@ -403,10 +395,10 @@ class Journal(dict[str, Any]):
     def remove(self, *more: str) -> None:
         for path in (*more, self.partial, self.path):
             with suppress(OSError): os.unlink(path)
-def digest(path: str, link: bool = False) -> str:  # SHA-256; of nothing if it is no plain file
-    sha256, plain = hashlib.sha256(), os.path.isfile(path) and os.path.islink(path) == link
+def digest(path: str) -> str:  # SHA-256; of nothing if it is no plain file
+    sha256, plain = hashlib.sha256(), os.path.isfile(path) and not os.path.islink(path)
     with open(path if plain else os.devnull, "rb") as file:
-        while data := file.read(MIB): sha256.update(data)
+        while data := file.read(BLOCK): sha256.update(data)
     return sha256.hexdigest()
 def journals(s: Namespace) -> list[Journal]:  # this database's, oldest first
     found = [Journal(os.path.join(s.backup_path, name[:-5])) for name in os.listdir(s.backup_path)
@@ -429,23 +421,24 @@ def room(s: Namespace) -> tuple[int, int]:  # bytes free there, and how many mus
     return volume.f_bavail * volume.f_frsize, min(volume.f_blocks * volume.f_frsize // 20, GIB)
 # ---- A backup: the dump --------------------------------------------------------------------------
 FACTS = ("database", "system_identifier", "postgresql", "timescaledb", "pg_dump")
-LOOK = """SELECT json_build_object('database', current_database(),
-    'size', pg_database_size(current_database()), 'postgresql', current_setting('server_version'),
-    'number', current_setting('server_version_num')::int,
-    'system_identifier', (SELECT system_identifier::text FROM pg_control_system()),
-    'timescaledb', (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'))"""
+SERVER = """SELECT json_build_object('postgresql', current_setting('server_version'),
+    'number', current_setting('server_version_num')::int, 'database', current_database(),
+    'size', pg_database_size(current_database()), 'timescaledb', (SELECT extversion FROM
+    pg_extension WHERE extname = 'timescaledb'), 'roles', (SELECT json_agg(rolname) FROM pg_roles),
+    'system_identifier', (SELECT system_identifier::text FROM pg_control_system()), 'limits',
+    (SELECT json_object_agg(datname, datconnlimit) FROM pg_database), 'preloaded', (SELECT setting ~
+    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
+    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
-LEFT_OUT = """SELECT (SELECT count(*) FROM pg_roles WHERE rolname !~ '^pg_'), (SELECT count(*)
-    FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> current_database())"""
 def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
     return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout,
                options=f"-c statement_timeout=0 {options}")
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
     return Namespace(**json.loads(psql(s, step, query, **more)))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
-    server = look(s, "Looking at the database", LOOK)
+    server = look(s, "Looking at the database", SERVER)
     said = run(s, "Looking at pg_dump", ["pg_dump", "--version"], connect=False, timeout=60)
     server.pg_dump = next(iter(re.findall(r"\d[\w.]*", said)), "0")
     server.client, major = int(re.split(r"\D", server.pg_dump)[0]), server.number // 10000
@@ -459,8 +452,7 @@ def look_for_room(s: Namespace, newest: int, database_size: int) -> str:  # or F
     require(free >= max(newest * 6 // 5, floor), f"{text}; a fifth more is needed, or {floor}")
     if not newest and free < database_size: log("warning", f"{text}, the database {database_size}")
     return text
-def tables_in(contents: str) -> int:
-    return len(re.findall(r"(?m)^\d+; \d+ \d+ TABLE DATA ", contents))
+TABLES = r"(?m)^\d+; \d+ \d+ TABLE DATA "  # in a table of contents
 def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes before the upload
     server, known = look_at_database(s), [Found(0, "", 0, None)]  # it stands for none
     try: known += proven(s3.backups(), server.system_identifier, server.database)
@@ -473,7 +465,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
     if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
     while f"backup_{seconds}.bak" in " ".join(os.listdir(s.backup_path)): seconds += 1
-    spelt = {"auto": "zstd"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
+    spelt = {"auto": "zstd:2"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
     method = spelt.get(s.backup_compression, re.sub("^gzip:(?=[0-9])", "", s.backup_compression))
     # A pg_dump killed by -9 leaves a session that may wait for a lock: the server is to notice.
     options = "-c client_connection_check_interval=10s" if server.number >= 140000 else ""
@@ -493,8 +485,8 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         took = int(time.monotonic() - start_time)
         listed = run(s, "The table of contents", ["pg_restore", "--list", partial], connect=False)
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-        journal.save(exectime_backup=took, size=os.path.getsize(partial), tables=tables_in(listed),
-                     id=os.urandom(16).hex(), sha256=digest(partial),
+        journal.save(exectime_backup=took, size=os.path.getsize(partial), sha256=digest(partial),
+                     id=os.urandom(16).hex(), tables=len(re.findall(TABLES, listed)),
                      **{name: getattr(server, name) for name in FACTS})
     finally:
         if "sha256" not in journal: journal.remove()
@@ -503,6 +495,16 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         Filename=os.path.basename(journal.file), Size=f"{journal['size']} bytes")
     return journal
 # ---- A backup: upload and proof ------------------------------------------------------------------
+def slices(what: str, size: int, step: int, work: Callable[[int, int], Any]) -> Iterator[Any]:
+    """What `work` answers for each slice's start and end, in order; four are worked at at once."""
+    from concurrent.futures import ThreadPoolExecutor
+    show, pool, starts = progress(what, size), ThreadPoolExecutor(4), range(0, size, step)
+    ends = [min(start + step, size) for start in starts]
+    try:
+        for end, answer in zip(ends, pool.map(work, starts, ends)):
+            show(end)
+            yield answer
+    finally: pool.shutdown(wait=False, cancel_futures=True)
 def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     """Upload the dump, prove that S3 has it. The completing answer may get lost: each round asks
     HeadObject, where ours is success, another's means the next second, none to send or complete."""
@@ -514,8 +516,7 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
         if head and head["Metadata"].get("backup-id") == journal["id"]: break
-        if head:  # also for servers that know no If-None-Match
-            seconds += 1
+        if head: seconds += 1  # also for servers that know no If-None-Match
         elif target.get("Key") != key:
             target = send_parts(s3, journal, key)
             end = end or time.monotonic() + s3.patience * TIME_SCALE
@@ -541,9 +542,7 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
 def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:  # what is unfinished
     if "upload" in journal:
         with allowing(403, 404): s3.call("abort_multipart_upload", patience, **journal["upload"])
-def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
-    """Send the file's slices, four at a time, in a new upload; the request that completes it."""
-    from concurrent.futures import ThreadPoolExecutor
+def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what will complete it
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
     metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
                 if journal[name] is not None} | {"backup-id": journal["id"]}
@@ -552,22 +551,16 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
     made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
     target = {"Key": key, "UploadId": made["UploadId"]}
     journal.save(upload=target)
-    # At most 1,000 parts of whole MiB; where those would be of over 5 GiB, at most 10,000.
-    size, show = journal["size"], progress("Upload in progress", journal["size"])
+    size = journal["size"]  # 1,000 parts at most, of whole MiB; if of over 5 GiB, 10,000
     step = max(8, -(-size // ((1000 if size <= 1000 * 5 * GIB else 10000) * MIB))) * MIB
-    def send(start: int) -> tuple[dict[str, Any], bytes]:
+    def send(start: int, _: int) -> tuple[dict[str, Any], bytes]:
         md5 = hashlib.md5(usedforsecurity=False)
         with ReadFileChunk.from_filename(journal.file, start, step) as part:
-            while data := part.read(MIB): md5.update(data)
+            while data := part.read(BLOCK): md5.update(data)
             answer = s3.call("upload_part", **target, PartNumber=start // step + 1, Body=part,
                              ContentMD5=base64.b64encode(md5.digest()).decode())
         return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
-    sent, pool = list[tuple[dict[str, Any], bytes]](), ThreadPoolExecutor(4)
-    try:
-        for each in pool.map(send, range(0, size, step)):
-            sent.append(each)
-            show(min(len(sent) * step, size))
-    finally: pool.shutdown(wait=False, cancel_futures=True)
+    sent = list(slices("Upload in progress", size, step, send))
     # Encrypted by KMS, an ETag looks like one and is no MD5; then neither are the parts' own ones.
     plain = all(part["ETag"].strip('"') == md5.hex() for part, md5 in sent)
     whole = hashlib.md5(b"".join(md5 for _, md5 in sent), usedforsecurity=False).hexdigest()
@@ -627,10 +620,6 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
         if own: mine = journal
     return mine
 # ---- Restore and proof ---------------------------------------------------------------------------
-SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
-    pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
-    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
-    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
 EMPTY = """SELECT count(*) = 0 FROM (SELECT objid FROM pg_depend UNION SELECT oid FROM pg_namespace
     UNION SELECT oid FROM pg_publication UNION SELECT oid FROM pg_default_acl UNION SELECT oid FROM
     pg_cast UNION SELECT 16384 FROM pg_largeobject_metadata) AS objects WHERE objid >= 16384"""
@@ -673,20 +662,27 @@ def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest go
     return backups[-1]
 def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
     found = chosen(s3, name, whose)  # its metadata are returned
-    metadata, show = found.metadata or {}, progress("Download in progress", found.size)
+    metadata, sha256 = found.metadata or {}, hashlib.sha256()
     report |= {"object": found.key, "size": found.size, "seconds": {}}
     log("info", "Found the backup", Key=found.key, Size=f"{found.size} bytes", Time=moment(
         found.seconds), Database=urllib.parse.unquote(metadata.get("database", "unknown")))
     pg_restore_for(s, metadata.get("pg-dump", ""))
     look_for_room(s, found.size, 0)
+    def get(start: int, end: int) -> Any:
+        def keep(body: Any) -> tuple[int, int]:
+            at = start
+            while at < end and (data := body.read(min(BLOCK, end - at))):
+                at += os.pwrite(file.fileno(), data, at)
+            require(at == end, f"{at - start} bytes came instead of {end - start}")
+            return start, end
+        return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
     with timed(report, "download"):
-        s3.call("download_fileobj", Key=found.key, Fileobj=file,
-                Callback=lambda _: show(os.fstat(file.fileno()).st_blocks * 512))
-    with timed(report, "checksum"):
-        size, sha256 = file.seek(0, os.SEEK_END), digest(named(file), link=True)
-        report["sha256"] = "checked" if "sha256" in metadata else "absent"
-        require((size, sha256) == (found.size, metadata.get("sha256", sha256)),
-                f"{s3.where}: {found.key} is damaged: its size or SHA-256 is not that of the dump")
+        for start, end in slices("Download in progress", found.size, 16 * MIB, get):
+            for at in range(start, end, BLOCK):  # hashed while the next ones come
+                sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
+    report |= {"step": "checksum", "sha256": "checked" if "sha256" in metadata else "absent"}
+    require(sha256.hexdigest() == metadata.get("sha256", sha256.hexdigest()),
+            f"{s3.where}: {found.key} is damaged: its SHA-256 is not that of the dump")
     if "sha256" not in metadata: log("warning", "It has no checksum: that was not checked")
     return metadata
 def pg_restore_for(s: Namespace, dumped_by: str) -> int:  # its major version, or Failure
@@ -713,13 +709,13 @@ def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  
     def read(*how: str) -> str:
         return run(s, "Reading the archive", ["pg_restore", *how, *options, path], connect=False)
     listed = read("-l", "-C")
-    entries = re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed)
-    a = Namespace(path=path, options=options, tables=tables_in(listed), database="", left=[],
-                  create="TEMPLATE = template0", properties=[], roles=set[str](), timescaledb="",
-                  format="".join(re.findall("; +Dump Version: (.*)", listed)), entries=entries)
+    a = Namespace(path=path, options=options, entries=re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed),
+                  format="".join(re.findall("; +Dump Version: (.*)", listed)), roles=set[str](),
+                  create="TEMPLATE = template0", database="", properties=[], timescaledb="",
+                  left=list[str](), tables=len(re.findall(TABLES, listed)))
     a.client = pg_restore_for(s, "".join(re.findall(r"; +Dumped by pg_dump version: (.*)", listed)))
     kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
-    with listing([entry for entry in entries if re.match(kinds, entry)]) as chosen:
+    with listing([entry for entry in a.entries if re.match(kinds, entry)]) as chosen:
         try: sql = read("-f-", "-C", chosen)  # -C: and what makes the database
         except Failure as no: a.left, sql = [f"not restored: {no}"], read("-f-", chosen)
     for statement in statements(sql):
@@ -730,7 +726,7 @@ def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  
         elif found:
             a.properties.append(found.groups())
             if found[2].startswith(" OWNER TO "): a.create += found[2][:-1].replace(" TO", "", 1)
-    if any(" EXTENSION - timescaledb " in entry for entry in entries):
+    if any(" EXTENSION - timescaledb " in entry for entry in a.entries):
         catalog = read("-a", "-f-", "-n_timescaledb_catalog", "-tmetadata")
         a.timescaledb = (*re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog), "?")[0]
     return a
@@ -753,8 +749,7 @@ def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> No
             listing([x for x in a.entries if not re.match(late, x)])) as first:
         parts = [([many], "")]
         if a.timescaledb:
-            # In another order, or in parallel, or with `restoring` on as it reads, rows are lost.
-            off = "-c timescaledb.restoring=off"
+            off = "-c timescaledb.restoring=off"  # with it on, or in another order, rows get lost
             catalog = ("_timescaledb_catalog", "_timescaledb_config")
             parts = [(["--section=pre-data"], ""),
                      (["--section=data", *(f"--schema={x}" for x in catalog)], ""),
@@ -863,11 +858,9 @@ def drop_scratch(s: Namespace) -> Namespace:  # what a crash of `verify` left; t
         if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name): drop(hub, name)
     return server
 def verified(s3: S3) -> dict[str, dict[str, str]]:  # PREFIX/verified.json
-    text = io.BytesIO()
     with allowing(404), suppress(ValueError, TypeError, KeyError, AttributeError):
-        s3.call("download_fileobj", Key=s3.key("verified.json"), Fileobj=text)
-        return {name: {"verdict": str(went["verdict"]), "time": str(went["time"])}
-                for name, went in json.loads(text.getvalue()).items()}
+        return {name: {"verdict": str(was["verdict"]), "time": str(was["time"])} for name, was in
+                json.loads(s3.call("get_object", Key=s3.key("verified.json"))).items()}
     return {}
 def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retention removed
     known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
@@ -883,7 +876,7 @@ class Job:  # a command of ours as a child, told for which process it works, if 
         self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
         env = {name: value for name, value in os.environ.items() if not re.fullmatch(
             "COLONIES_.*PRVKEY(_FILE)?", name)} | {"BACKUP_PROCESS": json.dumps(told)}
-        self.child = start([sys.executable, os.path.abspath(__file__), *command], env)
+        self.child = start([sys.executable, __file__, *command], env)
     def ended(self) -> bool:  # hear the child out, for a second; has it ended?
         pipe = self.child.stdout
         if not pipe or not select.select([pipe], [], [], 1)[0]: return False
@@ -900,8 +893,8 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def __init__(self, s: Namespace):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
         self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
-        self.tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
-        if s.colonies_insecure_skip_verify:
+        self.tls = s.colonies_tls and ssl.create_default_context(cafile=s.colonies_ca_file or None)
+        if s.colonies_tls and s.colonies_insecure_skip_verify:
             self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
@@ -1113,19 +1106,18 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
         else: say("COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not")
     with trying("database") as say:
         server = look_at_database(s)
-        server.timescaledb = server.timescaledb or "none"
-        say("{database} ({size} bytes), PostgreSQL {postgresql}, TimescaleDB {timescaledb}, "
-            "pg_dump {pg_dump}".format(**vars(server)))
-    with trying("left out") as say:
-        say("no backup holds the server's {} roles (pg_dumpall --globals-only does) or its {} other"
-            " databases".format(*psql(s, "Counting", LEFT_OUT).strip().split("|")))
+        say(f"{server.database} ({server.size} bytes), PostgreSQL {server.postgresql}, TimescaleDB "
+            f"{server.timescaledb or 'none'}, pg_dump {server.pg_dump}")
+        with trying("left out") as say: say("no backup holds the server's {} roles (pg_dumpall "
+            "--globals-only does) or its {} other databases".format(sum(x[:3] != "pg_" for x in
+            server.roles), len({*server.limits} - {"template0", "template1", server.database})))
     with trying("bucket") as say:
-        s3, text, read = S3(s, 10), os.urandom(32), io.BytesIO()
+        s3, text = S3(s, 10), os.urandom(32)
         key = s3.key(f"check_{text[:8].hex()}")
         s3.call("put_object", Key=key, Body=text)
-        try: s3.call("download_fileobj", Key=key, Fileobj=read)
+        try: same = s3.call("get_object", Key=key) == text
         finally: s3.call("delete_object", Key=key)
-        require(read.getvalue() == text, f"{s3.where}: it gives back something else than it took")
+        require(same, f"{s3.where}: it gives back something else than it took")
         backups = proven(s3.backups(), server.system_identifier, s.db_database)
         say(f"{s3.where}: written, read, deleted; {len(backups)} proven backups of this database")
     with trying("staging volume") as say:
@@ -1197,4 +1189,12 @@ def main() -> int:
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     return 1
 if __name__ == "__main__":
+    if len(sys.orig_argv) == len(sys.argv) + 1:  # Python itself was given no options
+        # Compiling leaves 5 MB behind, and each child would compile, too: go on from bytecode.
+        with suppress(OSError), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as file:
+            file.write(importlib.util.MAGIC_NUMBER + bytes(12))
+            marshal.dump(sys._getframe().f_code, file)
+            os.execve(sys.executable, [sys.executable, "-X", __file__, named(file), *sys.argv[1:]],
+                      {"MALLOC_ARENA_MAX": "1"} | os.environ)
+    if sys.path[0] == "/": sys.path[0] = os.path.dirname(main.__code__.co_filename)
     os._exit(main())  # threads may still be sending after a failure: there is no use in waiting
