@@ -1802,17 +1802,17 @@ CREATE TABLE notes (id bigint PRIMARY KEY, body text NOT NULL);
 INSERT INTO notes SELECT i, (SELECT string_agg(
         left(translate(md5(r::text), '0123456789', 'ghiklmnopr'), 2 + r % 9), ' ' ORDER BY k)
     FROM (SELECT k, floor(4000 * random() ^ 4)::int + 0 * k AS r
-          FROM generate_series(1, 20 + i % 40) k) AS words) FROM generate_series(1, 120000) i;
+          FROM generate_series(1, 20 + i % 40) k) AS words) FROM generate_series(1, 124000) i;
 CREATE TABLE readings (at timestamptz NOT NULL, sensor int NOT NULL, value float8, state real);
 INSERT INTO readings SELECT '2026-01-01Z'::timestamptz + i * interval '10 s', sensor,
         round((20 + sum(random() - 0.5) OVER (PARTITION BY sensor ORDER BY i))::numeric, 3),
         round((50 + 10 * sin(i / 900.0) + random())::numeric, 2)
-    FROM generate_series(1, 100) sensor, generate_series(1, 6700) i ORDER BY i, sensor;
+    FROM generate_series(1, 100) sensor, generate_series(1, 6950) i ORDER BY i, sensor;
 CREATE TABLE chunks (id int NOT NULL, compressed text NOT NULL);
 ALTER TABLE chunks ALTER compressed SET STORAGE EXTERNAL;
 INSERT INTO chunks SELECT i, (SELECT string_agg(
         left(encode(sha256(random()::text::bytea), 'base64'), 43), '' ORDER BY k)
-    FROM generate_series(1, 400 + i % 2) k) FROM generate_series(1, 2150) i;
+    FROM generate_series(1, 400 + i % 2) k) FROM generate_series(1, 2230) i;
 """
 # What repeats is 40 MB away, farther than any of the methods looks back.
 BENCH_DOUBLE = """
@@ -1921,7 +1921,7 @@ def bench(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
         return 130
-    print("\n\n".join(tables.values()))
+    print("\n\n".join(filter(None, tables.values())))
     if options.write:
         write_tables(tables)
     return 0
@@ -2151,8 +2151,8 @@ class Bench:
                         self.samples.append(sample)
                         beside = f"; {sample.other}: {sample.theirs:.3f}" if sample.other else ""
                         say(f"{sample.what}: {sample.ours:.3f} {sample.unit}{beside}")
-        return {"bench": "\n\n".join([self.facts(), self.ratios(), self.growth()]),
-                "compression": self.compression()}
+        bench = filter(None, [self.facts(), self.ratios(), self.growth()])
+        return {"bench": "\n\n".join(bench), "compression": self.compression()}
 
     def facts(self) -> str:
         """The machine and the programs' versions."""
@@ -2202,7 +2202,9 @@ def say(text: str) -> None:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    """A table; nothing if it has no rows."""
+    lines = [head, ["---"] * len(head), *rows] if rows else []
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def measure_compression(bench: Bench, size: float) -> Iterator[Sample]:
