@@ -1189,7 +1189,7 @@ def main() -> int:
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     return 1
 if __name__ == "__main__":
-    if len(sys.orig_argv) == len(sys.argv) + 1:  # Python itself was given no options
+    if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
         # Compiling leaves 5 MB behind, and each child would compile, too: go on from bytecode.
         with suppress(OSError), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as file:
             file.write(importlib.util.MAGIC_NUMBER + bytes(12))
