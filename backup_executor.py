@@ -247,7 +247,7 @@ def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is th
     return next(key for code in codes if 0 < (key := int.from_bytes(code, "big")) < ORDER)
 # ---- Colonies ------------------------------------------------------------------------------------
 WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
-def ask(url: str, tls: Any, key: int, within: float, message: Mapping[str, Any]) -> Any:
+def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
     """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
     text = base64.b64encode(json.dumps(message).encode()).decode()
     body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
@@ -301,8 +301,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         def attempt() -> Any:
             if verb == "upload_part": what["Body"].seek(0)  # it was read, if only for its MD5
             answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
-            body = answer.get("Body")
-            return take(body) if take else body.read(MIB) if body else answer
+            return (take or (lambda x: x.read(MIB)))(answer["Body"]) if "Body" in answer else answer
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
         for tries, pause in enumerate(backoff(), 1):
             try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
@@ -893,8 +892,9 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def __init__(self, s: Namespace):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
         self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
-        self.tls = s.colonies_tls and ssl.create_default_context(cafile=s.colonies_ca_file or None)
-        if s.colonies_tls and s.colonies_insecure_skip_verify:
+        self.tls = (ssl.create_default_context(cafile=s.colonies_ca_file or None) if s.colonies_tls
+                    else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))  # for http: 2 MB of authorities
+        if s.colonies_insecure_skip_verify:
             self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import collections
 import contextlib
 import ctypes
 import fcntl
@@ -1848,6 +1849,22 @@ exec '{real}' "$@"
 """
 
 
+def programs(folder: Path, **scripts: str) -> str:
+    """A PATH on which these scripts, made in FOLDER, stand before PostgreSQL's own programs."""
+    folder.mkdir()
+    for program, text in scripts.items():
+        (folder / program).write_text(text)
+        (folder / program).chmod(0o755)
+    return f"{folder}:{client_programs()[0]}:{SYSTEM_PATH}"
+
+
+def synthetic_programs(folder: Path, size: int) -> str:
+    """A PATH whose pg_dump makes an archive of SIZE bytes that hold nothing."""
+    real = client_programs()[0]
+    return programs(folder, pg_dump=SYNTHETIC_PG_DUMP.format(real=real / "pg_dump", size=size),
+                    pg_restore=SYNTHETIC_PG_RESTORE.format(real=real / "pg_restore"))
+
+
 class Sample(NamedTuple):
     """A number of ours, and its counterpart of the same repetition where there is one."""
 
@@ -2053,21 +2070,13 @@ class Bench:
     def __init__(self, folder: Path, postgres: Postgres, aws: list[str],
                  options: argparse.Namespace) -> None:
         self.folder, self.postgres, self.aws, self.options = folder, postgres, aws, options
-        self.real, self.notes = postgres.bin, folder / "notes"
+        self.notes = folder / "notes"
         self.archive, self.copy = str(folder / "archive.bak"), str(folder / "copy.bak")
-        self.path = self.programs("noting", pg_dump=NOTING_PG_DUMP.format(
-            real=self.real / "pg_dump", notes=self.notes))
+        self.path = programs(folder / "noting", pg_dump=NOTING_PG_DUMP.format(
+            real=postgres.bin / "pg_dump", notes=self.notes))
         self.filled = 0.0
         self.samples: list[Sample] = []
         self.rows: dict[str, list[list[str]]] = {"compression": [], "growth": []}
-
-    def programs(self, name: str, **scripts: str) -> str:
-        """A PATH on which these scripts stand before PostgreSQL's own programs."""
-        (self.folder / name).mkdir()
-        for program, text in scripts.items():
-            (self.folder / name / program).write_text(text)
-            (self.folder / name / program).chmod(0o755)
-        return f"{self.folder / name}:{self.real}:{SYSTEM_PATH}"
 
     def fill(self, size: float) -> None:
         """Have a database of SIZE GB; it only grows."""
@@ -2161,7 +2170,7 @@ class Bench:
     def facts(self) -> str:
         """The machine and the programs' versions."""
         model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        asked = {"PostgreSQL": [str(self.real / "pg_dump"), "--version"],
+        asked = {"PostgreSQL": [str(self.postgres.bin / "pg_dump"), "--version"],
                  "rclone": [tool("rclone"), "version"], "aws": [*self.aws, "--version"],
                  "SeaweedFS": [tool("weed"), "version"]}
         said = {name: subprocess.run(command, env=self.environment(), capture_output=True,
@@ -2327,9 +2336,7 @@ def measure_archive(bench: Bench, size: float) -> Iterator[Sample]:
     gigabytes: float = bench.options.archive
     if not gigabytes:
         return
-    path = bench.programs(
-        "synthetic", pg_restore=SYNTHETIC_PG_RESTORE.format(real=bench.real / "pg_restore"),
-        pg_dump=SYNTHETIC_PG_DUMP.format(real=bench.real / "pg_dump", size=int(gigabytes * 1e9)))
+    path = synthetic_programs(bench.folder / "synthetic", int(gigabytes * 1e9))
     small = [each.ours for each in bench.samples
              if each.what == f"{size:g} GB: {PEAK}" and not each.other]
     for _ in bench.times(gigabytes):
@@ -3706,6 +3713,8 @@ def test_each_part_carries_its_md5(big: Scene, meddler: Meddler) -> None:
         length = int((re.search(rb"(?im)^content-length: (\d+)", request) or [b"", b""])[1])
         md5 = hashlib.md5(body[offset:offset + length]).digest()
         assert b"content-md5: " + base64.b64encode(md5).lower() in request.lower()
+        # it is what vouches for the body over http, too: it is signed, and the body is not
+        assert re.search(rb"(?i)signedheaders=[a-z0-9;-]*content-md5;", request)
         offset, digests = offset + length, digests + md5
     assert offset == len(body) and len(parts) >= 5
     assert big.head(result["filename"])["ETag"] == \
@@ -3757,6 +3766,101 @@ def test_an_awkward_s3_server_over_https_will_do(big: Scene, tmp_path: Path) -> 
         assert "AWS_S3_CA_FILE" in awkward.failure(AWS_S3_CA_FILE="")
         assert "AWS_S3_INSECURE_SKIP_VERIFY" in awkward.run(
             "list", AWS_S3_CA_FILE="", AWS_S3_INSECURE_SKIP_VERIFY="true").stderr
+
+
+# ---- What a backup takes -----------------------------------------------------------------------
+
+@contextlib.contextmanager
+def completing(meddler: Meddler) -> Iterator[threading.Event]:
+    """Hold the request that completes an upload; what is yielded is set when it has come."""
+    come, go = threading.Event(), threading.Event()
+
+    def hold(data: bytes) -> bytes:
+        if re.match(COMPLETING, data):
+            come.set()
+            go.wait(60)
+        return data
+
+    meddler.request = hold
+    try:
+        yield come
+    finally:
+        go.set()
+
+
+def test_a_backup_sends_each_part_once_and_asks_for_little_besides(
+        big: Scene, meddler: Meddler) -> None:
+    size = big.backup(**through(meddler))["size"]
+    kinds = {"list": rb"GET \S*list-type=2", "head": rb"HEAD ", "create": rb"POST \S*\?uploads",
+             "part": PART, "complete": COMPLETING}
+    asked = collections.Counter(next((kind for kind, pattern in kinds.items()
+                                      if re.match(pattern, request)), "other")
+                                for request in meddler.requests)
+    # listed before the dump and for retention; is the key free, also when all is sent, what came
+    # of it, and, for retention, whose it is
+    assert asked == {"list": 2, "head": 4, "create": 1, "part": -(-size // 2**23), "complete": 1}
+    numbers = [found[1] for request in meddler.requests
+               if (found := re.match(PART + rb"(\d+)", request))]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_a_backup_reads_its_archive_three_times(big: Scene, meddler: Meddler) -> None:
+    with completing(meddler) as come, big.start(**through(meddler)) as executor:
+        assert come.wait(60)
+        size = next(big.folder.glob("*.bak")).stat().st_size
+        read = int(Path(f"/proc/{executor.pid}/io").read_text().split()[1])
+    # for the SHA-256, for the parts' MD5s, and to send it; Python's own files come to some MB
+    assert 3 * size <= read < 3.5 * size
+
+
+def test_an_archives_size_does_not_show_in_the_memory(
+        site: Site, meddler: Meddler, tmp_path: Path) -> None:
+    peaks: list[float] = []
+    for size in (20_000_000, 300_000_000):
+        path = synthetic_programs(tmp_path / str(size), size)
+        with Executor({**site.settings(PATH=path), **through(meddler)}) as executor:
+            site.standin.wait_call("assignprocessmsg", 0, len(peaks) + 1)
+            assert memory(executor.pid) <= 25
+            with completing(meddler) as come:
+                process = site.submit()
+                assert come.wait(60)
+                peaks.append(sum(memory(pid, "VmHWM") for pid in [
+                    executor.pid, *descendants(executor.pid)]))
+            assert site.succeeds(process)["size"] == size
+            site.standin.wait_call("assignprocessmsg", 0, 2 * len(peaks))
+            assert memory(executor.pid) <= 25
+            executor.stop()
+    assert max(peaks) <= 85 and peaks[1] - peaks[0] < 3
+
+
+def test_a_download_asks_for_each_byte_once_and_again_where_bytes_are_missing(
+        big: Scene, meddler: Meddler) -> None:
+    result, get = big.backup(), rb"^GET \S*\.bak"
+    meddler.reply(get, b"HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n\r\nabc")
+    report = json.loads(big.run("verify", **through(meddler, 0.02)).stdout)
+    assert (report["verdict"], report["sha256"]) == ("readable", "checked")
+    slices = collections.Counter(
+        (int(found[1]), int(found[2]) + 1) for request in meddler.requests if re.match(get, request)
+        for found in re.finditer(rb"(?im)^range: bytes=(\d+)-(\d+)", request))
+    assert sorted(slices.values()) == [1] * (len(slices) - 1) + [2] and len(slices) > 2
+    starts, ends = zip(*sorted(slices))
+    assert starts == (0, *ends[:-1]) and ends[-1] == result["size"]
+
+
+@pytest.mark.parametrize("options", [(), ("-B",)], ids=["bytecode", "as it is"])
+def test_what_lies_beside_the_program_is_found_however_python_started_it(
+        site: Site, tmp_path: Path, options: tuple[str, ...]) -> None:
+    copy = tmp_path / "copied.py"
+    shutil.copy(EXECUTOR, copy)
+    (tmp_path / "boto3.py").write_text("raise ImportError('this is the one beside it')")
+    with Program([sys.executable, *options, str(copy)],
+                 executor_environment(site.settings(), str(tmp_path), 17)) as program:
+        site.polling()
+        process = site.client.wait(site.submit())
+        assert process["state"] == FAILED and "this is the one beside it" in process["errors"][0]
+        said = Path(f"/proc/{program.pid}/cmdline").read_text()
+        assert "copied.py" in said and ("/fd/" in said) == (not options)
+        assert program.stop() == 0
 
 
 # ---- Before the dump ---------------------------------------------------------------------------
@@ -6482,7 +6586,11 @@ def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
         process = site.submit() if busy else ""
         if busy:
             site.sessions(True)
-        assert podman("exec", name, "cat", "/proc/1/cmdline") == "\0".join([*IN_IMAGE, ""])
+        # Python itself, on its way from the program to its bytecode
+        assert re.fullmatch("\\S*python3?\0-X\0\\S*/backup_executor.py\0/proc/1/fd/[0-9]+\0",
+                            podman("exec", name, "cat", "/proc/1/cmdline"))
+        status = podman("exec", name, "cat", "/proc/1/status")
+        assert int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024 <= 25e6
         assert program.stop(timeout=10) == 0  # podman hands the signal on, and the status back
         site.sessions(False)
         assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
