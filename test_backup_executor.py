@@ -2058,10 +2058,23 @@ class Backup(NamedTuple):
     dumped: Dumped | None
     closed: float
     result: dict[str, Any]
+    logs: list[dict[str, Any]]
 
     @property
     def seconds(self) -> float:
         return self.closed - self.submitted
+
+    def logged(self, text: str) -> float:
+        """When the process's log first had TEXT."""
+        return next(log["timestamp"] for log in self.logs if text in log["message"]) / 1e9
+
+    def steps(self) -> list[float]:
+        """Seconds to the start of pg_dump, of pg_dump, to read it back, of the upload, and left."""
+        assert self.dumped
+        uploading = self.logged("Uploading")
+        steps = [self.dumped.began - self.submitted, self.dumped.seconds,
+                 uploading - self.dumped.ended, self.logged("Successfully uploaded") - uploading]
+        return [*steps, self.seconds - sum(steps)]
 
 
 class Bench:
@@ -2149,7 +2162,7 @@ class Bench:
         if process["state"] != SUCCESS:
             raise RuntimeError(f"the backup failed: {process['errors']}")
         dumped = self.noted() if self.notes.exists() else None
-        return Backup(submitted, dumped, closed, json.loads(process["out"][0]))
+        return Backup(submitted, dumped, closed, json.loads(process["out"][0]), server.logs)
 
     def tables(self) -> dict[str, str]:
         """Measure all that the options ask for; what README.md gets between which markers."""
@@ -2203,8 +2216,9 @@ class Bench:
                          "met"], rows)
 
     def growth(self) -> str:
-        return markdown(["database, GB", "archive, MB", "whole, s", "pg_dump, s", "rest, s",
-                         "s for each GB"], self.rows["growth"])
+        return markdown(["database, GB", "archive, MB", "whole, s", "start", "pg_dump",
+                         "read back, SHA-256", "upload", "rest", "s for each GB"],
+                        self.rows["growth"])
 
     def compression(self) -> str:
         return markdown(["--compress", *BENCH_KINDS.values()], self.rows["compression"])
@@ -2378,17 +2392,15 @@ def measure_restore(bench: Bench, size: float) -> Iterator[Sample]:
 
 
 def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
-    """How a backup's time grows with the database."""
+    """How a backup's time grows with the database, and where it goes."""
     found: list[Backup] = []
     for _ in bench.times(size):
         with bench.s3() as s3, bench.executor(s3) as (_executor, server):
             found.append(bench.backup(server))
     ours = sorted(found, key=lambda each: each.seconds)[len(found) // 2]
-    assert ours.dumped
     gigabytes = int(bench.postgres.sql("SELECT pg_database_size('bench')")) / 1e9
     row = [f"{gigabytes:.2f}", f"{ours.result['size'] / 1e6:.0f}"] + [f"{each:.2f}" for each in (
-        ours.seconds, ours.dumped.seconds, ours.seconds - ours.dumped.seconds,
-        ours.seconds / gigabytes)]
+        ours.seconds, *ours.steps(), ours.seconds / gigabytes)]
     bench.rows["growth"].append(row)
     say(f"growth: {' '.join(row)}")
     yield from ()
