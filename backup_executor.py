@@ -19,8 +19,7 @@ __version__ = "1.0.0"
 BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
 PATIENCE = 15 * 60  # seconds for which an S3 server that is away is waited for
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
-class Failure(Exception):
-    """What failed, and where. `status`: the peer's, or 2: settings. `again`: trying may help."""
+class Failure(Exception):  # `status`: the peer's, or 2: settings. `again`: trying may help
     def __init__(self, text: str, status: int = 0, again: bool = False):
         super().__init__(text)
         self.status, self.again = status, again
@@ -275,7 +274,7 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
 # ---- S3 ------------------------------------------------------------------------------------------
 Found = collections.namedtuple("Found", "seconds key size metadata")  # None: not to be had
 class S3:  # the bucket; `call` is the one place where a request leaves
-    RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch")
+    RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
     def __init__(self, s: Namespace, patience: float = PATIENCE):
         self.s, self.patience = s, patience
@@ -287,8 +286,8 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             settings = Config(
                 request_checksum_calculation="when_required", connect_timeout=10, read_timeout=60,
                 response_checksum_validation="when_required", retries={"total_max_attempts": 1},
-                s3={"addressing_style": "path" if s.aws_s3_endpoint else "auto",
-                    "payload_signing_enabled": False})
+                s3={"payload_signing_enabled": False} | (
+                    {"addressing_style": "path"} if s.aws_s3_endpoint else {}))
             trusted = s.aws_s3_ca_file or ssl.get_default_verify_paths().cafile or True
             self.client = boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
                 "s3", s.aws_s3_region, endpoint_url=s.aws_s3_endpoint or None, config=settings,
@@ -301,7 +300,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         def attempt() -> Any:
             if verb == "upload_part": what["Body"].seek(0)  # it was read, if only for its MD5
             answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
-            return (take or (lambda x: x.read(MIB)))(answer["Body"]) if "Body" in answer else answer
+            return (take or (lambda x: x["Body"].read()))(answer) if "Body" in answer else answer
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
         for tries, pause in enumerate(backoff(), 1):
             try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
@@ -420,14 +419,10 @@ def room(s: Namespace) -> tuple[int, int]:  # bytes free there, and how many mus
     return volume.f_bavail * volume.f_frsize, min(volume.f_blocks * volume.f_frsize // 20, GIB)
 # ---- A backup: the dump --------------------------------------------------------------------------
 FACTS = ("database", "system_identifier", "postgresql", "timescaledb", "pg_dump")
-SERVER = """SELECT json_build_object('postgresql', current_setting('server_version'),
-    'number', current_setting('server_version_num')::int, 'database', current_database(),
-    'size', pg_database_size(current_database()), 'timescaledb', (SELECT extversion FROM
-    pg_extension WHERE extname = 'timescaledb'), 'roles', (SELECT json_agg(rolname) FROM pg_roles),
-    'system_identifier', (SELECT system_identifier::text FROM pg_control_system()), 'limits',
-    (SELECT json_object_agg(datname, datconnlimit) FROM pg_database), 'preloaded', (SELECT setting ~
-    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
-    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
+LOOK = """SELECT json_build_object('database', current_database(), 'size', pg_database_size(
+    current_database()), 'postgresql', current_setting('server_version'), 'system_identifier',
+    (SELECT system_identifier::text FROM pg_control_system()), 'timescaledb', (SELECT extversion
+    FROM pg_extension WHERE extname = 'timescaledb'))"""
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
@@ -437,10 +432,10 @@ def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
     return Namespace(**json.loads(psql(s, step, query, **more)))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
-    server = look(s, "Looking at the database", SERVER)
+    server = look(s, "Looking at the database", LOOK)
     said = run(s, "Looking at pg_dump", ["pg_dump", "--version"], connect=False, timeout=60)
     server.pg_dump = next(iter(re.findall(r"\d[\w.]*", said)), "0")
-    server.client, major = int(re.split(r"\D", server.pg_dump)[0]), server.number // 10000
+    server.client, major = (int(re.split(r"\D", x)[0]) for x in (server.pg_dump, server.postgresql))
     text = f"pg_dump {server.pg_dump} is {{}} than the server, {server.postgresql}: {{}}"
     require(server.client >= major, text.format("older", "install the server's version or later"))
     if server.client > major: log("warning", text.format("newer", "restoring takes its version"))
@@ -464,10 +459,10 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
     if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
     while f"backup_{seconds}.bak" in " ".join(os.listdir(s.backup_path)): seconds += 1
-    spelt = {"auto": "zstd:2"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
+    spelt = {"auto": "zstd:1"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
     method = spelt.get(s.backup_compression, re.sub("^gzip:(?=[0-9])", "", s.backup_compression))
     # A pg_dump killed by -9 leaves a session that may wait for a lock: the server is to notice.
-    options = "-c client_connection_check_interval=10s" if server.number >= 140000 else ""
+    options = "-c client_connection_check_interval=10s" if float(server.postgresql[:2]) > 13 else ""
     journal = Journal(os.path.join(s.backup_path, f"backup_{seconds}.bak"), by=s.journals, **begun)
     psql(s, "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "Backing up database ...")
@@ -494,8 +489,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         Filename=os.path.basename(journal.file), Size=f"{journal['size']} bytes")
     return journal
 # ---- A backup: upload and proof ------------------------------------------------------------------
-def slices(what: str, size: int, step: int, work: Callable[[int, int], Any]) -> Iterator[Any]:
-    """What `work` answers for each slice's start and end, in order; four are worked at at once."""
+def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:  # work(start, end) of each
     from concurrent.futures import ThreadPoolExecutor
     show, pool, starts = progress(what, size), ThreadPoolExecutor(4), range(0, size, step)
     ends = [min(start + step, size) for start in starts]
@@ -561,9 +555,10 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
         return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
     sent = list(slices("Upload in progress", size, step, send))
     # Encrypted by KMS, an ETag looks like one and is no MD5; then neither are the parts' own ones.
-    plain = all(part["ETag"].strip('"') == md5.hex() for part, md5 in sent)
+    plain = {part["ETag"].strip('"') == md5.hex() for part, md5 in sent}
+    require(len(plain) == 1, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
     whole = hashlib.md5(b"".join(md5 for _, md5 in sent), usedforsecurity=False).hexdigest()
-    journal.save(etag=f"{whole}-{len(sent)}" if plain else "")
+    journal.save(etag=f"{whole}-{len(sent)}" if plain == {True} else "")
     return target | {"MultipartUpload": {"Parts": [part for part, _ in sent]}}
 # ---- A backup: as a whole ------------------------------------------------------------------------
 RESULT = ("filename", "bucket", "filepath_s3", "exectime_backup", "size", "size_s3",
@@ -619,6 +614,10 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
         if own: mine = journal
     return mine
 # ---- Restore and proof ---------------------------------------------------------------------------
+SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
+    pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
+    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
+    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
 EMPTY = """SELECT count(*) = 0 FROM (SELECT objid FROM pg_depend UNION SELECT oid FROM pg_namespace
     UNION SELECT oid FROM pg_publication UNION SELECT oid FROM pg_default_acl UNION SELECT oid FROM
     pg_cast UNION SELECT 16384 FROM pg_largeobject_metadata) AS objects WHERE objid >= 16384"""
@@ -661,22 +660,22 @@ def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest go
     return backups[-1]
 def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
     found = chosen(s3, name, whose)  # its metadata are returned
-    metadata, sha256 = found.metadata or {}, hashlib.sha256()
+    metadata, sha256, step = found.metadata or {}, hashlib.sha256(), max(16 * MIB, found.size >> 12)
     report |= {"object": found.key, "size": found.size, "seconds": {}}
     log("info", "Found the backup", Key=found.key, Size=f"{found.size} bytes", Time=moment(
         found.seconds), Database=urllib.parse.unquote(metadata.get("database", "unknown")))
     pg_restore_for(s, metadata.get("pg-dump", ""))
     look_for_room(s, found.size, 0)
     def get(start: int, end: int) -> Any:
-        def keep(body: Any) -> tuple[int, int]:
-            at = start
-            while at < end and (data := body.read(min(BLOCK, end - at))):
+        def keep(answer: Any) -> tuple[int, int]:
+            at, right = start, f"bytes {start}-{end - 1}/{found.size}"
+            while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
                 at += os.pwrite(file.fileno(), data, at)
-            require(at == end, f"{at - start} bytes came instead of {end - start}")
+            require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
             return start, end
         return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
     with timed(report, "download"):
-        for start, end in slices("Download in progress", found.size, 16 * MIB, get):
+        for start, end in slices("Download in progress", found.size, step, get):
             for at in range(start, end, BLOCK):  # hashed while the next ones come
                 sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
     report |= {"step": "checksum", "sha256": "checked" if "sha256" in metadata else "absent"}
@@ -875,7 +874,7 @@ class Job:  # a command of ours as a child, told for which process it works, if 
         self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
         env = {name: value for name, value in os.environ.items() if not re.fullmatch(
             "COLONIES_.*PRVKEY(_FILE)?", name)} | {"BACKUP_PROCESS": json.dumps(told)}
-        self.child = start([sys.executable, __file__, *command], env)
+        self.child = start([sys.executable, __file__, *command], env, close_fds=False)
     def ended(self) -> bool:  # hear the child out, for a second; has it ended?
         pipe = self.child.stdout
         if not pipe or not select.select([pipe], [], [], 1)[0]: return False
@@ -1108,9 +1107,10 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
         server = look_at_database(s)
         say(f"{server.database} ({server.size} bytes), PostgreSQL {server.postgresql}, TimescaleDB "
             f"{server.timescaledb or 'none'}, pg_dump {server.pg_dump}")
-        with trying("left out") as say: say("no backup holds the server's {} roles (pg_dumpall "
-            "--globals-only does) or its {} other databases".format(sum(x[:3] != "pg_" for x in
-            server.roles), len({*server.limits} - {"template0", "template1", server.database})))
+    with trying("left out") as say:
+        there = look(s, "Counting", SERVER)  # of its databases three are templates and ours
+        say(f"no backup holds the server's {sum(x[:3] != 'pg_' for x in there.roles)} roles (pg_dumpall"
+            f" --globals-only does) or its {len(there.limits) - 3} other databases")
     with trying("bucket") as say:
         s3, text = S3(s, 10), os.urandom(32)
         key = s3.key(f"check_{text[:8].hex()}")
@@ -1191,10 +1191,10 @@ def main() -> int:
 if __name__ == "__main__":
     if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
         # Compiling leaves 5 MB behind, and each child would compile, too: go on from bytecode.
-        with suppress(OSError), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as file:
-            file.write(importlib.util.MAGIC_NUMBER + bytes(12))
-            marshal.dump(sys._getframe().f_code, file)
-            os.execve(sys.executable, [sys.executable, "-X", __file__, named(file), *sys.argv[1:]],
+        with suppress(Exception), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as f:
+            f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(sys._getframe().f_code))
+            open(path := f"/proc/self/fd/{f.fileno()}").close()  # else it goes on as it is
+            os.execve(sys.executable, [sys.executable, "-X", __file__, path, *sys.argv[1:]],
                       {"MALLOC_ARENA_MAX": "1"} | os.environ)
-    if sys.path[0] == "/": sys.path[0] = os.path.dirname(main.__code__.co_filename)
+    if sys.path[0] == "/": sys.path[0] = os.path.realpath(main.__code__.co_filename + "/..")
     os._exit(main())  # threads may still be sending after a failure: there is no use in waiting

@@ -3548,7 +3548,7 @@ class Scene:
 
 
 class Meddler(Proxy):
-    """A proxy that also changes what passes: pieces of requests, and answers to HEAD."""
+    """A proxy that also changes what passes: pieces of requests, of answers to HEAD, of others."""
 
     class Tap(NamedTuple):
         recv: Callable[[int], bytes]
@@ -3559,6 +3559,7 @@ class Meddler(Proxy):
         super().__init__(target)
         self.request: Callable[[bytes], bytes] = bytes
         self.answer: Callable[[bytes], bytes] = bytes
+        self.other: Callable[[bytes], bytes] = bytes
 
     def _exchange(self, client: Any, server: Any) -> bool:
         return super()._exchange(self.Tap(  # type: ignore[arg-type]
@@ -3566,7 +3567,7 @@ class Meddler(Proxy):
 
     def _answer(self, client: Any, server: Any, bare: bool, lose: bool) -> bool:
         return super()._answer(client, self.Tap(  # type: ignore[arg-type]
-            lambda size: self.answer(server.recv(size)) if bare else server.recv(size),
+            lambda size: (self.answer if bare else self.other)(server.recv(size)),
             server.sendall, server.fileno), bare, lose)
 
 
@@ -3763,6 +3764,22 @@ def test_a_success_that_s3_does_not_prove_is_none_also_when_tried_again(
     assert sha256_of(big.objects()[result["filename"]]) == result["sha256"] and not big.files()
 
 
+def test_a_part_that_another_md5_came_back_for_is_no_success(big: Scene, meddler: Meddler) -> None:
+    forged: list[bytes] = []
+
+    def forge(data: bytes) -> bytes:  # as a server that looks at no Content-MD5 tells of damage
+        if not forged and re.search(rb'(?im)^etag: "[0-9a-f]{32}"', data):
+            forged.append(data)
+            return re.sub(rb'(?im)^(etag: ")[0-9a-f]{32}', rb"\g<1>" + b"0" * 32, data)
+        return data
+
+    meddler.other = forge
+    assert "is not what was sent" in big.failure(**through(meddler, 0.01))
+    assert forged and not big.objects()
+    result = big.backup()  # of the dump that was kept
+    assert sha256_of(big.objects()[result["filename"]]) == result["sha256"] and not big.files()
+
+
 def test_an_awkward_s3_server_over_https_will_do(big: Scene, tmp_path: Path) -> None:
     with RcloneS3(tmp_path / "s3", certificate(tmp_path)) as s3:
         awkward = Scene(big.postgres, s3, big.folder, "big", "deep/er")
@@ -3859,19 +3876,36 @@ def test_a_download_asks_for_each_byte_once_and_again_where_bytes_are_missing(
     assert starts == (0, *ends[:-1]) and ends[-1] == result["size"]
 
 
-@pytest.mark.parametrize("options", [(), ("-B",)], ids=["bytecode", "as it is"])
-def test_what_lies_beside_the_program_is_found_however_python_started_it(
-        site: Site, tmp_path: Path, options: tuple[str, ...]) -> None:
-    copy = tmp_path / "copied.py"
-    shutil.copy(EXECUTOR, copy)
-    (tmp_path / "boto3.py").write_text("raise ImportError('this is the one beside it')")
-    with Program([sys.executable, *options, str(copy)],
-                 executor_environment(site.settings(), str(tmp_path), 17)) as program:
+def test_other_bytes_than_were_asked_for_are_no_verdict_on_a_backup(
+        big: Scene, meddler: Meddler) -> None:
+    big.backup()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % 2**24  # it knows no ranges
+    meddler.reply(rb"^GET \S*\.bak", answer + bytes(2**24), times=10**5)
+    said = big.run("verify", status=1, **through(meddler, 0.01))
+    assert "it gave not bytes" in said.stderr and not said.stdout
+    assert "verified.json" not in big.objects()
+
+
+@pytest.mark.parametrize("how", ["bytecode", "with an option", "without memfd"])
+def test_what_lies_beside_the_program_is_found_however_it_is_started(
+        site: Site, tmp_path: Path, how: str) -> None:
+    (tmp_path / "real").mkdir()
+    shutil.copy(EXECUTOR, tmp_path / "real/copied.py")
+    (tmp_path / "real/boto3.py").write_text("raise ImportError('this is the one beside it')")
+    (tmp_path / "link.py").symlink_to(tmp_path / "real/copied.py")
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python/sitecustomize.py").write_text("import os; del os.memfd_create")
+    settings = site.settings()
+    if how == "without memfd":
+        settings["PYTHONPATH"] = str(tmp_path / "python")
+    options = ["-B"] if how == "with an option" else []
+    with Program([sys.executable, *options, str(tmp_path / "link.py")],
+                 executor_environment(settings, str(tmp_path), 17)) as program:
         site.polling()
         process = site.client.wait(site.submit())
         assert process["state"] == FAILED and "this is the one beside it" in process["errors"][0]
         said = Path(f"/proc/{program.pid}/cmdline").read_text()
-        assert "copied.py" in said and ("/fd/" in said) == (not options)
+        assert "link.py" in said and ("/fd/" in said) == (how == "bytecode")
         assert program.stop() == 0
 
 
@@ -6599,15 +6633,28 @@ def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
         if busy:
             site.sessions(True)
         # Python itself, on its way from the program to its bytecode
-        assert re.fullmatch("\\S*python3?\0-X\0\\S*/backup_executor.py\0/proc/1/fd/[0-9]+\0",
+        assert re.fullmatch("\\S*python3?\0-X\0\\S*/backup_executor.py\0/proc/self/fd/[0-9]+\0",
                             podman("exec", name, "cat", "/proc/1/cmdline"))
-        status = podman("exec", name, "cat", "/proc/1/status")
-        assert int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024 <= 25e6
         assert program.stop(timeout=10) == 0  # podman hands the signal on, and the status back
         site.sessions(False)
         assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
         assert not busy or site.client.process(process)["state"] == WAITING
         assert site.left() == []
+
+
+@pytest.mark.parametrize("https, limit", [(False, 25e6), (True, 28e6)], ids=["http", "https"])
+def image_holds_little_memory_while_idle(podman: Podman, tmp_path: Path, https: bool,
+                                         limit: float) -> None:
+    (tmp_path / "staging").mkdir()
+    with Standin(https=certificate(tmp_path) if https else None) as server:
+        # that any certificate will do makes no difference: the authorities are there
+        settings = server.colony().settings() | {
+            "COLONIES_TLS": str(https), "COLONIES_INSECURE_SKIP_VERIFY": "true",
+            "AWS_S3_BUCKET_NAME": "backup"}
+        with podman.serving(tmp_path / "staging", settings) as (_program, name):
+            server.wait_call("assignprocessmsg", 0, 2)
+            status = podman("exec", name, "cat", "/proc/1/status")
+            assert int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024 <= limit
 
 
 def image_restores_by_hand_in_tmux_as_the_readme_says(
