@@ -1109,8 +1109,8 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
             f"{server.timescaledb or 'none'}, pg_dump {server.pg_dump}")
     with trying("left out") as say:
         there = look(s, "Counting", SERVER)  # of its databases three are templates and ours
-        say(f"no backup holds the server's {sum(x[:3] != 'pg_' for x in there.roles)} roles (pg_dumpall"
-            f" --globals-only does) or its {len(there.limits) - 3} other databases")
+        say(f"no backup holds the server's {sum(x[:3] != 'pg_' for x in there.roles)} roles ("
+            f"pg_dumpall --globals-only does) or its {len(there.limits) - 3} other databases")
     with trying("bucket") as say:
         s3, text = S3(s, 10), os.urandom(32)
         key = s3.key(f"check_{text[:8].hex()}")
