@@ -2207,7 +2207,7 @@ class Bench:
                             for name in ("ours", "theirs"))
             suffix = "" if other else f" {unit}"
             rows.append([
-                what, f"{ours:.3g} {unit}", f"{other}: {theirs:.3g} {unit}" if other else "",
+                what, f"{short(ours)} {unit}", f"{other}: {short(theirs)} {unit}" if other else "",
                 " / ".join(f"{value:.2f}" for value in (
                     min(values), statistics.median(values), max(values))) + suffix,
                 f"at most {reach:.3g}{suffix}" if reach else "",
@@ -2226,6 +2226,10 @@ class Bench:
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
