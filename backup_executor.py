@@ -272,7 +272,7 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
         return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
     return 0
 # ---- S3 ------------------------------------------------------------------------------------------
-Found = collections.namedtuple("Found", "seconds key size metadata")  # None: not to be had
+Found = collections.namedtuple("Found", "seconds key size metadata")  # None: cannot be looked at
 class S3:  # the bucket; `call` is the one place where a request leaves
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
@@ -282,7 +282,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         try:
             import boto3, warnings  # noqa: E401
             from botocore.config import Config
-            # Newer checksums break other servers: Content-MD5, which is signed, vouches for a part.
+            # Newer checksums break other servers; Content-MD5, which is signed, vouches for bodies.
             settings = Config(
                 request_checksum_calculation="when_required", connect_timeout=10, read_timeout=60,
                 response_checksum_validation="when_required", retries={"total_max_attempts": 1},
