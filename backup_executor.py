@@ -273,7 +273,16 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
     return 0
 # ---- S3 ------------------------------------------------------------------------------------------
 Found = collections.namedtuple("Found", "seconds key size metadata")  # None: cannot be looked at
+def whole(answer: Any) -> bytes:  # boto3's body of an answer: no shorter than announced, and ends
+    if answer._content is None:
+        answer._content, answer.raw.enforce_content_length = b"", True
+        for data in answer.raw.stream():
+            answer._content += data
+            require(len(answer._content) <= 16 * MIB, "an answer without an end")
+    return bytes(answer._content)
 class S3:  # the bucket; `call` is the one place where a request leaves
+    FIELDS = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
+              "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # none is optional
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
     def __init__(self, s: Namespace, patience: float = PATIENCE):
@@ -281,12 +290,14 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
             import boto3, warnings  # noqa: E401
+            from botocore.awsrequest import AWSResponse
             from botocore.config import Config
+            AWSResponse.content = property(whole)
             # Newer checksums break other servers; Content-MD5, which is signed, vouches for bodies.
             settings = Config(
-                request_checksum_calculation="when_required", connect_timeout=10, read_timeout=60,
-                response_checksum_validation="when_required", retries={"total_max_attempts": 1},
-                s3={"payload_signing_enabled": False} | (
+                request_checksum_calculation="when_required", retries={"total_max_attempts": 1},
+                response_checksum_validation="when_required", connect_timeout=10,
+                read_timeout=60 * TIME_SCALE, s3={"payload_signing_enabled": False} | (
                     {"addressing_style": "path"} if s.aws_s3_endpoint else {}))
             trusted = s.aws_s3_ca_file or ssl.get_default_verify_paths().cafile or True
             self.client = boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
@@ -300,10 +311,13 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         def attempt() -> Any:
             if verb == "upload_part": what["Body"].seek(0)  # it was read, if only for its MD5
             answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
-            return (take or (lambda x: x["Body"].read()))(answer) if "Body" in answer else answer
+            require(self.FIELDS.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
+            take_it = take or (lambda x: x["Body"].read(16 * MIB))
+            return take_it(answer) if "Body" in answer else answer
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
         for tries, pause in enumerate(backoff(), 1):
-            try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
+            limit = 3600 if {"PartNumber", "Range"} & what.keys() else 300
+            try: return in_time(limit * TIME_SCALE, attempt)
             except Exception as error:  # S3's own, or whatever boto3 made of what came instead
                 said = getattr(error, "response", None) or {}
                 status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -326,12 +340,13 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
-                metadata, key = None, item["Key"]
+                metadata, key = None, item["Key"]  # None: in doubt
                 if named := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key):
                     with allowing(400, 403, 405):  # what can't be looked at is left alone
-                        metadata = (self.head(key) or {}).get("Metadata")
+                        head = self.head(key) or {}
+                        metadata = head["Metadata"] if head.get("ETag") == item["ETag"] else None
                     found.append(Found(int(named[1]), key, item["Size"], metadata))
-            if not page.get("IsTruncated"): return sorted(found, key=lambda f: (f.seconds, f.key))
+            if not page["IsTruncated"]: return sorted(found, key=lambda f: (f.seconds, f.key))
             require(key > before, f"{self.where}: its listing does not go on")
 # ---- Retention -----------------------------------------------------------------------------------
 def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
@@ -361,6 +376,8 @@ def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # n
     found, removed = list[Found](), list[str]()
     try: found = s3.backups()
     except Failure as error: log("warning", "Removing none: cannot list them", Error=error)
+    if unknown := sum(f.metadata is None for f in found):
+        log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
     doubts = doubtful(ours := proven(found, system, database))
     kept = {b.key: "proven" for b in ours} | dict.fromkeys(doubts, "doubtful: less than half")
     if made in doubts: log("warning", "The new backup is doubtful: half as large", Key=made)
@@ -579,7 +596,8 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
         except (Stop, Failure) as why:
             if journal.pending():
                 with suppress(Failure, OSError): in_time(2, lambda: abort(s3, journal, 0))
-                journal.save(attempts=0)
+                handed_back = isinstance(why, Stop)  # else its process is closed as failed
+                journal.save(attempts=0, process=journal["process"] if handed_back else "")
                 if why.args[0] == signal.SIGUSR1: journal.remove(journal.file)  # nobody wants it
             raise
         log("info", "Backup procedure completed, closing process ...")
@@ -981,15 +999,16 @@ class Executor:  # has each process done by a child, closes it; its state follow
                  for key, value in (("executortype", self.type), ("funcname", function))]
         ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or [] if
                 cron["name"] == name and all(re.search(x, cron["workflowspec"]) for x in marks)]
-        others = [cron["cronid"] for cron in ours if cron["cronexpression"] != wanted]
-        if len(ours) == len(others):
+        same = [cron for cron in ours if cron["cronexpression"] == wanted]
+        if not same:
             node = {"nodename": function, "funcname": function,
                     "conditions": {"executortype": self.type, **self.colony}}
             self.call("addcronmsg", cron=self.colony | {
                 "name": name, "cronexpression": wanted, "interval": -1, "random": False,
                 "workflowspec": json.dumps({"functionspecs": [node], **self.colony})})
             log("info", "Added the cron", Name=name, Expression=wanted)
-        for cronid in others: self.remove("cron", cronid=cronid, **self.colony)
+        for cron in ours:  # a request may have arrived twice
+            if cron not in same[:1]: self.remove("cron", cronid=cron["cronid"], **self.colony)
     def remove(self, what: str, **message: Any) -> None:
         for verb in ("remove", "delete"):  # 2026, 2023
             with allowing(403): self.call(f"{verb}{what}msg", **message)

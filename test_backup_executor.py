@@ -1469,9 +1469,35 @@ class Proxy(Server):
         """Hang up on both sides AFTER bytes of the next matching requests' bodies."""
         self._add(pattern, "cut", after, times)
 
-    def reply(self, pattern: bytes, raw: bytes, times: int = 1) -> None:
+    def reply(self, pattern: bytes, raw: bytes | Callable[[], Iterator[bytes]],
+              times: int = 1) -> None:
         """Answer the next matching requests with these bytes, and hang up; deliver nothing."""
         self._add(pattern, "reply", raw, times)
+
+    def change(self, pattern: bytes, how: Callable[[bytes], Iterator[bytes]],
+               times: int = 1) -> None:
+        """Deliver the next matching requests, answer with what HOW makes of the answers."""
+        self._add(pattern, "change", how, times)
+
+    def double(self, pattern: bytes, times: int = 1) -> None:
+        """Deliver the next matching requests twice; the second answers count."""
+        self._add(pattern, "double", None, times)
+
+    def refuse(self, pattern: bytes, seconds: float, times: int = 1) -> None:
+        """At the next matching requests cut all connections, and take none for so long."""
+        self._add(pattern, "refuse", seconds, times)
+
+    def expect(self, pattern: bytes, times: int) -> None:
+        """Let the next matching requests pass, whatever rules come after this one."""
+        self._add(pattern, "pass", None, times)
+
+    def drop(self) -> None:
+        """Cut the connections that there are; new ones are taken."""
+        with self.changed:
+            open_ones = list(self.connections)
+        for connection in open_ones:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def clear(self) -> None:
         """Forget the rules that are left."""
@@ -1520,10 +1546,14 @@ class Proxy(Server):
                 while self._exchange(client, server):
                     pass
             else:
-                back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
-                back.start()
-                self._pump(client, server)
-                back.join()
+                self._plain(client, server)
+
+    def _plain(self, client: socket.socket, server: socket.socket) -> None:
+        """What isn't HTTP, both ways."""
+        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back.start()
+        self._pump(client, server)
+        back.join()
 
     def _forget(self, connection: socket.socket) -> None:
         with self.changed:
@@ -1560,13 +1590,19 @@ class Proxy(Server):
             rule = next((rule for rule in self.rules if rule.pattern.search(request)), None)
             if rule:
                 self.rules.remove(rule)
+                rule = None if rule.action == "pass" else rule
             self.requests.append(request)
             self.changed.notify_all()
         self.flowing.wait()
         if rule and rule.action == "reply":
             for _ in more(client, length - len(body)):
                 pass
-            client.sendall(rule.argument)
+            for piece in rule.argument() if callable(rule.argument) else [rule.argument]:
+                client.sendall(piece)
+            return False
+        if rule and rule.action == "refuse":
+            self.down()
+            threading.Timer(rule.argument, self.up).start()
             return False
         if rule and rule.action == "cut":
             server.sendall(head + body[:rule.argument])
@@ -1579,20 +1615,28 @@ class Proxy(Server):
             for data in more(client, length - len(body)):
                 self.flowing.wait()
                 server.sendall(data)
+        if rule and rule.action == "double":
+            with socket.create_connection(("127.0.0.1", self.target), 10) as first:
+                first.settimeout(None)
+                self._answer(first, server, head.startswith(b"HEAD "), rule)
+                first.sendall(head + body)  # such a body has at most 64 KiB
+                self._answer(client, first, head.startswith(b"HEAD "), None)
+                return False
         if client in select.select([client, server], [], [])[0]:
             return False  # the client gave up: so does the proxy
-        return self._answer(client, server, head.startswith(b"HEAD "), bool(rule))
+        return self._answer(client, server, head.startswith(b"HEAD "), rule)
 
     def _answer(self, client: socket.socket, server: socket.socket, bare: bool,
-                lose: bool) -> bool:
-        """Pass the server's answer on, or throw it away; whether the connection goes on."""
+                rule: Rule | None) -> bool:
+        """Pass the server's answer on, or what RULE makes of it; whether the connection goes on."""
+        taken: list[bytes] = []
+        give = taken.append if rule else client.sendall
         head, rest = read_head(server)
         bare = bare or bool(re.match(rb"HTTP/1.\d (1\d\d|204|304)", head))
         length = re.search(rb"(?im)^content-length:\s*(\d+)", head)
         chunked = re.search(rb"(?im)^transfer-encoding:\s*chunked", head)
         self.flowing.wait()
-        if not lose:
-            client.sendall(head + rest)
+        give(head + rest)
         if not bare and length:
             rest_of_it = more(server, int(length[1]) - len(rest))
         elif not bare:
@@ -1601,9 +1645,10 @@ class Proxy(Server):
             rest_of_it = iter(())
         for data in rest_of_it:
             self.flowing.wait()
-            if not lose:
-                client.sendall(data)
-        return not lose and not re.search(rb"(?im)^connection:\s*close", head) and bool(
+            give(data)
+        for piece in rule.argument(b"".join(taken)) if rule and rule.action == "change" else ():
+            client.sendall(piece)
+        return not rule and not re.search(rb"(?im)^connection:\s*close", head) and bool(
             bare or length or chunked)
 
 
@@ -2414,6 +2459,440 @@ MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
     "compression": measure_compression, "footprint": measure_footprint,
     "archive": measure_archive, "whole": measure_whole, "restore": measure_restore,
     "growth": measure_growth}
+
+
+# ---- Faults ------------------------------------------------------------------------------------
+
+FAULT_SCALE = "0.05"  # BACKUP_TIME_SCALE: an S3 request then times out after 3 s
+FAULT_KEEP = 2  # FULL_BACKUPS
+LOGRUS = re.compile(r'time="[^"]+" level=[a-z]+ msg=("([^"\\]|\\.)*"|\S+)( \w+=("([^"\\]|\\.)*"|\S+))*')
+WEIRD = random.Random(6).randbytes(4000)
+
+
+class Fault(NamedTuple):
+    """What a proxy does at a call: its method, that method's argument, and for how many calls."""
+
+    name: str
+    action: str
+    argument: Any = None
+    times: int = 1
+
+
+def sentence(status: str, more: str = "", body: str = "") -> bytes:
+    """An HTTP answer, as S3 writes an error (for Colonies it is garbage)."""
+    body = body or ("<?xml version='1.0'?><Error><Code>InternalError</Code><Message>by a test"
+                    "</Message></Error>")
+    return (f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n{more}Connection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}").encode()
+
+
+def endless(head: bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n") -> Iterator[bytes]:
+    """An answer that goes on for as long as it is read."""
+    yield head
+    while True:
+        yield b"<x>" * 20000
+        threading.Event().wait(0.001)
+
+
+def trickle(answer: bytes, seconds: float = 2) -> Iterator[bytes]:
+    """The answer, bit by bit."""
+    step = max(1, len(answer) // 40)
+    for start in range(0, len(answer), step):
+        yield answer[start:start + step]
+        threading.Event().wait(seconds / 40)
+
+
+def silence(seconds: float) -> Iterator[bytes]:
+    """Nothing; then it hangs up."""
+    threading.Event().wait(seconds)
+    yield b""
+
+
+def http_faults(elsewhere: int, patience: float) -> list[Fault]:
+    """The ways in which a call by HTTP goes wrong; PATIENCE seconds are more than a caller has."""
+    far = f"Location: http://127.0.0.1:{elsewhere}/away\r\n"
+    refused = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
+        b'{"status": 500, "message": "by a test"}').decode()})
+    return [
+        Fault("refused for a second", "refuse", 1),
+        Fault("no answer", "reply", functools.partial(silence, patience)),
+        Fault("request cut", "cut", 0), Fault("request cut in its body", "cut", 40),
+        Fault("answer lost", "lose"), Fault("delivered twice", "double"),
+        Fault("answer cut in its head", "change", lambda answer: iter([answer[:20]])),
+        Fault("answer without its body", "change",
+              lambda answer: iter([answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"])),
+        Fault("answer shorter than its length", "change", lambda answer: iter([answer[:-9]])),
+        Fault("answer in a trickle", "change", trickle),
+        Fault("answer without an end", "reply", endless),
+        Fault("garbage", "reply", WEIRD),
+        Fault("garbage as a body", "reply", sentence("200 OK", body="\x01\xff{<" * 99)),
+        Fault("an empty body", "reply",
+              b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+        Fault("200 with an error inside", "reply", sentence("200 OK"), 3),
+        Fault("200 with a refusal inside", "reply", sentence("200 OK", body=refused), 3),
+        *(Fault(f"{status[:3]}{' with Retry-After' * bool(more)}", "reply",
+                sentence(status, more), 3)
+          for status in ("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests")
+          for more in ("", "Retry-After: 1\r\n")),
+        *(Fault(f"redirect, {status[:3]}", "reply", sentence(status, far), 2)
+          for status in ("301 Moved Permanently", "302 Found", "303 See Other",
+                         "307 Temporary Redirect", "308 Permanent Redirect"))]
+
+
+def wire_faults(length: int) -> list[Fault]:
+    """The ways in which a session of PostgreSQL goes wrong; LENGTH: of its answers in bytes."""
+    cuts = sorted({0, 1, 20, 400, *range(0, length, max(1, length // 12))})
+    return [Fault("refused for a second", "refuse", 1), Fault("no answer for 2 s", "hang", 2),
+            Fault("garbage", "say", lambda: iter([WEIRD])), Fault("endless garbage", "say", endless),
+            Fault("a trickle", "trickle"),
+            *(Fault(f"cut after {count} bytes", "cut", count) for count in cuts)]
+
+
+class Wire(Proxy):
+    """A proxy before PostgreSQL that has one fault at one session, counted from arm() on."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.sessions: list[int] = []  # bytes that each was answered
+        self.armed: tuple[int, Fault] | None = None
+
+    def arm(self, number: int = -1, fault: Fault | None = None) -> None:
+        with self.changed:
+            self.sessions, self.armed = [], (number, fault) if fault else None
+
+    def _plain(self, client: socket.socket, server: socket.socket) -> None:
+        with self.changed:
+            number = len(self.sessions)
+            self.sessions.append(0)
+            fault = self.armed[1] if self.armed and self.armed[0] == number else None
+        if fault and fault.action == "refuse":
+            self.down()
+            threading.Timer(fault.argument, self.up).start()
+        elif fault and fault.action == "say":
+            for piece in fault.argument():
+                client.sendall(piece)
+        else:
+            there = threading.Thread(target=self._pump, args=(client, server), daemon=True)
+            there.start()
+            with contextlib.suppress(OSError):
+                self._back(server, client, number, fault)
+            for connection in (client, server):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            there.join()
+
+    def _back(self, server: socket.socket, client: socket.socket, number: int,
+              fault: Fault | None) -> None:
+        if fault and fault.action == "hang":
+            threading.Event().wait(fault.argument)
+        while data := server.recv(65536):
+            if fault and fault.action == "cut" and (
+                    self.sessions[number] + len(data) > fault.argument):
+                return client.sendall(data[:fault.argument - self.sessions[number]])
+            for piece in trickle(data, 0.2) if fault and fault.action == "trickle" else [data]:
+                client.sendall(piece)
+            with self.changed:
+                if number < len(self.sessions):
+                    self.sessions[number] += len(data)
+
+
+class World:
+    """One executor with a database, a prefix, a colony and a staging folder of its own.
+
+    There is a proxy before each peer. `audit` says what must hold after each process.
+    """
+
+    def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, **settings: str) -> None:
+        self.postgres, self.s3, self.folder = postgres, s3, folder / "staging"
+        self.name, self.client = f"world_{secrets.token_hex(4)}", s3.client()
+        self.folder.mkdir()
+        postgres.sql(f"CREATE DATABASE {self.name}")
+        postgres.sql("CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text"
+                     " FROM generate_series(1, 300) i", self.name)
+        self.standin = Standin()
+        self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
+        self.front, self.away = Proxy(self.standin.port), Proxy(s3.port)
+        self.settings = {
+            **backup_settings(postgres, s3, self.folder, self.name, AWS_S3_PREFIX=self.name,
+                              DB_PORT=str(self.wire.port), FULL_BACKUPS=str(FAULT_KEEP),
+                              AWS_S3_ENDPOINT=f"127.0.0.1:{self.store.port}"),
+            **self.standin.colony().settings(self.front.port), "COLONIES_EXECUTOR_NAME": self.name,
+            "BACKUP_CRON": "0 0 3 * * *", "BACKUP_TIME_SCALE": FAULT_SCALE, **settings}
+        self.proven: dict[str, str] = {}  # each object's ETag, when it was looked at
+        self.dumps = self.uploads = 0
+        self.processes: dict[str, int] = {}  # ended, in which state
+        self.executor: Executor | None = None
+        self.log: list[str] = []
+
+    def __enter__(self) -> World:
+        for server in (self.standin, self.wire, self.store, self.front, self.away):
+            server.start()
+        self.go()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.executor:
+            self.executor.kill()
+        for server in (self.wire, self.store, self.front, self.away, self.standin):
+            server.kill()
+
+    def go(self) -> None:
+        """Start the executor, or start it again."""
+        self.collect()
+        self.executor = Executor(self.settings)
+
+    def collect(self) -> str:
+        """The executor's log since the last time."""
+        if self.executor:
+            with self.executor.changed:
+                new, self.executor.lines[:] = list(self.executor.lines), []
+            self.log += new
+            odd = [line for line in new if not LOGRUS.fullmatch(line)]
+            assert not odd, odd
+            self.dumps += sum("Successfully backup database" in line for line in new)
+            self.uploads += sum("Successfully uploaded backup file" in line for line in new)
+            said = "\n".join(new)
+            for secret in (OWNER_KEY, self.postgres.password, self.s3.secret_key):
+                assert secret not in said, said
+            return said
+        return ""
+
+    def submit(self, funcname: str = "backup") -> str:
+        return self.standin.colony().client().submit(funcname)
+
+    def ended(self, process: str, timeout: float = 60) -> dict[str, Any]:
+        """Wait for a process's end, then look whether it is a true one."""
+        with self.standin.lock:
+            found = self.standin.processes[process]
+            done = self.standin.changed.wait_for(lambda: found["state"] >= SUCCESS, timeout)
+        assert done, f"no end of {found} within {timeout} s:\n" + "\n".join(self.log[-40:])
+        self.processes[process] = found["state"]
+        return found
+
+    def backup(self) -> dict[str, Any]:
+        """A backup, with what is armed."""
+        return self.ended(self.submit())
+
+    def objects(self) -> dict[str, Any]:
+        """What has a final name; each new one is looked at."""
+        listed = self.client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
+        found = {item["Key"]: item for item in listed.get("Contents", [])}
+        for key, item in found.items():
+            if self.proven.get(key) != item["ETag"]:
+                assert key not in self.proven, f"{key} was overwritten"
+                self.prove(key)
+                self.proven[key] = item["ETag"]
+        return found
+
+    def prove(self, key: str) -> None:
+        """An object is what its metadata say, and can be read by pg_restore."""
+        assert re.fullmatch(rf"{self.name}/backup_\d+\.bak", key), key
+        answer = self.client.get_object(Bucket="backup", Key=key)
+        body = answer["Body"].read()
+        assert sha256_of(body) == answer["Metadata"]["sha256"], key
+        folder, env = client_programs()
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(body)
+            file.flush()
+            read = subprocess.run([str(folder / "pg_restore"), "-f", "/dev/null", file.name],
+                                  env=env, capture_output=True, text=True, check=False)
+        assert not read.returncode, f"{key}: {read.stderr}"
+
+    def audit(self, process: dict[str, Any]) -> str:
+        """What the contract says of a process that ended; the log since the last audit."""
+        objects, said = self.objects(), self.collect()
+        if process["state"] == SUCCESS:
+            result = json.loads(process["out"][0])
+            key = result["filepath_s3"][1:]
+            assert objects[key]["Size"] == result["size"] == result["size_s3"], result
+            assert self.client.head_object(Bucket="backup", Key=key)["Metadata"]["sha256"] == (
+                result["sha256"]), result
+            extra = len(objects) - min(FAULT_KEEP, self.uploads)
+            doubts = re.search("level=warning .*(Removing none|Cannot remove|Leaving alone)", said)
+            untrue = set(objects) & set(result["removed"])  # S3 said so: the next one sees to it
+            assert extra >= 0 and (doubts or extra <= len(untrue)), (extra, said)
+            assert doubts or set(objects) - untrue == set(result["kept"]), (objects, result)
+        else:
+            assert process["state"] == FAILED and process["errors"], process
+            assert all(len(error) > 20 for error in process["errors"]), process
+            assert len(objects) >= min(FAULT_KEEP, self.uploads), said
+        return said
+
+    def calm(self) -> None:
+        """No fault any more."""
+        self.wire.arm()
+        for proxy in (self.store, self.front, self.wire):
+            proxy.clear()
+            proxy.up()
+
+    def expel(self) -> None:
+        """Have the colony know nothing of the executor, nor of its cron."""
+        with self.standin.lock:
+            self.standin.executors.clear()
+            self.standin.functions.clear()
+            self.standin.crons.clear()
+
+    def rest(self) -> None:
+        """After the faults: one more backup, and nothing is left of any."""
+        self.calm()
+        self.front.cut(b"getprocessmsg")  # after which an executor looks at its cron, too
+        ended = self.backup()
+        assert ended["state"] == SUCCESS, ended["errors"]
+        assert self.executor
+        said = self.audit(ended)
+        becomes_true(lambda: not os.listdir(self.folder))
+        assert len(self.objects()) == FAULT_KEEP, said
+        assert self.dumps == self.uploads, f"{self.dumps} dumps, {self.uploads} uploads"
+        becomes_true(lambda: self.postgres.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'colonies-backup%'"
+            f" AND datname = '{self.name}'") == "0")
+        becomes_true(lambda: self.standin.crons)
+        with self.standin.lock:
+            found = [executor["state"] for executor in self.standin.executors.values()]
+            assert found == [APPROVED], found
+            found = sorted(function["funcname"] for function in self.standin.functions)
+            assert found == ["backup", "verify"], found
+            found = [cron["name"] for cron in self.standin.crons.values()]
+            assert found == ["backupcron"], found
+        sent = b"".join(self.away.requests).lower()
+        assert b"authorization:" not in sent and b"signature" not in sent, sent
+
+    # -- the calls of a good backup
+
+    def s3_calls(self) -> list[str]:
+        """The requests of a backup to S3, as PATTERN#NUMBER; two backups are there before."""
+        before = len(self.store.requests)
+        self.audit(self.backup())
+        return numbered([s3_call(request) for request in self.store.requests[before:]])
+
+
+def s3_call(request: bytes) -> str:
+    """A pattern for requests like this one."""
+    method, target = re.findall(rb"^(\S+) (\S+)", request)[0]
+    for mark in (b"list-type", b"partNumber", b"uploads", b"uploadId"):
+        if mark in target:
+            return rf"^{method.decode()} \S*[?&]{mark.decode()}"
+    return rf"^{method.decode()} [^?]*\.bak "
+
+
+def numbered(calls: list[str]) -> list[str]:
+    """CALL#1, CALL#2 …, each call by itself."""
+    count = collections.Counter[str]()
+    found = []
+    for call in calls:
+        count[call] += 1
+        found.append(f"{call}#{count[call]}")
+    return found
+
+
+class Case(NamedTuple):
+    """One fault at one call."""
+
+    peer: str
+    call: str
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.fault.name} at {self.call} ({self.peer})"
+
+
+COLONIES_CALLS = ["getprocessesmsg#1", "getcronsmsg#1", "assignprocessmsg#1", "getprocessmsg#1",
+                  "addlogmsg#1", "addlogmsg#2", "closesuccessfulmsg#1"]
+JOINING_CALLS = ["assignprocessmsg#1", "addexecutormsg#1", "approveexecutormsg#1",
+                 "assignprocessmsg#2", "getfunctionsmsg#1", "addfunctionmsg#1", "addfunctionmsg#2",
+                 "addcronmsg#1", "closefailedmsg#1"]
+
+
+def suffer(world: World, case: Case) -> None:
+    """Have a world go through one case, and audit it."""
+    number, dumps = int(case.call.partition("#")[2]), world.dumps
+    proxy = world.store if case.peer == "S3" else world.front
+    kind = case.call.partition("#")[0]
+    pattern = (kind if case.peer == "S3" else f'"payloadtype": ?"{kind}"').encode()
+
+    def arm() -> None:
+        proxy.expect(pattern, number - 1)
+        proxy._add(pattern, case.fault.action, case.fault.argument, case.fault.times)
+
+    if case.peer == "PostgreSQL":
+        world.wire.arm(number - 1, case.fault)
+        process = world.submit()
+    elif case.peer == "S3":
+        arm()
+        process = world.submit()
+    else:
+        world.front.hang()
+        world.front.drop()
+        if case.peer == "Colonies, joining":
+            world.expel()
+        arm()
+        process = world.submit("nothing" if case.peer == "Colonies, joining" else "backup")
+        world.front.up()
+    ended = world.ended(process)
+    world.calm()
+    world.audit(ended)
+    if case.peer != "PostgreSQL":
+        assert world.dumps - dumps <= 1, "it was dumped twice"
+
+
+def every_case(world: World, elsewhere: int) -> list[Case]:
+    """Each fault at each call of a backup, as one good backup has them."""
+    world.audit(world.backup())
+    world.wire.arm()
+    calls, answered = world.s3_calls(), list(world.wire.sessions)
+    s3, colonies = (http_faults(elsewhere, patience) for patience in (4, 30))
+    return [
+        *(Case("S3", call, fault) for call in calls for fault in s3),
+        *(Case("Colonies", call, fault) for call in COLONIES_CALLS for fault in colonies),
+        *(Case("Colonies, joining", call, fault) for call in JOINING_CALLS for fault in colonies),
+        *(Case("PostgreSQL", f"session#{number}", fault)
+          for number, length in enumerate(answered, 1) for fault in wire_faults(length))]
+
+
+def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]], list[Case]],
+                worlds: int = 6) -> tuple[collections.Counter[str], list[str]]:
+    """Go through the cases that CHOOSE leaves: how many by peer, and what went wrong."""
+    count, wrong = collections.Counter[str](), list[str]()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder())
+        places = [folder / str(number) for number in range(worlds)]
+        for place in places:
+            place.mkdir()
+        with World(postgres, s3, places[0]) as first:
+            first.audit(first.backup())
+            cases = choose(every_case(first, first.away.port))
+        todo = iter(cases)
+        taking = threading.Lock()
+
+        def live(place: Path) -> None:
+            (place / "staging").rmdir() if (place / "staging").exists() else None
+            with World(postgres, s3, place) as world:
+                for _ in range(FAULT_KEEP):
+                    world.audit(world.backup())
+                while True:
+                    with taking:
+                        case = next(todo, None)
+                    if case is None:
+                        break
+                    try:
+                        began = time.monotonic()
+                        suffer(world, case)
+                        print(f"{time.monotonic() - began:6.1f} {case}", flush=True)
+                        count[case.peer] += 1
+                    except Exception as error:
+                        wrong.append(f"{case}: {type(error).__name__}: {error}")
+                        world.calm()
+                try:
+                    world.rest()
+                except AssertionError as error:
+                    wrong.append(f"after all of them: {error}")
+
+        threads = [threading.Thread(target=live, args=(place,)) for place in places]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return count, wrong
 
 
 # ---- The command line --------------------------------------------------------------------------
@@ -3569,10 +4048,10 @@ class Meddler(Proxy):
         return super()._exchange(self.Tap(  # type: ignore[arg-type]
             lambda size: self.request(client.recv(size)), client.sendall, client.fileno), server)
 
-    def _answer(self, client: Any, server: Any, bare: bool, lose: bool) -> bool:
+    def _answer(self, client: Any, server: Any, bare: bool, rule: Rule | None) -> bool:
         return super()._answer(client, self.Tap(  # type: ignore[arg-type]
             lambda size: (self.answer if bare else self.other)(server.recv(size)),
-            server.sendall, server.fileno), bare, lose)
+            server.sendall, server.fileno), bare, rule)
 
 
 PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
@@ -5668,7 +6147,7 @@ class Shears(Proxy):
 
     after, times = 2**20, 0
 
-    def _answer(self, client: Any, server: Any, bare: bool, lose: bool) -> bool:
+    def _answer(self, client: Any, server: Any, bare: bool, rule: Rule | None) -> bool:
         passed = 0
 
         def sendall(data: bytes) -> None:
@@ -5681,7 +6160,7 @@ class Shears(Proxy):
             client.sendall(data)
 
         return super()._answer(Meddler.Tap(  # type: ignore[arg-type]
-            client.recv, sendall, client.fileno), server, bare, lose)
+            client.recv, sendall, client.fileno), server, bare, rule)
 
 
 @pytest.mark.parametrize("times", [1, 9])
