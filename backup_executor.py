@@ -280,9 +280,9 @@ def whole(answer: Any) -> bytes:  # boto3's body of an answer: no shorter than a
             answer._content += data
             require(len(answer._content) <= 16 * MIB, "an answer without an end")
     return bytes(answer._content)
+NEEDED = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
+          "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # in their answers
 class S3:  # the bucket; `call` is the one place where a request leaves
-    FIELDS = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
-              "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # none is optional
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
     def __init__(self, s: Namespace, patience: float = PATIENCE):
@@ -311,9 +311,9 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         def attempt() -> Any:
             if verb == "upload_part": what["Body"].seek(0)  # it was read, if only for its MD5
             answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
-            require(self.FIELDS.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
-            take_it = take or (lambda x: x["Body"].read(16 * MIB))
-            return take_it(answer) if "Body" in answer else answer
+            require(NEEDED.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
+            if "Body" not in answer: return answer
+            return take(answer) if take else answer["Body"].read(16 * MIB)
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
         for tries, pause in enumerate(backoff(), 1):
             limit = 3600 if {"PartNumber", "Range"} & what.keys() else 300

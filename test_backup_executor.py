@@ -19,6 +19,7 @@
     python3 test_backup_executor.py [PYTEST ARGUMENTS]   run the tests (-k NAME: some of them)
     python3 test_backup_executor.py demo                 back a database up and restore it, live
     python3 test_backup_executor.py bench [--write]      measure it beside what is built by hand
+    python3 test_backup_executor.py faults [--write]     break and kill all that a backup needs
     python3 test_backup_executor.py colonies --port N [--generation 2023] [--stale SECONDS]
                                                          serve the Colonies stand-in
     python3 test_backup_executor.py image                build the image and run it (root, Debian)
@@ -2465,7 +2466,8 @@ MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
 
 FAULT_SCALE = "0.05"  # BACKUP_TIME_SCALE: an S3 request then times out after 3 s
 FAULT_KEEP = 2  # FULL_BACKUPS
-LOGRUS = re.compile(r'time="[^"]+" level=[a-z]+ msg=("([^"\\]|\\.)*"|\S+)( \w+=("([^"\\]|\\.)*"|\S+))*')
+LOGGED = r'("([^"\\]|\\.)*"|[^\s"]+)'  # a value, as logrus writes it
+LOGRUS = re.compile(rf'time="[^"]+" level=[a-z]+ msg={LOGGED}( \w+={LOGGED})*')
 WEIRD = random.Random(6).randbytes(4000)
 
 
@@ -2486,9 +2488,9 @@ def sentence(status: str, more: str = "", body: str = "") -> bytes:
             f"Content-Length: {len(body)}\r\n\r\n{body}").encode()
 
 
-def endless(head: bytes = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n") -> Iterator[bytes]:
+def endless() -> Iterator[bytes]:
     """An answer that goes on for as long as it is read."""
-    yield head
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
     while True:
         yield b"<x>" * 20000
         threading.Event().wait(0.001)
@@ -2543,8 +2545,8 @@ def wire_faults(length: int) -> list[Fault]:
     """The ways in which a session of PostgreSQL goes wrong; LENGTH: of its answers in bytes."""
     cuts = sorted({0, 1, 20, 400, *range(0, length, max(1, length // 12))})
     return [Fault("refused for a second", "refuse", 1), Fault("no answer for 2 s", "hang", 2),
-            Fault("garbage", "say", lambda: iter([WEIRD])), Fault("endless garbage", "say", endless),
-            Fault("a trickle", "trickle"),
+            Fault("garbage", "say", lambda: iter([WEIRD])), Fault("a trickle", "trickle"),
+            Fault("endless garbage", "say", endless),
             *(Fault(f"cut after {count} bytes", "cut", count) for count in cuts)]
 
 
@@ -2602,13 +2604,14 @@ class World:
     There is a proxy before each peer. `audit` says what must hold after each process.
     """
 
-    def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, **settings: str) -> None:
-        self.postgres, self.s3, self.folder = postgres, s3, folder / "staging"
+    def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, rows: int = 300,
+                 **settings: str) -> None:
         self.name, self.client = f"world_{secrets.token_hex(4)}", s3.client()
+        self.postgres, self.s3, self.folder = postgres, s3, folder / self.name
         self.folder.mkdir()
         postgres.sql(f"CREATE DATABASE {self.name}")
         postgres.sql("CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text"
-                     " FROM generate_series(1, 300) i", self.name)
+                     f" FROM generate_series(1, {rows}) i", self.name)
         self.standin = Standin()
         self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(self.standin.port), Proxy(s3.port)
@@ -2620,7 +2623,7 @@ class World:
             "BACKUP_CRON": "0 0 3 * * *", "BACKUP_TIME_SCALE": FAULT_SCALE, **settings}
         self.proven: dict[str, str] = {}  # each object's ETag, when it was looked at
         self.dumps = self.uploads = 0
-        self.processes: dict[str, int] = {}  # ended, in which state
+        self.ends = collections.Counter[int]()  # processes that ended, by state
         self.executor: Executor | None = None
         self.log: list[str] = []
 
@@ -2628,6 +2631,8 @@ class World:
         for server in (self.standin, self.wire, self.store, self.front, self.away):
             server.start()
         self.go()
+        for _ in range(FAULT_KEEP):
+            self.audit(self.backup())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2657,6 +2662,17 @@ class World:
             return said
         return ""
 
+    def kill(self) -> None:
+        """kill -9, whereupon all that it started ends, too; and a new start."""
+        assert self.executor
+        below = [os.pidfd_open(pid) for pid in descendants(self.executor.pid)]
+        self.executor.process.kill()
+        for handle in below:
+            assert select.select([handle], [], [], 10)[0], "something outlived the executor"
+            os.close(handle)
+        self.executor.kill()
+        self.go()
+
     def submit(self, funcname: str = "backup") -> str:
         return self.standin.colony().client().submit(funcname)
 
@@ -2666,7 +2682,7 @@ class World:
             found = self.standin.processes[process]
             done = self.standin.changed.wait_for(lambda: found["state"] >= SUCCESS, timeout)
         assert done, f"no end of {found} within {timeout} s:\n" + "\n".join(self.log[-40:])
-        self.processes[process] = found["state"]
+        self.ends[found["state"]] += 1
         return found
 
     def backup(self) -> dict[str, Any]:
@@ -2684,13 +2700,21 @@ class World:
                 self.proven[key] = item["ETag"]
         return found
 
+    def readable(self) -> bool:
+        """Whether S3 gives back what it took."""
+        with contextlib.suppress(botocore.exceptions.ClientError):
+            for key in self.objects():
+                self.client.get_object(Bucket="backup", Key=key)["Body"].read()
+            return True
+        return False
+
     def prove(self, key: str) -> None:
         """An object is what its metadata say, and can be read by pg_restore."""
         assert re.fullmatch(rf"{self.name}/backup_\d+\.bak", key), key
         answer = self.client.get_object(Bucket="backup", Key=key)
         body = answer["Body"].read()
         assert sha256_of(body) == answer["Metadata"]["sha256"], key
-        folder, env = client_programs()
+        folder, env = client_programs(self.postgres.version)
         with tempfile.NamedTemporaryFile() as file:
             file.write(body)
             file.flush()
@@ -2732,7 +2756,20 @@ class World:
             self.standin.functions.clear()
             self.standin.crons.clear()
 
-    def rest(self) -> None:
+    def footprint(self) -> Footprint:
+        """What the executor holds as soon as it waits for work."""
+        assert self.executor
+        executor, proc = self.executor, Path(f"/proc/{self.executor.pid}")
+        becomes_true(lambda: not descendants(executor.pid) and not os.listdir(self.folder))
+        with self.standin.lock:
+            registered = [*self.standin.executors, *self.standin.functions, *self.standin.crons]
+        return Footprint(
+            memory(executor.pid), len(os.listdir(proc / "fd")), len(os.listdir(proc / "task")),
+            len(os.listdir(executor.home.name)) + len(os.listdir(self.folder)),
+            int(self.postgres.sql("SELECT count(*) FROM pg_stat_activity WHERE datname = "
+                                  f"'{self.name}'")), len(registered), len(self.objects()))
+
+    def rest(self, killed: bool = False) -> None:
         """After the faults: one more backup, and nothing is left of any."""
         self.calm()
         self.front.cut(b"getprocessmsg")  # after which an executor looks at its cron, too
@@ -2740,9 +2777,11 @@ class World:
         assert ended["state"] == SUCCESS, ended["errors"]
         assert self.executor
         said = self.audit(ended)
-        becomes_true(lambda: not os.listdir(self.folder))
+        # An executor killed between closing a process and forgetting it leaves its journal a day.
+        becomes_true(lambda: not [name for name in os.listdir(self.folder)
+                                  if not killed or not name.endswith(".bak.json")])
         assert len(self.objects()) == FAULT_KEEP, said
-        assert self.dumps == self.uploads, f"{self.dumps} dumps, {self.uploads} uploads"
+        assert killed or self.dumps == self.uploads, f"{self.dumps} dumps, {self.uploads} uploads"
         becomes_true(lambda: self.postgres.sql(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'colonies-backup%'"
             f" AND datname = '{self.name}'") == "0")
@@ -2756,14 +2795,6 @@ class World:
             assert found == ["backupcron"], found
         sent = b"".join(self.away.requests).lower()
         assert b"authorization:" not in sent and b"signature" not in sent, sent
-
-    # -- the calls of a good backup
-
-    def s3_calls(self) -> list[str]:
-        """The requests of a backup to S3, as PATTERN#NUMBER; two backups are there before."""
-        before = len(self.store.requests)
-        self.audit(self.backup())
-        return numbered([s3_call(request) for request in self.store.requests[before:]])
 
 
 def s3_call(request: bytes) -> str:
@@ -2835,14 +2866,16 @@ def suffer(world: World, case: Case) -> None:
         assert world.dumps - dumps <= 1, "it was dumped twice"
 
 
-def every_case(world: World, elsewhere: int) -> list[Case]:
+def every_case(world: World) -> list[Case]:
     """Each fault at each call of a backup, as one good backup has them."""
-    world.audit(world.backup())
     world.wire.arm()
-    calls, answered = world.s3_calls(), list(world.wire.sessions)
-    s3, colonies = (http_faults(elsewhere, patience) for patience in (4, 30))
+    before = len(world.store.requests)
+    world.audit(world.backup())
+    made = numbered([s3_call(request) for request in world.store.requests[before:]])
+    answered = list(world.wire.sessions)
+    s3, colonies = (http_faults(world.away.port, patience) for patience in (4, 30))
     return [
-        *(Case("S3", call, fault) for call in calls for fault in s3),
+        *(Case("S3", call, fault) for call in made for fault in s3),
         *(Case("Colonies", call, fault) for call in COLONIES_CALLS for fault in colonies),
         *(Case("Colonies, joining", call, fault) for call in JOINING_CALLS for fault in colonies),
         *(Case("PostgreSQL", f"session#{number}", fault)
@@ -2855,29 +2888,19 @@ def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]],
     count, wrong = collections.Counter[str](), list[str]()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(temporary_folder())
-        places = [folder / str(number) for number in range(worlds)]
-        for place in places:
-            place.mkdir()
-        with World(postgres, s3, places[0]) as first:
-            first.audit(first.backup())
-            cases = choose(every_case(first, first.away.port))
-        todo = iter(cases)
+        with World(postgres, s3, folder) as world:
+            todo = iter(choose(every_case(world)))
         taking = threading.Lock()
 
-        def live(place: Path) -> None:
-            (place / "staging").rmdir() if (place / "staging").exists() else None
-            with World(postgres, s3, place) as world:
-                for _ in range(FAULT_KEEP):
-                    world.audit(world.backup())
+        def live() -> None:
+            with World(postgres, s3, folder) as world:
                 while True:
                     with taking:
                         case = next(todo, None)
                     if case is None:
                         break
                     try:
-                        began = time.monotonic()
                         suffer(world, case)
-                        print(f"{time.monotonic() - began:6.1f} {case}", flush=True)
                         count[case.peer] += 1
                     except Exception as error:
                         wrong.append(f"{case}: {type(error).__name__}: {error}")
@@ -2887,12 +2910,169 @@ def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]],
                 except AssertionError as error:
                     wrong.append(f"after all of them: {error}")
 
-        threads = [threading.Thread(target=live, args=(place,)) for place in places]
+        threads = [threading.Thread(target=live) for _ in range(worlds)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     return count, wrong
+
+
+KILLED = {"the executor": 6, "a backup": 4, "pg_dump": 6, "PostgreSQL": 2, "the S3 server": 1,
+          "Colonies": 2}  # how often, in proportion
+
+
+def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
+        collections.Counter[str], collections.Counter[int]]:
+    """Kill programs at random moments, so many or so long; how many by name, processes by end.
+
+    Meanwhile three worlds make one backup after the other, and audit each. The stand-in for
+    Colonies lives in this process: its connections are cut, and its port is closed for a while.
+    """
+    dice, killed, over = random.Random(seed), collections.Counter[str](), threading.Event()
+    up = threading.Lock()  # held while a server is down: nobody audits then
+    wrong: list[str] = []
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder())
+        postgres = stack.enter_context(Postgres(folder / "postgres"))
+        s3 = stack.enter_context(SeaweedFS(folder / "s3"))
+        s3.client().create_bucket(Bucket="backup")
+        worlds = [stack.enter_context(World(postgres, s3, folder, rows=30000)) for _ in range(3)]
+
+        def work(world: World) -> None:
+            try:
+                while not over.is_set():
+                    with up:
+                        process = world.submit()
+                    ended = world.ended(process, 180)
+                    with up:
+                        world.audit(ended)
+            except Exception as error:
+                wrong.append(f"{type(error).__name__}: {error}")
+                over.set()
+
+        workers = [threading.Thread(target=work, args=(world,)) for world in worlds]
+        for worker in workers:
+            worker.start()
+        end = time.monotonic() + minutes * 60
+        try:
+            while not over.is_set() and (killed.total() < kills or time.monotonic() < end):
+                over.wait(dice.random() * 0.3)
+                [name] = dice.choices(list(KILLED), list(KILLED.values()))
+                with up:
+                    killed[name] += kill_one(name, dice, dice.choice(worlds), postgres, s3)
+        finally:
+            over.set()
+            for worker in workers:
+                worker.join()
+        assert not wrong, wrong
+        for world in worlds:
+            world.rest(killed=True)
+        return killed, sum((world.ends for world in worlds), collections.Counter[int]())
+
+
+def kill_one(name: str, dice: random.Random, world: World, postgres: Postgres,
+             s3: S3Server) -> bool:
+    """Kill what NAME says, and start it again; whether it was there to be killed."""
+    if name == "the executor":
+        world.kill()
+    elif name == "Colonies":
+        world.standin.kill()
+        threading.Event().wait(dice.random())
+        world.standin.start()
+    elif name == "PostgreSQL":
+        postgres.kill()
+        postgres.start()
+    elif name == "the S3 server":
+        s3.kill()
+        s3.start()
+        becomes_true(world.readable)  # it listens before it finds its data
+    else:
+        assert world.executor
+        for _ in range(100):  # they come and go
+            for pid in descendants(world.executor.pid):
+                with contextlib.suppress(OSError):
+                    handle = os.pidfd_open(pid)
+                    with open(handle, closefd=True):
+                        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+                        if (comm == "pg_dump") == (name == "pg_dump"):
+                            signal.pidfd_send_signal(handle, signal.SIGKILL)
+                            return True
+            threading.Event().wait(0.01)
+        return False
+    return True
+
+
+class Footprint(NamedTuple):
+    """What an idle executor holds, and what is there because of it."""
+
+    megabytes: float
+    descriptors: int
+    threads: int
+    files: int        # in its temporary and its staging folder
+    sessions: int     # of PostgreSQL
+    registered: int   # executors, functions and crons
+    objects: int
+
+
+def soak(postgres: Postgres, s3: S3Server, backups: int) -> tuple[Footprint, Footprint]:
+    """The footprint of one executor after 10 backups, and after BACKUPS."""
+    with temporary_folder() as folder, World(postgres, s3, folder) as world:
+        footprints = []
+        for count in (10 - FAULT_KEEP, backups - 10):
+            for _ in range(count):
+                world.audit(world.backup())
+            footprints.append(world.footprint())
+        assert world.executor and world.ends == {SUCCESS: backups}
+        return footprints[0], footprints[1]
+
+
+def faults(arguments: list[str]) -> int:
+    """Break every call of a backup, kill programs at random, make many backups; print a table."""
+    parser = argparse.ArgumentParser(prog=f"{HERE.name} faults", description=faults.__doc__)
+    parser.add_argument("--minutes", type=float, default=10, metavar="N",
+                        help="kill for so long, at least 200 times (10)")
+    parser.add_argument("--backups", type=int, default=1000, metavar="N",
+                        help="backups that one executor makes; at least 20 (1000)")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32),
+                        help="of what is killed, and when (any)")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with (temporary_folder() as folder, Postgres(folder / "postgres") as postgres,
+              SeaweedFS(folder / "s3") as s3):
+            s3.client().create_bucket(Bucket="backup")
+            say("breaking each call in each way")
+            cases, wrong = break_calls(postgres, s3, list)
+            assert not wrong, "\n".join(wrong)
+            say(f"making {options.backups} backups")
+            before, after = soak(postgres, s3, max(20, options.backups))
+        say(f"killing at random, seed {options.seed}")
+        killed, ends = kill_at_random(200, options.seed, options.minutes)
+    except (AssertionError, RuntimeError) as error:
+        sys.exit(f"{HERE.name}: {error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
+        return 130
+    rows = [[f"each call to {peer}, broken in each way", f"{cases[peer]:,}", "nothing"]
+            for peer in ("S3", "PostgreSQL")]
+    rows += [[f"each call to Colonies {when}, broken in each way", f"{cases[peer]:,}", "nothing"]
+             for when, peer in (("in a backup", "Colonies"),
+                                ("when it joins", "Colonies, joining"))]
+    rows += [[f"kill -9 of {name}" if name != "Colonies" else "Colonies stopped and back",
+              f"{killed[name]:,}", "nothing"] for name in KILLED]
+    grown = (f"nothing; memory {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB"
+             " after all; descriptors, threads, files, sessions, registrations: as before")
+    assert before[1:] == after[1:], f"{HERE.name}: it has grown: {before}, {after}"
+    rows += [["one backup after the other by one executor", f"{options.backups:,}", grown]]
+    table = markdown(["fault", "how often tried", "lost"], rows)
+    note = (f"Of the {ends.total():,} backups during which something was killed {ends[SUCCESS]:,}"
+            f" came to a proven object, {ends[FAILED]:,} were closed as failed with the reason.")
+    print(f"{table}\n\n{note}")
+    if options.write:
+        write_tables({"faults": f"{table}\n\n{note}"})
+    return 0
 
 
 # ---- The command line --------------------------------------------------------------------------
@@ -2961,8 +3141,8 @@ def run_chart_tests(arguments: list[str]) -> NoReturn:
     run_tests(["-o", "python_functions=chart_*", *arguments])
 
 
-COMMANDS = {"demo": demo, "bench": bench, "colonies": colonies, "image": run_image_tests,
-            "chart": run_chart_tests, "python": run_python}
+COMMANDS = {"demo": demo, "bench": bench, "faults": faults, "colonies": colonies,
+            "image": run_image_tests, "chart": run_chart_tests, "python": run_python}
 
 
 def main(arguments: list[str]) -> int:
@@ -4712,6 +4892,35 @@ def test_a_bad_dump_is_never_uploaded(
 def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
     scene.sql("DROP TABLE t")
     assert "empty" in scene.failure() and scene.files() == [] and not scene.objects()
+
+
+# ---- Each call broken, each program killed -----------------------------------------------------
+
+def test_each_fault_at_each_call_of_a_backup_loses_nothing(
+        backup_servers: tuple[Postgres, SeaweedFS], capsys: pytest.CaptureFixture[str]) -> None:
+    """A third of the cases; `faults` has them all."""
+    seed = secrets.randbits(32)
+    count, wrong = break_calls(*backup_servers, lambda cases: random.Random(seed).sample(
+        cases, len(cases) // 3))
+    with capsys.disabled():
+        print(f"\n{count.total()} broken calls, seed {seed}")
+    assert not wrong, f"seed {seed}: " + "\n".join(wrong)
+
+
+def test_programs_that_are_killed_at_random_moments_lose_nothing(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    seed = secrets.randbits(32)
+    with capsys.disabled():
+        print(f"\nkilling at random, seed {seed}")
+    killed, ends = kill_at_random(200, seed)
+    assert killed.total() >= 200 and set(killed) == set(KILLED) and ends[SUCCESS] > 50
+
+
+def test_one_backup_after_the_other_leaves_nothing_behind(
+        backup_servers: tuple[Postgres, SeaweedFS]) -> None:
+    before, after = soak(*backup_servers, 30)
+    assert after[1:] == before[1:]
+    assert after.megabytes < before.megabytes + 1
 
 
 # ---- Little room -------------------------------------------------------------------------------
