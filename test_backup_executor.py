@@ -2605,14 +2605,14 @@ class World:
     """
 
     def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, rows: int = 300,
-                 **settings: str) -> None:
+                 generation: int = 2026, **settings: str) -> None:
         self.name, self.client = f"world_{secrets.token_hex(4)}", s3.client()
         self.postgres, self.s3, self.folder = postgres, s3, folder / self.name
         self.folder.mkdir()
         postgres.sql(f"CREATE DATABASE {self.name}")
         postgres.sql("CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text"
                      f" FROM generate_series(1, {rows}) i", self.name)
-        self.standin = Standin()
+        self.standin = Standin(generation=generation)
         self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(self.standin.port), Proxy(s3.port)
         self.settings = {
@@ -2892,8 +2892,8 @@ def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]],
             todo = iter(choose(every_case(world)))
         taking = threading.Lock()
 
-        def live() -> None:
-            with World(postgres, s3, folder) as world:
+        def live(generation: int) -> None:
+            with World(postgres, s3, folder, generation=generation) as world:
                 while True:
                     with taking:
                         case = next(todo, None)
@@ -2910,7 +2910,8 @@ def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]],
                 except AssertionError as error:
                     wrong.append(f"after all of them: {error}")
 
-        threads = [threading.Thread(target=live) for _ in range(worlds)]
+        threads = [threading.Thread(target=live, args=([2026, 2023][number % 2],))
+                   for number in range(worlds)]
         for thread in threads:
             thread.start()
         for thread in threads:
