@@ -31,6 +31,10 @@ def allowing(*statuses: int) -> Iterator[None]:  # go on after a Failure with su
     try: yield
     except Failure as error:
         if error.status not in statuses: raise
+@contextmanager
+def placing(where: str) -> Iterator[None]:  # an OSError names its file, or says WHERE it was
+    try: yield
+    except OSError as e: raise OSError(e.errno, e.strerror, e.filename or where) from None
 def in_time(seconds: float, work: Callable[[], Any]) -> Any:  # TimeoutError also if it trickles
     answers, errors = list[Any](), list[BaseException]([TimeoutError("no complete answer in time")])
     def attempt() -> None:
@@ -305,6 +309,8 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for tries, pause in enumerate(backoff(), 1):
             try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
             except Exception as error:  # S3's own, or whatever boto3 made of what came instead
+                if isinstance(error, OSError) and error.filename:  # a file: S3 is not away
+                    raise Failure(f"{error.filename}: {error.strerror}") from None
                 said = getattr(error, "response", None) or {}
                 status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
                 code = said.get("Error", {}).get("Code") or type(error).__name__
@@ -380,7 +386,7 @@ class Journal(dict[str, Any]):
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
     def save(self, **changes: Any) -> None:  # whole or not at all, also where the power fails
         draft = os.path.join(os.path.dirname(self.path), "backup_journal.partial")
-        with open(draft, "w", encoding="utf-8") as file:
+        with placing(draft), open(draft, "w", encoding="utf-8") as file:
             print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.path)
@@ -670,7 +676,7 @@ def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: 
         def keep(answer: Any) -> tuple[int, int]:
             at, right = start, f"bytes {start}-{end - 1}/{found.size}"
             while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
-                at += os.pwrite(file.fileno(), data, at)
+                with placing(s.backup_path): at += os.pwrite(file.fileno(), data, at)
             require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
             return start, end
         return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
@@ -691,7 +697,7 @@ def pg_restore_for(s: Namespace, dumped_by: str) -> int:  # its major version, o
 @contextmanager
 def listing(entries: list[str]) -> Iterator[str]:  # pg_restore's option that chooses these
     with tempfile.NamedTemporaryFile("w") as file:
-        print(*entries, "", sep="\n", file=file, flush=True)
+        with placing(file.name): print(*entries, "", sep="\n", file=file, flush=True)
         yield f"--use-list={file.name}"
 def statements(sql: str) -> list[str]:  # no text in a literal, a comment's for instance, forges one
     sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
