@@ -54,9 +54,10 @@ def quoted(value: object) -> str:  # as logrus does: on one line, whatever it ho
     text = json.dumps(str(value), ensure_ascii=False)
     return text[1:-1] if re.fullmatch(r'"[A-Za-z0-9._/@^+-]+"', text) else "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
-def write(fd: int, text: str) -> None:
-    with suppress(OSError):  # whoever read it is gone: no reason to stop a backup
-        os.write(fd, text.encode("utf-8", "backslashreplace"))
+def write(fd: int, text: str) -> None:  # that nobody takes a log is no reason to stop a backup
+    rest = text.encode("utf-8", "backslashreplace")
+    with suppress(*[OSError] * (fd == 2 or text[0] == "#")), placing("stdout"):
+        while rest: rest = rest[os.write(fd, rest):]
 def log(level: str, message: str, **fields: object) -> None:  # as logrus; a child's on stdout too
     more = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
     if "BACKUP_PROCESS" in os.environ and level != "debug":
@@ -1184,7 +1185,7 @@ def main() -> int:
             executor.leave()
         elif answer := (backup(s, options.resume, **told) if command == "backup" else
                         verify(s, options.name, wait=bool(told))):
-            print(json.dumps(answer, indent=4), flush=True)
+            write(1, json.dumps(answer, indent=4) + "\n")
             failed = answer.get("verdict", "").startswith("failed")
             require(not failed, f"{answer.get('object')}: {answer.get('verdict')}")
         return status
@@ -1195,6 +1196,7 @@ def main() -> int:
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     return 1
 if __name__ == "__main__":
+    while os.open(os.devnull, os.O_RDONLY) < 3: pass  # else a file gets the number of a closed log
     if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
         # Compiling leaves 5 MB behind, and each child would compile, too: go on from bytecode.
         with suppress(Exception), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as f:
