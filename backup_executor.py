@@ -170,9 +170,10 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
     if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
         s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
     s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
-    whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)}"
-    s.tag = hashlib.sha256(f"{whose} {s.aws_s3_bucket_name}/{s.aws_s3_prefix}".encode()).hexdigest()
-    s.mark = 10**9 + int(s.tag[:7], 16)  # our scratch databases; the tag: our sessions
+    whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)} " + (
+        f"{s.aws_s3_bucket_name}/{s.aws_s3_prefix}")  # also of one that takes our place elsewhere
+    s.mark = 10**9 + int(hashlib.sha256(whose.encode()).hexdigest()[:7], 16)  # our scratch databases
+    s.tag = hashlib.sha256(f"{whose} {os.uname().nodename}".encode()).hexdigest()  # our sessions
     return s
 def redacted(s: Namespace, said: object) -> str:  # others' words without our secrets
     text = str(said).replace("\0", "").strip()
