@@ -1133,7 +1133,7 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
     with trying("newest backup") as say:
         hours = (time.time() - backups[-1].seconds) / 3600 if backups else FOREVER
         age = f"{backups[-1].key} is {hours:.1f} hours old" if backups else "no proven backup"
-        require(max_age is None or hours <= max_age, f"{age}; --max-age is {max_age}")
+        require(max_age is None or abs(hours) <= max_age, f"{age}; --max-age is {max_age}")
         say(age)
     return 1 if failed else 0
 def command_line() -> argparse.ArgumentParser:
