@@ -172,7 +172,7 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
     s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
     whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)} " + (
         f"{s.aws_s3_bucket_name}/{s.aws_s3_prefix}")  # also of one that takes our place elsewhere
-    s.mark = 10**9 + int(hashlib.sha256(whose.encode()).hexdigest()[:7], 16)  # our scratch databases
+    s.mark = 10**9 + int(hashlib.sha256(whose.encode()).hexdigest()[:7], 16)  # of scratch databases
     s.tag = hashlib.sha256(f"{whose} {os.uname().nodename}".encode()).hexdigest()  # our sessions
     return s
 def redacted(s: Namespace, said: object) -> str:  # others' words without our secrets
@@ -678,7 +678,8 @@ def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: 
         def keep(answer: Any) -> tuple[int, int]:
             at, right = start, f"bytes {start}-{end - 1}/{found.size}"
             while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
-                with placing(s.backup_path): at += os.pwrite(file.fileno(), data, at)
+                with placing(s.backup_path):
+                    while data: at, data = at + (n := os.pwrite(file.fileno(), data, at)), data[n:]
             require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
             return start, end
         return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")

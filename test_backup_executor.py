@@ -6096,6 +6096,190 @@ def test_a_restore_that_is_stopped_during_post_restore_leaves_no_database(
     assert sensors.server.databases() == before
 
 
+# ---- A machine that fails, and neighbours ------------------------------------------------------
+
+# A sitecustomize.py, by which something happens to the machine under an executor that knows nothing
+# of it. MISHAP is N, WHICH, WHERE, WHAT: at the Nth of the `writes` or of all `uses` of the folder
+# WHERE by Python, before it, the machine does WHAT. CLOCK names a file whose number is the time.
+MEDDLING = r"""
+import datetime, errno, os, sys, threading, time
+real, clock, mishap = time.time, os.environ.get("CLOCK"), os.environ.get("MISHAP")
+if clock:
+    def now():
+        with open(clock) as file: return float(file.read())
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None): return datetime.datetime.fromtimestamp(now(), tz)
+    time.time = now
+    if "CLOCK_OF_LOG" in os.environ: datetime.datetime = Clock
+if mishap:
+    number, which, where, what, *more = mishap.split()
+    uses, busy = 0, False
+    def act(said):
+        os.write(2, f"MISHAP {said}\n".encode())
+        if what == "fill":
+            with open(f"{where}/filler", "wb", 0) as file:
+                try:
+                    while True: file.write(bytes(4096))
+                except OSError: pass
+                size = os.fstat(file.fileno()).st_size
+                os.ftruncate(file.fileno(), max(0, size - 4096 * int(more[0])))
+        elif what == "inodes":
+            try:
+                for n in range(10000): open(f"{where}/filler{n}", "x").close()
+            except OSError: pass
+        elif what == "away": os.rename(where, where + ".away")
+        elif what == "read-only": assert not os.system(f"mount -o remount,ro {where}")
+        elif what == "unmount": assert not os.system(f"umount -l {where}")
+        elif what == "error": raise OSError(int(more[0]), os.strerror(int(more[0])), said.split()[1])
+        elif what == "clock":
+            with open(clock, "w") as file: file.write(more[0])
+    def hook(event, args):
+        global uses, busy
+        if busy or event not in ("open", "os.rename", "os.remove", "os.listdir", "subprocess.Popen"):
+            return
+        paths = args[1] if event == "subprocess.Popen" else args[:1]
+        path = next((str(x) for x in paths if str(x).startswith(where)), None)
+        if path is None or which == "writes" and event != "subprocess.Popen" and (
+                event != "open" or not args[2] & (os.O_WRONLY | os.O_RDWR)): return
+        uses += 1
+        if uses == int(number):
+            busy = True
+            try: act(f"{event} {path}")
+            finally: busy = what == "error"
+    sys.addaudithook(hook)
+"""
+
+
+class Machine:
+    """Where a scene's executor runs: a file system of its own at BACKUP_PATH, and mishaps."""
+
+    def __init__(self, scene: Scene, home: Path, mount: str = "") -> None:
+        self.scene, self.home, self.path = scene, home, scene.folder
+        self.enter: list[str] = []
+        self.holder: Program | None = None
+        self.mount = mount
+        (home / "sitecustomize.py").write_text(MEDDLING)
+        (home / "tmp").mkdir()
+
+    def __enter__(self) -> Machine:
+        if self.mount:
+            self.holder = Program(
+                ["unshare", "-m" if ROOT else "-rm", "sh", "-c",
+                 f'{self.mount} && echo ready && exec sleep 600', str(self.scene.folder)],
+                {"PATH": "/usr/sbin:/sbin:" + SYSTEM_PATH})
+            self.holder.wait_for("^ready$")
+            pid = self.holder.pid
+            self.enter = ["nsenter", *([] if ROOT else ["-U", "--preserve-credentials"]),
+                          "-m", "-t", str(pid)]
+            self.path = Path(f"/proc/{pid}/root{self.scene.folder}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.holder:
+            self.holder.kill()
+
+    def do(self, *command: str) -> None:
+        subprocess.run([*self.enter, *command], check=True, env={"PATH": SYSTEM_PATH})
+
+    def environment(self, **settings: str) -> dict[str, str]:
+        return executor_environment(
+            {**self.scene.settings, "TMPDIR": str(self.home / "tmp"), "PYTHONPATH": str(self.home),
+             "PYTHONDONTWRITEBYTECODE": "1", **settings}, str(self.home), 17)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [*self.enter, sys.executable, str(EXECUTOR), *arguments]
+
+    def start(self, *arguments: str, **settings: str) -> Program:
+        return Program(self.command(*arguments), self.environment(**settings))
+
+    def run(self, *arguments: str, mishap: str = "", **settings: str
+            ) -> subprocess.CompletedProcess[str]:
+        ran = subprocess.run(
+            self.command(*arguments), text=True, capture_output=True, check=False, timeout=60,
+            env=self.environment(**settings, **({"MISHAP": mishap} if mishap else {})),
+            stdin=subprocess.DEVNULL)
+        assert "Traceback" not in ran.stderr, ran.stderr
+        return ran
+
+    def make_room(self) -> None:
+        for path in self.path.glob("filler*"):
+            path.unlink()
+
+    def kept(self) -> dict[str, str]:
+        """The complete dumps on the volume, and their checksums; assert that each is whole."""
+        whole = {}
+        for path in self.path.glob("*.bak"):
+            sha256 = json.loads(path.with_name(f"{path.name}.json").read_text())["sha256"]
+            assert sha256_of(path.read_bytes()) == sha256
+            whole[path.name] = sha256
+        return whole
+
+
+@pytest.fixture
+def machine(scene: Scene, tmp_path: Path) -> Machine:
+    """No file system of its own: the scene's folder, and mishaps."""
+    return Machine(scene, tmp_path)
+
+
+def with_volume(scene: Scene, home: Path, options: str) -> Machine:
+    return Machine(scene, home, f'mount -t tmpfs -o {options} tmpfs "$0"')
+
+
+def one_error(ran: subprocess.CompletedProcess[str]) -> str:
+    """The one error line of a command that failed."""
+    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert ran.returncode == 1 and not ran.stdout and len(errors) == 1, ran.stdout + ran.stderr
+    return errors[0]
+
+
+def mend(machine: Machine, ran: subprocess.CompletedProcess[str]) -> None:
+    """Assert what has to hold after a backup RAN in a machine that failed, and after the next."""
+    scene, kept = machine.scene, machine.kept()
+    again = machine.run("backup")
+    assert again.returncode == 0, ran.stderr + again.stderr
+    objects = scene.objects()
+    made = [json.loads(each.stdout) for each in (ran, again) if each.returncode == 0]
+    assert kept.items() | {(x["filename"], x["sha256"]) for x in made} <= {
+        (name, sha256_of(body)) for name, body in objects.items()}
+    for name, body in objects.items():
+        assert scene.head(name)["Metadata"]["sha256"] == sha256_of(body)
+    assert os.listdir(machine.path) == [] and not scene.uploads()
+    assert "Not what its journal says" not in again.stderr
+
+
+FULL = "No space left on device|bytes are free"
+
+
+def sweep(machine: Machine, which: str, what: str, says: str, every: int = 1, **settings: str
+          ) -> list[str]:
+    """Let WHAT happen before each of a backup's uses of its volume; what it was at."""
+    seen: list[str] = []
+    for number in itertools.count(1, every):
+        ran = machine.run("backup", mishap=f"{number} {which} {machine.scene.folder} {what}",
+                          **settings)
+        at = re.findall("MISHAP (.*)", ran.stderr)
+        if not at:
+            assert ran.returncode == 0
+            return seen
+        seen += at
+        print(number, at, ran.returncode, [x for x in ran.stderr.splitlines() if "level=error" in x])
+        if ran.returncode:
+            error = one_error(ran)
+            assert str(machine.scene.folder) in error and re.search(says, error), error
+        machine.make_room()
+        mend(machine, ran)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("pages", [0, 1, 3])
+def test_a_disk_that_is_full_at_any_write_of_a_backup_costs_no_dump(
+        scene: Scene, tmp_path: Path, pages: int) -> None:
+    with with_volume(scene, tmp_path, "size=256k") as machine:
+        seen = sweep(machine, "writes", f"fill {pages}", FULL, FULL_BACKUPS="1")
+        assert len(seen) >= 6
+
+
 # ---- Verify ------------------------------------------------------------------------------------
 
 def verifying(server: Postgres, **more: str) -> dict[str, str]:
