@@ -166,7 +166,7 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
     require(not wrong, "settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong), 2)
     s.aws_s3_prefix = s.aws_s3_prefix.strip("/")
     s.colonies_executor_name = s.colonies_executor_name or f"backup-{os.uname().nodename}"
-    s.backup_alive_file = s.backup_alive_file or os.path.join(tempfile.gettempdir(), "alive")
+    s.backup_alive_file = s.backup_alive_file or f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
     if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
         s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
     s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
