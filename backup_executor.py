@@ -584,11 +584,11 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
             if "sha256" in journal: journal.save(attempts=attempts)
             else: journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
             result = finish(s3, journal)
-        except (Stop, Failure) as why:
+        except (Stop, Failure, OSError) as why:
             if journal.pending():
                 with suppress(Failure, OSError): in_time(2, lambda: abort(s3, journal, 0))
-                journal.save(attempts=0)
-                if why.args[0] == signal.SIGUSR1: journal.remove(journal.file)  # nobody wants it
+                with suppress(OSError): journal.save(attempts=0)
+                if why.args == (signal.SIGUSR1,): journal.remove(journal.file)  # nobody wants it
             raise
         log("info", "Backup procedure completed, closing process ...")
         return result
