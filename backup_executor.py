@@ -254,14 +254,13 @@ def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is th
 WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
 def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
     """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
-    text = base64.b64encode(json.dumps(message).encode()).decode()
+    status, text = 0, base64.b64encode(json.dumps(message).encode()).decode()
     body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
     query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
     def exchange() -> tuple[int, bytes]:  # (urllib never sends a body on to where it redirects)
         try: reply = urllib.request.urlopen(query, timeout=within, context=tls)
         except urllib.request.HTTPError as error: reply = error
         with reply: return reply.status, reply.read(16 * MIB)
-    status = 0
     try:
         status, raw = in_time(within, exchange)
         envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
@@ -311,8 +310,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for tries, pause in enumerate(backoff(), 1):
             try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
             except Exception as error:  # S3's own, or whatever boto3 made of what came instead
-                if isinstance(error, OSError) and error.filename:  # a file: S3 is not away
-                    raise Failure(f"{error.filename}: {error.strerror}") from None
+                if isinstance(error, OSError) and error.filename: raise Failure(str(error)) from None
                 said = getattr(error, "response", None) or {}
                 status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
                 code = said.get("Error", {}).get("Code") or type(error).__name__
@@ -549,9 +547,10 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
                 if journal[name] is not None} | {"backup-id": journal["id"]}
     metadata["database"] = urllib.parse.quote(journal["database"], safe="")
     abort(s3, journal)
+    journal.save()  # is there room to note what is begun?
     made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
-    target = {"Key": key, "UploadId": made["UploadId"]}
-    journal.save(upload=target)
+    target = journal["upload"] = {"Key": key, "UploadId": made["UploadId"]}
+    journal.save()
     size = journal["size"]  # 1,000 parts at most, of whole MiB; if of over 5 GiB, 10,000
     step = max(8, -(-size // ((1000 if size <= 1000 * 5 * GIB else 10000) * MIB))) * MIB
     def send(start: int, _: int) -> tuple[dict[str, Any], bytes]:

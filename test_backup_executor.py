@@ -6118,15 +6118,9 @@ if mishap:
     def act(said):
         os.write(2, f"MISHAP {said}\n".encode())
         if what == "fill":
-            with open(f"{where}/filler", "wb", 0) as file:
-                try:
-                    while True: file.write(bytes(4096))
-                except OSError: pass
-                size = os.fstat(file.fileno()).st_size
-                os.ftruncate(file.fileno(), max(0, size - 4096 * int(more[0])))
-        elif what == "inodes":
             try:
-                for n in range(10000): open(f"{where}/filler{n}", "x").close()
+                with open(f"{where}/filler", "wb", 0) as file:
+                    while True: file.write(bytes(4096))
             except OSError: pass
         elif what == "away": os.rename(where, where + ".away")
         elif what == "read-only": assert not os.system(f"mount -o remount,ro {where}")
@@ -6150,64 +6144,69 @@ if mishap:
     sys.addaudithook(hook)
 """
 
-
 class Machine:
-    """Where a scene's executor runs: a file system of its own at BACKUP_PATH, and mishaps."""
+    """Where executors run whose files, mounts and clock a test controls, with or without root.
 
-    def __init__(self, scene: Scene, home: Path, mount: str = "") -> None:
-        self.scene, self.home, self.path = scene, home, scene.folder
-        self.enter: list[str] = []
+    MOUNT is a shell script that makes the mounts of their own: $0 is BACKUP_PATH, $1 is HOME.
+    """
+
+    def __init__(self, settings: dict[str, str], home: Path, mount: str = "") -> None:
+        self.settings, self.home, self.mount = settings, home, mount
+        self.folder = settings["BACKUP_PATH"]
+        self.enter, self.root = list[str](), ""
         self.holder: Program | None = None
-        self.mount = mount
         (home / "sitecustomize.py").write_text(MEDDLING)
         (home / "tmp").mkdir()
+        (home / "volume").mkdir()
 
     def __enter__(self) -> Machine:
         if self.mount:
             self.holder = Program(
-                ["unshare", "-m" if ROOT else "-rm", "sh", "-c",
-                 f'{self.mount} && echo ready && exec sleep 600', str(self.scene.folder)],
-                {"PATH": "/usr/sbin:/sbin:" + SYSTEM_PATH})
+                ["unshare", "-m" if ROOT else "-rm", "sh", "-ec",
+                 f"{self.mount}\necho ready\nexec sleep 600", self.folder, str(self.home)],
+                {"PATH": f"/usr/sbin:/sbin:{SYSTEM_PATH}"})
             self.holder.wait_for("^ready$")
-            pid = self.holder.pid
+            self.root = f"/proc/{self.holder.pid}/root"
             self.enter = ["nsenter", *([] if ROOT else ["-U", "--preserve-credentials"]),
-                          "-m", "-t", str(pid)]
-            self.path = Path(f"/proc/{pid}/root{self.scene.folder}")
+                          "-m", "-t", str(self.holder.pid), "--"]
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.holder:
             self.holder.kill()
 
-    def do(self, *command: str) -> None:
-        subprocess.run([*self.enter, *command], check=True, env={"PATH": SYSTEM_PATH})
+    @property
+    def path(self) -> Path:
+        """BACKUP_PATH, as they see it."""
+        return Path(self.root + self.folder)
 
-    def environment(self, **settings: str) -> dict[str, str]:
-        return executor_environment(
-            {**self.scene.settings, "TMPDIR": str(self.home / "tmp"), "PYTHONPATH": str(self.home),
-             "PYTHONDONTWRITEBYTECODE": "1", **settings}, str(self.home), 17)
+    def do(self, script: str) -> None:
+        """Run a shell script there; $0 is BACKUP_PATH, $1 is HOME."""
+        subprocess.run([*self.enter, "sh", "-ec", script, self.folder, str(self.home)], check=True,
+                       env={"PATH": f"/usr/sbin:/sbin:{SYSTEM_PATH}"})
 
-    def command(self, *arguments: str) -> list[str]:
-        return [*self.enter, sys.executable, str(EXECUTOR), *arguments]
+    def started(self, *arguments: str, **settings: str) -> dict[str, Any]:
+        return {"arguments": [*self.enter, sys.executable, str(EXECUTOR), *arguments],
+                "env": executor_environment({
+                    **self.settings, "TMPDIR": f"{self.home}/tmp", "PYTHONPATH": str(self.home),
+                    "PYTHONDONTWRITEBYTECODE": "1", **settings}, str(self.home), 17)}
 
     def start(self, *arguments: str, **settings: str) -> Program:
-        return Program(self.command(*arguments), self.environment(**settings))
+        return Program(**self.started(*arguments, **settings))
 
-    def run(self, *arguments: str, mishap: str = "", **settings: str
+    def run(self, *arguments: str, before: str = "", **settings: str
             ) -> subprocess.CompletedProcess[str]:
+        """A command to its end; BEFORE is a shell's, as for a limit or a redirection."""
+        how = self.started(*arguments, **settings)
+        command = how["arguments"]
         ran = subprocess.run(
-            self.command(*arguments), text=True, capture_output=True, check=False, timeout=60,
-            env=self.environment(**settings, **({"MISHAP": mishap} if mishap else {})),
-            stdin=subprocess.DEVNULL)
+            ["sh", "-c", f'{before} exec "$@"', "-", *command] if before else command, text=True,
+            capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL, env=how["env"])
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
 
-    def make_room(self) -> None:
-        for path in self.path.glob("filler*"):
-            path.unlink()
-
     def kept(self) -> dict[str, str]:
-        """The complete dumps on the volume, and their checksums; assert that each is whole."""
+        """The dumps on the volume under final names, and their checksums; each has to be whole."""
         whole = {}
         for path in self.path.glob("*.bak"):
             sha256 = json.loads(path.with_name(f"{path.name}.json").read_text())["sha256"]
@@ -6216,68 +6215,123 @@ class Machine:
         return whole
 
 
-@pytest.fixture
-def machine(scene: Scene, tmp_path: Path) -> Machine:
-    """No file system of its own: the scene's folder, and mishaps."""
-    return Machine(scene, tmp_path)
-
-
-def with_volume(scene: Scene, home: Path, options: str) -> Machine:
-    return Machine(scene, home, f'mount -t tmpfs -o {options} tmpfs "$0"')
-
-
-def one_error(ran: subprocess.CompletedProcess[str]) -> str:
-    """The one error line of a command that failed."""
-    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
-    assert ran.returncode == 1 and not ran.stdout and len(errors) == 1, ran.stdout + ran.stderr
-    return errors[0]
-
-
-def mend(machine: Machine, ran: subprocess.CompletedProcess[str]) -> None:
-    """Assert what has to hold after a backup RAN in a machine that failed, and after the next."""
-    scene, kept = machine.scene, machine.kept()
-    again = machine.run("backup")
-    assert again.returncode == 0, ran.stderr + again.stderr
-    objects = scene.objects()
-    made = [json.loads(each.stdout) for each in (ran, again) if each.returncode == 0]
-    assert kept.items() | {(x["filename"], x["sha256"]) for x in made} <= {
-        (name, sha256_of(body)) for name, body in objects.items()}
-    for name, body in objects.items():
-        assert scene.head(name)["Metadata"]["sha256"] == sha256_of(body)
-    assert os.listdir(machine.path) == [] and not scene.uploads()
-    assert "Not what its journal says" not in again.stderr
-
-
+FILL = "dd if=/dev/zero of=$0/filler bs=4k 2>/dev/null || true"
+TMPFS = 'mount -t tmpfs -o size=256k tmpfs "$0"'
 FULL = "No space left on device|bytes are free"
 
 
-def sweep(machine: Machine, which: str, what: str, says: str, every: int = 1, **settings: str
+def one_error(ran: subprocess.CompletedProcess[str], *says: str) -> str:
+    """The one error line of a command that failed, and had no answer; it matches each of SAYS."""
+    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert ran.returncode == 1 and not ran.stdout and len(errors) == 1, ran.stdout + ran.stderr
+    assert all(re.search(each, errors[0]) for each in says), (says, errors)
+    return errors[0]
+
+
+def recovers(scene: Scene, machine: Machine, ran: subprocess.CompletedProcess[str]) -> None:
+    """After a backup RAN on a machine that is whole again the next one clears up and succeeds."""
+    kept = machine.kept()
+    again = machine.run("backup")
+    assert again.returncode == 0, ran.stderr + again.stderr
+    objects = {name: sha256_of(body) for name, body in scene.objects().items()}
+    made = [json.loads(each.stdout) for each in (ran, again) if each.returncode == 0]
+    assert kept.items() | {(each["filename"], each["sha256"]) for each in made} <= objects.items()
+    assert objects == {name: scene.head(name)["Metadata"]["sha256"] for name in objects}
+    assert os.listdir(machine.path) == [] and not scene.uploads()
+
+
+def sweep(scene: Scene, machine: Machine, which: str, what: list[str], right: str, says: str
           ) -> list[str]:
-    """Let WHAT happen before each of a backup's uses of its volume; what it was at."""
-    seen: list[str] = []
-    for number in itertools.count(1, every):
-        ran = machine.run("backup", mishap=f"{number} {which} {machine.scene.folder} {what}",
-                          **settings)
+    """Let one of WHAT happen at each of a backup's uses of its volume, until RIGHT; all uses."""
+    seen = list[str]()
+    for number, mishap in enumerate(itertools.cycle(what), 1):
+        ran = machine.run("backup", MISHAP=f"{number} {which} {machine.folder} {mishap}")
         at = re.findall("MISHAP (.*)", ran.stderr)
         if not at:
-            assert ran.returncode == 0
+            assert ran.returncode == 0 and len(seen) == len(set(seen)) + len(seen) - len(set(seen))
             return seen
         seen += at
-        print(number, at, ran.returncode, [x for x in ran.stderr.splitlines() if "level=error" in x])
         if ran.returncode:
-            error = one_error(ran)
-            assert str(machine.scene.folder) in error and re.search(says, error), error
-        machine.make_room()
-        mend(machine, ran)
+            one_error(ran, f"{machine.folder}|Backing up database: pg_dump", says)
+        machine.do(right)
+        recovers(scene, machine, ran)
     raise AssertionError
 
 
-@pytest.mark.parametrize("pages", [0, 1, 3])
 def test_a_disk_that_is_full_at_any_write_of_a_backup_costs_no_dump(
-        scene: Scene, tmp_path: Path, pages: int) -> None:
-    with with_volume(scene, tmp_path, "size=256k") as machine:
-        seen = sweep(machine, "writes", f"fill {pages}", FULL, FULL_BACKUPS="1")
-        assert len(seen) >= 6
+        scene: Scene, tmp_path: Path) -> None:
+    with Machine(scene.settings, tmp_path, TMPFS) as machine:
+        seen = sweep(scene, machine, "writes", ["fill"], "rm $0/filler", FULL)
+    assert len([each for each in seen if "journal" in each]) == 6 and "Popen" in " ".join(seen)
+
+
+@pytest.mark.parametrize("limit", ["size={}k", "nr_inodes={}"])
+def test_a_volume_with_room_for_some_writes_only_costs_no_dump(
+        scene: Scene, tmp_path: Path, limit: str) -> None:
+    for number in range(2, 12):
+        (home := tmp_path / str(number)).mkdir()
+        mount = f"mount -t tmpfs -o {limit.format(number * (4 if 'size' in limit else 1))} tmpfs $0"
+        with Machine(scene.settings, home, mount) as machine:
+            ran = machine.run("backup")
+            if ran.returncode:
+                one_error(ran, f"{machine.folder}|Backing up database: pg_dump", FULL)
+            machine.do("mount -o remount,size=1m,nr_inodes=99 $0")
+            recovers(scene, machine, ran)
+        if not ran.returncode:
+            break
+    assert number > 3 and ran.returncode == 0
+
+
+@pytest.mark.parametrize("pages", [0, 1])
+@pytest.mark.parametrize("command", [["verify"], ["restore", "latest", "--database", "never"]],
+                         ids=lambda command: command[0])
+def test_a_disk_that_gets_full_during_a_download_is_no_fault_of_s3(
+        scene: Scene, meddler: Meddler, tmp_path: Path, command: list[str], pages: int) -> None:
+    scene.backup()
+    with Machine(scene.settings, tmp_path, TMPFS) as machine:
+        def fill(data: bytes) -> bytes:
+            if re.search(rb"(?i)^GET .*\n(.*\n)*range: ", data):
+                machine.do(f"{FILL}; truncate -s -{pages * 4}k $0/filler")
+            return data
+
+        meddler.request = fill
+        ran = machine.run(*command, **through(meddler))
+        one_error(ran, f'"{machine.folder}: No space left on device"')
+        assert meddler.seen(rb"^GET (.*\n)*[Rr]ange") == 1
+        meddler.request = bytes
+        machine.do("rm $0/filler")
+        assert machine.run("verify", **through(meddler)).returncode == 0
+        assert os.listdir(machine.path) == []
+
+
+def test_a_full_temporary_folder_on_a_read_only_root_stops_no_backup(
+        scene: Scene, tmp_path: Path) -> None:
+    mount = f"""{TMPFS}; mount -t tmpfs -o size=4k tmpfs $1/tmp; echo full >$1/tmp/filler
+        mount -o remount,bind,ro /"""
+    with Machine(scene.settings, tmp_path, mount) as machine:
+        assert machine.run("backup").returncode == 0
+        one_error(machine.run("verify"), FULL, f"{tmp_path}/tmp")
+        machine.do("rm $1/tmp/filler")
+        assert machine.run("verify").returncode == 0
+
+
+def test_an_answer_that_cannot_be_written_is_a_failure_that_says_so_and_a_log_is_not(
+        scene: Scene, tmp_path: Path) -> None:
+    machine = Machine(scene.settings, tmp_path)
+    for number, before in enumerate(["exec >/dev/full;", "exec >&-;"], 1):
+        one_error(machine.run("backup", before=before), "stdout")
+        assert len(scene.objects()) == number and scene.files() == []
+    for command in ("list", "check", "verify"):
+        one_error(machine.run(command, before="exec >/dev/full;"), "stdout: No space left")
+    for number, before in enumerate(["exec 2>/dev/full;", "exec 2>&-;"], 3):
+        ran = machine.run("backup", before=before)
+        assert ran.returncode == 0 and json.loads(ran.stdout)["filename"] in scene.objects()
+    report = json.loads(machine.run("verify", before="exec 2>&- 0<&-;").stdout)
+    assert report["verdict"] == "readable"
+    new = f"{scene.database}_new"
+    ran = machine.run("restore", "latest", "--database", new, before="exec 2>&- 0<&-;")
+    assert ran.returncode == 0 and scene.postgres.sql("SELECT count(*) FROM t", new) == "500"
+    scene.postgres.sql(f"DROP DATABASE {new}")
 
 
 # ---- Verify ------------------------------------------------------------------------------------
