@@ -285,10 +285,9 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
-            import boto3, warnings  # noqa: E401
-            from botocore.config import Config
+            import boto3, botocore.config, warnings  # noqa: E401
             # Newer checksums break other servers; Content-MD5, which is signed, vouches for bodies.
-            settings = Config(
+            settings = botocore.config.Config(
                 request_checksum_calculation="when_required", connect_timeout=10, read_timeout=60,
                 response_checksum_validation="when_required", retries={"total_max_attempts": 1},
                 s3={"payload_signing_enabled": False} | (
@@ -503,6 +502,7 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:  # work
         for end, answer in zip(ends, pool.map(work, starts, ends)):
             show(end)
             yield answer
+    except RuntimeError as error: raise Failure(f"{what}: {error}") from None  # no thread for it
     finally: pool.shutdown(wait=False, cancel_futures=True)
 def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     """Upload the dump, prove that S3 has it. The completing answer may get lost: each round asks
@@ -585,7 +585,7 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
             result = finish(s3, journal)
         except (Stop, Failure, OSError) as why:
             if journal.pending():
-                with suppress(Failure, OSError): in_time(2, lambda: abort(s3, journal, 0))
+                with suppress(Exception): in_time(2, lambda: abort(s3, journal, 0))
                 with suppress(OSError): journal.save(attempts=0)
                 if why.args == (signal.SIGUSR1,): journal.remove(journal.file)  # nobody wants it
             raise
