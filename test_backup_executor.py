@@ -50,6 +50,7 @@ import platform
 import pwd
 import random
 import re
+import resource
 import secrets
 import select
 import shlex
@@ -6100,16 +6101,17 @@ def test_a_restore_that_is_stopped_during_post_restore_leaves_no_database(
 
 # A sitecustomize.py, by which something happens to the machine under an executor that knows nothing
 # of it. MISHAP is N, WHICH, WHERE, WHAT: at the Nth of the `writes` or of all `uses` of the folder
-# WHERE by Python, before it, the machine does WHAT. CLOCK names a file whose number is the time.
+# WHERE by Python, before it, the machine does WHAT; or no thread whose name begins with WHERE can
+# be started from the Nth on. CLOCK names a file whose number is the time.
 MEDDLING = r"""
 import datetime, errno, os, sys, threading, time
-real, clock, mishap = time.time, os.environ.get("CLOCK"), os.environ.get("MISHAP")
+clock, mishap = os.environ.get("CLOCK"), os.environ.get("MISHAP")
 if clock:
     def now():
         with open(clock) as file: return float(file.read())
     class Clock(datetime.datetime):
         @classmethod
-        def now(cls, tz=None): return datetime.datetime.fromtimestamp(now(), tz)
+        def now(cls, tz=None): return cls.__base__.fromtimestamp(now(), tz)
     time.time = now
     if "CLOCK_OF_LOG" in os.environ: datetime.datetime = Clock
 if mishap:
@@ -6129,6 +6131,14 @@ if mishap:
         elif what == "failing": raise OSError(errno.EIO, os.strerror(errno.EIO), said.split()[1])
         elif what == "clock":
             with open(clock, "w") as file: file.write(more[0])
+    start = threading.Thread.start
+    def started(self):
+        global uses
+        if which == "threads" and self.name.startswith(where):
+            uses += 1
+            if uses >= int(number): raise RuntimeError("can't start new thread")
+        start(self)
+    threading.Thread.start = started
     def hook(event, args):
         global uses, busy
         if busy or event not in ("open", "os.rename", "os.remove", "os.listdir", "subprocess.Popen"):
@@ -6364,18 +6374,20 @@ def test_serve_outlives_its_staging_volume_and_the_next_process_succeeds(
         if process:
             site.sessions(True)
         machine.do(wrong)
-        if what == "away" and not process:
-            executor.wait_for(f"level=error .*{site.folder}.*trying again")
+        os.utime(site.alive, (0, 0))
         process = process or site.submit()
         [error] = site.client.wait(process, FAILED)["errors"]
         assert re.search(says, error)
-        os.utime(site.alive, (0, 0))
+        if what == "away":  # serve itself met it, too
+            executor.wait_for(f"level=error .*{site.folder}.*trying again")
         becomes_true(lambda: site.alive.stat().st_mtime > 0)
         machine.do(right)
         release()
         result = site.succeeds(site.submit())
         assert site.objects() == [result["filepath_s3"][1:]]
-        becomes_true(lambda: os.listdir(machine.path) == [])
+        # a journal that could not be removed when its process was closed is kept for a day
+        becomes_true(lambda: not [each for each in os.listdir(machine.path) if
+                                  what == "full" or not each.endswith(".bak.json")])
         assert site.called("closefailedmsg") == 1 and executor.stop() == 0
         assert "Traceback" not in executor.log
 
@@ -6389,23 +6401,177 @@ def test_serve_without_a_staging_volume_at_its_start_says_so_and_ends(site: Site
     assert f"{site.folder}: No such file or directory" in error and not executor.out
 
 
-@pytest.mark.parametrize("command", ["backup", "verify", "restore", "serve", "check", "list"])
-def test_fds(scene: Scene, tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(("command", "step"), [
+    (["backup"], 1), (["verify"], 3), (["restore", "latest", "--database", "{}"], 3)],
+    ids=["backup", "verify", "restore"])
+def test_any_small_number_of_open_files_is_enough_or_a_clear_failure(
+        scene: Scene, tmp_path: Path, command: list[str], step: int) -> None:
+    machine, new = Machine(scene.settings, tmp_path), f"new_{secrets.token_hex(4)}"
+    before = databases(scene.postgres)
     scene.backup()
-    with Standin() as server:
-      for number in range(4, 40):
-        (home := tmp_path / str(number)).mkdir()
-        machine = Machine({**scene.settings, **server.colony().settings()}, home)
-        more = ["latest", "--database", f"n{secrets.token_hex(4)}"] if command == "restore" else []
-        begun = time.monotonic()
-        how = machine.started(command, *more, BACKUP_TIME_SCALE="0.002")
-        try:
-            ran = subprocess.run(["sh", "-c", f'ulimit -n {number}; exec "$@"', "-", *how["arguments"]], text=True, capture_output=True, check=False, timeout=10, stdin=subprocess.DEVNULL, env=how["env"])
-        except subprocess.TimeoutExpired as e:
-            print(number, "TIMEOUT", e.stderr[-600:])
+    for number in range(6, 40, step):
+        ran = machine.run(*(each.format(new) for each in command), BACKUP_TIME_SCALE="0.001",
+                          before=f"ulimit -n {number};")
+        assert scene.files() == [] and not scene.uploads()
+        if ran.returncode == 0:
             break
-        print(number, ran.returncode, round(time.monotonic() - begun, 1), ran.stdout[-100:].replace("\n", " "), ran.stderr[-400:], len(scene.files()))
-        if ran.returncode == 0: break
+        one_error(ran, "Too many open files|Could not connect")
+        assert databases(scene.postgres) == before
+    assert number > 6 and ran.returncode == 0
+    names = [name for name in scene.objects() if name.endswith(".bak")]
+    assert len(names) == (2 if command == ["backup"] else 1)
+    scene.postgres.sql(f"DROP DATABASE IF EXISTS {new}")
+
+
+@standin()
+def test_serve_without_files_to_open_waits_until_there_are_some(site: Site) -> None:
+    with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.polling()
+        soft, hard = resource.prlimit(executor.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(executor.pid, resource.RLIMIT_NOFILE, (5, hard))
+        process = site.submit()
+        executor.wait_for("Too many open files.*; trying again")
+        resource.prlimit(executor.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        site.succeeds(process)
+        assert "Traceback" not in executor.log and site.called("closefailedmsg") == 0
+
+
+@pytest.mark.parametrize("command", ["backup", "verify"])
+def test_a_thread_that_cannot_be_started_is_a_clear_failure(
+        scene: Scene, tmp_path: Path, command: str) -> None:
+    scene.backup()
+    machine = Machine(scene.settings, tmp_path)
+    for which, where in (("1", "S3 at"), ("3", "S3 at"), ("1", "load in progress")):
+        names = "ThreadPool" if "progress" in where else "Thread-"
+        ran = machine.run(command, MISHAP=f"{which} threads {names} -", BACKUP_TIME_SCALE="0.0001")
+        one_error(ran, f"{where}.*can't start new thread")
+    recovers(scene, machine, machine.run("backup"))
+
+
+NAMES = """for name in hosts resolv.conf nsswitch.conf; do
+    mount --bind "$1/$name" /etc/$name; done"""
+
+
+@standin()
+def test_names_that_are_not_known_at_first_are_waited_for_or_a_clear_failure(
+        site: Site, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions attempts:1 timeout:1\n")
+    (tmp_path / "nsswitch.conf").write_text("hosts: files dns\n")
+    hosts.write_text("127.0.0.1 localhost\n")
+
+    def known(name: str) -> None:
+        with hosts.open("a") as file:  # in place: it is this file that is mounted
+            file.write(f"127.0.0.1 {name}\n")
+
+    settings = site.settings(
+        COLONIES_SERVER_HOST="colonies.test", DB_HOST="db.test", BACKUP_TIME_SCALE=BRISK,
+        AWS_S3_ENDPOINT=f"s3.test:{site.s3.port}")
+    with Machine(settings, tmp_path, NAMES) as machine, machine.start("serve") as executor:
+        executor.wait_for("level=warning .*colonies.test.*; trying again")
+        processes = [site.submit()]
+        known("colonies.test")
+        executor.wait_for("Waiting for processes")
+        [error] = site.client.wait(processes[0], FAILED)["errors"]
+        assert 'could not translate host name "db.test"' in error
+        known("db.test")
+        processes.append(site.submit())
+        executor.wait_for("level=warning .*S3 is away.*s3.test")
+        known("s3.test")
+        result = site.succeeds(processes[1])
+        assert site.objects() == [result["filepath_s3"][1:]] and "Traceback" not in executor.log
+
+
+# -- the clock
+
+
+def times(machine: Machine, *clocks: float, **settings: str) -> list[dict[str, Any]]:
+    """The results of a backup at each of these times, in their order."""
+    made = []
+    for clock in clocks:
+        (machine.home / "clock").write_text(str(clock))
+        ran = machine.run("backup", CLOCK=str(machine.home / "clock"), **settings)
+        assert ran.returncode == 0, ran.stderr
+        made.append(json.loads(ran.stdout) | {"warned": "level=warning" in ran.stderr})
+    return made
+
+
+NOW = 1_790_000_000
+YEAR_2099 = 4_080_000_000
+
+
+def test_backups_are_named_in_the_order_they_were_made_whatever_the_clock_says(
+        scene: Scene, tmp_path: Path) -> None:
+    clocks = [5.0, 0.0, NOW, NOW, NOW + 0.9, NOW - 86400 * 3, YEAR_2099, NOW + 60, -100.0]
+    made = times(Machine(scene.settings, tmp_path), *clocks, FULL_BACKUPS="4")
+    seconds = [int(each["filename"][7:-4]) for each in made]
+    assert seconds == [5, 6, NOW, NOW + 1, NOW + 2, NOW + 3, YEAR_2099, YEAR_2099 + 1,
+                       YEAR_2099 + 2]
+    assert [each["warned"] for each in made] == [clock < before for clock, before in zip(
+        map(int, clocks), [0, *seconds])]
+    assert all(min(each["exectime_backup"], each["exectime_upload_s3"]) >= 0 for each in made)
+    assert sum((each["removed"] for each in made), []) == [
+        f"{scene.prefix}/{each['filename']}" for each in made[:-4]]
+    assert list(scene.objects()) == [each["filename"] for each in made[-4:]]
+
+
+@pytest.mark.parametrize("jump", [0, NOW - 10**6, YEAR_2099])
+def test_a_clock_that_jumps_within_a_backup_changes_no_name_and_no_duration(
+        scene: Scene, tmp_path: Path, jump: int) -> None:
+    machine, clock = Machine(scene.settings, tmp_path), tmp_path / "clock"
+    scene.put(f"backup_{NOW}.bak", owner="x")  # somebody's, of the very second
+    (scene.folder / f"backup_{NOW + 1}.bak").write_text("an operator's")
+    for at in (9, 22):  # before the dump, and before its upload
+        clock.write_text(str(NOW))
+        ran = machine.run("backup", CLOCK=str(clock), FULL_BACKUPS="1",
+                          MISHAP=f"{at} uses {scene.folder} clock {jump}")
+        result = json.loads(ran.stdout)
+        assert "MISHAP" in ran.stderr and clock.read_text() == str(jump)
+        assert 0 <= result["exectime_backup"] < 60 and 0 <= result["exectime_upload_s3"] < 60
+    assert result["removed"] == [f"{scene.prefix}/backup_{NOW + 1}.bak"]
+    assert result["filename"] == f"backup_{NOW + 2}.bak"
+    assert sorted(scene.objects()) == [f"backup_{NOW}.bak", result["filename"]]
+    assert scene.files() == [f"backup_{NOW + 1}.bak"]
+    assert scene.objects()[f"backup_{NOW}.bak"] == b"somebody's"
+
+
+def test_a_backup_of_a_clock_far_ahead_does_not_hide_that_backups_have_ended(
+        scene: Scene, tmp_path: Path) -> None:
+    machine, clock = Machine(scene.settings, tmp_path), tmp_path / "clock"
+    times(machine, NOW + 600)
+    for now, status in ((NOW, 0), (NOW + 86400, 0), (NOW - 10 * 86400, 1), (NOW + 3 * 86400, 1)):
+        clock.write_text(str(now))
+        ran = machine.run("check", "--max-age", "26", CLOCK=str(clock))
+        assert ran.returncode == status, ran.stdout
+        assert (f"FAIL  newest backup: {scene.prefix}/backup_" in ran.stdout) == bool(status)
+
+
+SUMMER, WINTER = 1_774_746_000, 1_792_890_000  # 2026-03-29 and 2026-10-25, 01:00 UTC
+
+
+def test_no_time_zone_and_no_change_of_daylight_saving_shows_in_anything_but_the_log(
+        scene: Scene, tmp_path: Path) -> None:
+    machine, clock = Machine(scene.settings, tmp_path), tmp_path / "clock"
+    zones = {"Europe/Stockholm": ("01:59:59+01:00", "03:00:00+02:00", "02:59:59+02:00",
+                                  "02:00:00+01:00"),
+             "America/St_Johns": ("22:29:59-02:30", "22:30:00-02:30") * 2,
+             "Nowhere/At_All": ("00:59:59+00:00", "01:00:00+00:00") * 2}
+    moments = (SUMMER - 1, SUMMER, WINTER - 1, WINTER)
+    for zone, expected in zones.items():
+        for moment, clock_time in zip(moments, expected):
+            clock.write_text(str(moment))
+            ran = machine.run("backup", TZ=zone, CLOCK=str(clock), CLOCK_OF_LOG="1", DB_PORT="x")
+            assert re.match(rf'time="2026-\d\d-\d\dT{re.escape(clock_time)}" ', ran.stderr)
+    made = [times(machine, moment, TZ=zone)[0]["filename"] for moment, zone in zip(
+        moments, (*zones, "Asia/Tokyo"))]
+    assert made == [f"backup_{moment}.bak" for moment in moments]
+    for zone, expected in zones.items():
+        listed = json.loads(machine.run("list", "--json", TZ=zone).stdout)
+        assert [row["time"][11:] for row in reversed(listed)] == list(expected[1:])
+        assert [datetime.fromisoformat(row["time"]).timestamp() for row in reversed(listed)] == [
+            float(moment) for moment in moments[1:]]
+        clock.write_text(str(WINTER + 3600))
+        assert "1.0 hours old" in machine.run("check", TZ=zone, CLOCK=str(clock)).stdout
 
 
 # ---- Verify ------------------------------------------------------------------------------------
