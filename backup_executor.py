@@ -309,7 +309,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for tries, pause in enumerate(backoff(), 1):
             try: return in_time(3600 if {"PartNumber", "Range"} & what.keys() else 300, attempt)
             except Exception as error:  # S3's own, or whatever boto3 made of what came instead
-                if isinstance(error, OSError) and error.filename: raise Failure(str(error)) from None
+                if getattr(error, "filename", ""): raise Failure(str(error)) from None  # a file
                 said = getattr(error, "response", None) or {}
                 status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
                 code = said.get("Error", {}).get("Code") or type(error).__name__

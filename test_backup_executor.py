@@ -6139,10 +6139,10 @@ if mishap:
             if uses >= int(number): raise RuntimeError("can't start new thread")
         start(self)
     threading.Thread.start = started
+    heard = ("open", "os.rename", "os.remove", "os.listdir", "subprocess.Popen")
     def hook(event, args):
         global uses, busy
-        if busy or event not in ("open", "os.rename", "os.remove", "os.listdir", "subprocess.Popen"):
-            return
+        if busy or event not in heard: return
         paths = args[1] if event == "subprocess.Popen" else args[:1]
         path = next((str(x) for x in paths if str(x).startswith(where)), None)
         if path is None or which == "writes" and event != "subprocess.Popen" and (
@@ -6173,13 +6173,13 @@ class Machine:
     def __enter__(self) -> Machine:
         if self.mount:
             self.holder = Program(
-                ["unshare", "-m" if ROOT else "-rm", "sh", "-ec",
+                ["unshare", "-mu" if ROOT else "-rmu", "sh", "-ec",
                  f"{self.mount}\necho ready\nexec sleep 600", self.folder, str(self.home)],
                 {"PATH": f"/usr/sbin:/sbin:{SYSTEM_PATH}"})
             self.holder.wait_for("^ready$")
             self.root = f"/proc/{self.holder.pid}/root"
             self.enter = ["nsenter", *([] if ROOT else ["-U", "--preserve-credentials"]),
-                          "-m", "-t", str(self.holder.pid), "--"]
+                          "-m", "-u", "-t", str(self.holder.pid), "--"]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -6279,7 +6279,8 @@ def test_a_disk_that_is_full_at_any_write_of_a_backup_costs_no_dump(
 
 VOLUME = 'mount -t tmpfs -o size=1m tmpfs "$1/volume"; mount --bind "$1/volume" "$0"'
 BACK = """if [ -d "$0.away" ]; then mv "$0.away" "$0"; fi
-    if mountpoint -q "$0"; then mount -o remount,rw "$0"; else rm -rf "$0"/*; mount --bind "$1/volume" "$0"; fi"""
+    if mountpoint -q "$0"; then mount -o remount,rw "$0"
+    else rm -rf "$0"/*; mount --bind "$1/volume" "$0"; fi"""
 GONE = "Read-only file system|No such file|Input/output error|Errno"
 
 
@@ -6349,7 +6350,7 @@ def test_an_answer_that_cannot_be_written_is_a_failure_that_says_so_and_a_log_is
         assert len(scene.objects()) == number and scene.files() == []
     for command in ("list", "check", "verify"):
         one_error(machine.run(command, before="exec >/dev/full;"), "stdout: No space left")
-    for number, before in enumerate(["exec 2>/dev/full;", "exec 2>&-;"], 3):
+    for before in ("exec 2>/dev/full;", "exec 2>&-;"):
         ran = machine.run("backup", before=before)
         assert ran.returncode == 0 and json.loads(ran.stdout)["filename"] in scene.objects()
     report = json.loads(machine.run("verify", before="exec 2>&- 0<&-;").stdout)
@@ -6365,8 +6366,9 @@ def test_an_answer_that_cannot_be_written_is_a_failure_that_says_so_and_a_log_is
 @pytest.mark.parametrize("what", ["full", "away"])
 def test_serve_outlives_its_staging_volume_and_the_next_process_succeeds(
         site: Site, tmp_path: Path, what: str, when: str) -> None:
-    wrong, right, says = (FILL, "rm $0/filler", "bytes are free|bytes left") if what == "full" else (
-        'umount -l "$0"; mv "$0" "$0.away"', BACK, f"{site.folder}.*No such file or directory")
+    wrong, right, says = {
+        "full": (FILL, "rm $0/filler", "bytes are free|bytes left"),
+        "away": ('umount -l "$0"; mv "$0" "$0.away"', BACK, f"{site.folder}.*No such file")}[what]
     with Machine(site.settings(BACKUP_TIME_SCALE="0.004"), tmp_path, VOLUME) as machine, \
             site.held() as release, machine.start("serve") as executor:
         site.polling()
@@ -6448,7 +6450,7 @@ def test_a_thread_that_cannot_be_started_is_a_clear_failure(
     recovers(scene, machine, machine.run("backup"))
 
 
-NAMES = """for name in hosts resolv.conf nsswitch.conf; do
+RESOLVING = """for name in hosts resolv.conf nsswitch.conf; do
     mount --bind "$1/$name" /etc/$name; done"""
 
 
@@ -6467,7 +6469,7 @@ def test_names_that_are_not_known_at_first_are_waited_for_or_a_clear_failure(
     settings = site.settings(
         COLONIES_SERVER_HOST="colonies.test", DB_HOST="db.test", BACKUP_TIME_SCALE=BRISK,
         AWS_S3_ENDPOINT=f"s3.test:{site.s3.port}")
-    with Machine(settings, tmp_path, NAMES) as machine, machine.start("serve") as executor:
+    with Machine(settings, tmp_path, RESOLVING) as machine, machine.start("serve") as executor:
         executor.wait_for("level=warning .*colonies.test.*; trying again")
         processes = [site.submit()]
         known("colonies.test")
@@ -6510,7 +6512,7 @@ def test_backups_are_named_in_the_order_they_were_made_whatever_the_clock_says(
     assert [each["warned"] for each in made] == [clock < before for clock, before in zip(
         map(int, clocks), [0, *seconds])]
     assert all(min(each["exectime_backup"], each["exectime_upload_s3"]) >= 0 for each in made)
-    assert sum((each["removed"] for each in made), []) == [
+    assert [key for each in made for key in each["removed"]] == [
         f"{scene.prefix}/{each['filename']}" for each in made[:-4]]
     assert list(scene.objects()) == [each["filename"] for each in made[-4:]]
 
@@ -6572,6 +6574,166 @@ def test_no_time_zone_and_no_change_of_daylight_saving_shows_in_anything_but_the
             float(moment) for moment in moments[1:]]
         clock.write_text(str(WINTER + 3600))
         assert "1.0 hours old" in machine.run("check", TZ=zone, CLOCK=str(clock)).stdout
+
+
+# -- neighbours
+
+
+def hosts(settings: dict[str, str], folder: Path, *mounts: str) -> list[Machine]:
+    """A machine for each of MOUNTS, with these settings."""
+    homes = [folder / f"host-{number}" for number in range(len(mounts))]
+    for home in homes:
+        home.mkdir()
+    return [Machine(settings, home, mount) for home, mount in zip(homes, mounts)]
+
+
+def whole(site: Site, *results: dict[str, Any]) -> list[str]:
+    """Assert that the bucket's backups are what they say, and RESULTS' are there; their names."""
+    s3, found = site.s3.client(), dict[str, str]()
+    for key in site.objects():
+        item = s3.get_object(Bucket="backup", Key=key)
+        found[key] = sha256_of(item["Body"].read())
+        assert item["Metadata"]["sha256"] == found[key]
+    for result in results:
+        assert found[result["filepath_s3"][1:]] == result["sha256"]
+    return [key.rpartition("/")[2] for key in found]
+
+
+@standin()
+def test_two_executors_of_one_type_share_the_work_and_overwrite_nothing(
+        site: Site, tmp_path: Path) -> None:
+    (tmp_path / "clock").write_text(str(NOW))  # and all backups want the same second
+    settings = site.settings(BACKUP_TIME_SCALE=BRISK, CLOCK=str(tmp_path / "clock"))
+    one, two = hosts(settings, tmp_path, TMPFS, TMPFS)
+    processes = [site.submit() for _ in range(2)]
+    with one, two, site.held() as release, \
+            one.start("serve", COLONIES_EXECUTOR_NAME=f"{site.name}-1") as first, \
+            two.start("serve", COLONIES_EXECUTOR_NAME=f"{site.name}-2") as second:
+        first.wait_for("Backing up database")
+        second.wait_for("Backing up database")
+        release()
+        whole(site, *map(site.succeeds, processes))
+        for _ in range(4):  # made together or one after another, as it comes
+            processes += [site.submit() for _ in range(2)]
+            site.succeeds(processes[-2])
+        results = [site.succeeds(process) for process in processes]
+        made = sorted({result["filename"] for result in results})
+        assert whole(site) == made[-3:] and len(made) > 3
+        assert site.called("closesuccessfulmsg") == len(processes)
+        assert site.called("closefailedmsg") == 0
+        assert not os.listdir(one.path) and not os.listdir(two.path)
+
+
+def test_databases_of_one_name_on_two_servers_share_a_prefix_and_keep_their_own(
+        scene: Scene, timescale: Timescale, tmp_path: Path) -> None:
+    timescale.sql(f"CREATE DATABASE {scene.database}")
+    timescale.sql(FILLED, scene.database)
+    theirs = {"DB_PORT": str(timescale.port), "DB_PASSWORD": timescale.password}
+    (tmp_path / "clock").write_text(str(NOW))
+    one, two = hosts({**scene.settings, "CLOCK": str(tmp_path / "clock"), "FULL_BACKUPS": "2"},
+                     tmp_path, TMPFS, TMPFS)
+    made: dict[str, list[str]] = {}
+    with one, two:
+        for _ in range(3):
+            with one.start("backup") as first, two.start("backup", **theirs) as second:
+                assert (first.wait(), second.wait()) == (0, 0), first.log + second.log
+            for program in (first, second):
+                result = json.loads("\n".join(program.out))
+                made.setdefault(result["system_identifier"], []).append(result["filename"])
+    assert len(made) == 2 and len({name for names in made.values() for name in names}) == 6
+    objects = scene.objects()
+    for system, names in made.items():
+        assert names == sorted(names)
+        assert [name for name in objects if scene.head(name)["Metadata"]["system-identifier"]
+                == system] == names[-2:]
+    assert all(sha256_of(body) == scene.head(name)["Metadata"]["sha256"]
+               for name, body in objects.items())
+    timescale.sql(f"DROP DATABASE {scene.database}")
+
+
+def test_two_that_pick_one_second_where_s3_has_no_conditions_see_whose_object_it_is(
+        backup_servers: tuple[Postgres, SeaweedFS], scene: Scene, tmp_path: Path) -> None:
+    (tmp_path / "clock").write_text(str(NOW))
+    ready, completed, ended = threading.Event(), threading.Event(), threading.Event()
+    with RcloneS3(tmp_path / "s3") as server, Meddler(server.port) as before, \
+            Meddler(server.port) as after:
+        server.client().create_bucket(Bucket="backup")
+        there = Scene(scene.postgres, server, scene.folder, scene.database, "p")
+        one, two = hosts({**there.settings, "CLOCK": str(tmp_path / "clock")}, tmp_path, TMPFS,
+                         TMPFS)
+
+        def first(data: bytes) -> bytes:  # it is completed once the second is about to be, …
+            if re.match(COMPLETING, data):
+                assert ready.wait(30)
+                before.request = overtaken
+            return data
+
+        def overtaken(data: bytes) -> bytes:  # … and looked at when the second has replaced it
+            if data.startswith(b"HEAD "):
+                completed.set()
+                assert ended.wait(30)
+            return data
+
+        def second(data: bytes) -> bytes:
+            if re.match(COMPLETING, data):
+                ready.set()
+                assert completed.wait(30)
+            return data
+
+        before.request, after.request = first, second
+        with one, two, one.start("backup", **through(before)) as loser, \
+                two.start("backup", **through(after)) as winner:
+            assert winner.wait() == 0, winner.log
+            ended.set()
+            assert loser.wait() == 0, loser.log
+        results = [json.loads("\n".join(program.out)) for program in (winner, loser)]
+        assert [each["filename"] for each in results] == [f"backup_{NOW}.bak",
+                                                          f"backup_{NOW + 1}.bak"]
+        assert {name: sha256_of(body) for name, body in there.objects().items()} == {
+            each["filename"]: each["sha256"] for each in results}
+
+
+OTHER_HOST = f"{sys.executable} -c 'import socket; socket.sethostname(\"other\")'; {TMPFS}"
+
+
+def test_a_namesake_on_another_host_does_not_end_the_session_of_a_dump(
+        scene: Scene, tmp_path: Path) -> None:
+    scene.settings["COLONIES_EXECUTOR_NAME"] = "same"
+    [there] = hosts(scene.settings, tmp_path, OTHER_HOST)
+    with there, scene.locked() as unlock, scene.start() as first:
+        session = scene.waiting()
+        with there.start("backup") as second:
+            scene.waiting(but=session)
+            unlock()
+            assert (first.wait(), second.wait()) == (0, 0), first.log + second.log
+    assert len(scene.objects()) == 2 and not scene.files()
+
+
+@standin()
+@pytest.mark.parametrize("how", ["one database", "two databases", "one volume"])
+def test_namesakes_close_each_process_once_and_with_a_good_backup(
+        site: Site, tmp_path: Path, how: str) -> None:
+    site.postgres.sql(f'CREATE DATABASE "{site.name}_b" TEMPLATE "{site.name}"')
+    more = {"DB_DATABASE": f"{site.name}_b"} if how == "two databases" else {}
+    one, two = hosts(site.settings(BACKUP_TIME_SCALE=BRISK, FULL_BACKUPS="99"), tmp_path,
+                     "", "" if how == "one volume" else OTHER_HOST)
+    with one, two, one.start("serve") as first, two.start("serve", **more) as second:
+        first.wait_for("Waiting for processes")
+        second.wait_for("Waiting for processes")
+        processes = [site.submit() for _ in range(4)]
+        results = [site.succeeds(process) for process in processes]
+        assert site.called("closesuccessfulmsg") == 4 and site.called("closefailedmsg") == 0
+        assert first.stop() == 0  # and it takes the name that both have with it
+        processes.append(site.submit())
+        results.append(site.succeeds(processes[-1]))
+        whole(site, *results)
+        # what is kept of a process that the other one closed goes after a day
+        becomes_true(lambda: all(name.endswith(".bak.json") for machine in (one, two)
+                                 for name in os.listdir(machine.path)))
+        assert second.stop() == 0
+    assert "Traceback" not in first.log + second.log
+    assert [site.client.process(each)["state"] for each in processes] == [SUCCESS] * 5
+    assert [each["state"] for each in site.standin.executors.values()] == [UNREGISTERED]
 
 
 # ---- Verify ------------------------------------------------------------------------------------
