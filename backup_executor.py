@@ -31,6 +31,10 @@ def allowing(*statuses: int) -> Iterator[None]:  # go on after a Failure with su
     try: yield
     except Failure as error:
         if error.status not in statuses: raise
+@contextmanager
+def placing(where: str) -> Iterator[None]:  # an OSError names its file, or says WHERE it was
+    try: yield
+    except OSError as e: raise OSError(e.errno, e.strerror, e.filename or where) from None
 def in_time(seconds: float, work: Callable[[], Any]) -> Any:  # TimeoutError also if it trickles
     answers, errors = list[Any](), list[BaseException]([TimeoutError("no complete answer in time")])
     def attempt() -> None:
@@ -50,9 +54,10 @@ def quoted(value: object) -> str:  # as logrus does: on one line, whatever it ho
     text = json.dumps(str(value), ensure_ascii=False)
     return text[1:-1] if re.fullmatch(r'"[A-Za-z0-9._/@^+-]+"', text) else "".join(
         c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
-def write(fd: int, text: str) -> None:
-    with suppress(OSError):  # whoever read it is gone: no reason to stop a backup
-        os.write(fd, text.encode("utf-8", "backslashreplace"))
+def write(fd: int, text: str) -> None:  # that nobody takes a log is no reason to stop a backup
+    rest = text.encode("utf-8", "backslashreplace")
+    with suppress(*[OSError] * (fd == 2 or text[0] == "#")), placing("stdout"):
+        while rest: rest = rest[os.write(fd, rest):]
 def log(level: str, message: str, **fields: object) -> None:  # as logrus; a child's on stdout too
     more = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
     if "BACKUP_PROCESS" in os.environ and level != "debug":
@@ -161,13 +166,14 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
     require(not wrong, "settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong), 2)
     s.aws_s3_prefix = s.aws_s3_prefix.strip("/")
     s.colonies_executor_name = s.colonies_executor_name or f"backup-{os.uname().nodename}"
-    s.backup_alive_file = s.backup_alive_file or os.path.join(tempfile.gettempdir(), "alive")
+    s.backup_alive_file = s.backup_alive_file or f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
     if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
         s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
     s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
-    whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)}"
-    s.tag = hashlib.sha256(f"{whose} {s.aws_s3_bucket_name}/{s.aws_s3_prefix}".encode()).hexdigest()
-    s.mark = 10**9 + int(s.tag[:7], 16)  # our scratch databases; the tag: our sessions
+    whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)} " + (
+        f"{s.aws_s3_bucket_name}/{s.aws_s3_prefix}")  # also of one that takes our place elsewhere
+    s.mark = 10**9 + int(hashlib.sha256(whose.encode()).hexdigest()[:7], 16)  # of scratch databases
+    s.tag = hashlib.sha256(f"{whose} {os.uname().nodename}".encode()).hexdigest()  # our sessions
     return s
 def redacted(s: Namespace, said: object) -> str:  # others' words without our secrets
     text = str(said).replace("\0", "").strip()
@@ -248,14 +254,13 @@ def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is th
 WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
 def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
     """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
-    text = base64.b64encode(json.dumps(message).encode()).decode()
+    status, text = 0, base64.b64encode(json.dumps(message).encode()).decode()
     body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
     query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
     def exchange() -> tuple[int, bytes]:  # (urllib never sends a body on to where it redirects)
         try: reply = urllib.request.urlopen(query, timeout=within, context=tls)
         except urllib.request.HTTPError as error: reply = error
         with reply: return reply.status, reply.read(16 * MIB)
-    status = 0
     try:
         status, raw = in_time(within, exchange)
         envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
@@ -273,12 +278,8 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
     return 0
 # ---- S3 ------------------------------------------------------------------------------------------
 Found = collections.namedtuple("Found", "seconds key size metadata")  # None: cannot be looked at
-def whole(answer: Any) -> bytes:  # boto3's body of an answer: no shorter than announced, and ends
-    if answer._content is None:
-        answer._content, answer.raw.enforce_content_length = b"", True
-        for data in answer.raw.stream():
-            answer._content += data
-            require(len(answer._content) <= 16 * MIB, "an answer without an end")
+def body(answer: Any) -> bytes:  # of an answer, for boto3; no more than 256 MiB of an endless one
+    answer._content = answer._content or b"".join(itertools.islice(answer.raw.stream(), 4096))
     return bytes(answer._content)
 NEEDED = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
           "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # in their answers
@@ -289,12 +290,10 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
-            import boto3, warnings  # noqa: E401
-            from botocore.awsrequest import AWSResponse
-            from botocore.config import Config
-            AWSResponse.content = property(whole)
+            import boto3, botocore.awsrequest, botocore.config, warnings  # noqa: E401
+            botocore.awsrequest.AWSResponse.content = property(body)
             # Newer checksums break other servers; Content-MD5, which is signed, vouches for bodies.
-            settings = Config(
+            settings = botocore.config.Config(
                 request_checksum_calculation="when_required", retries={"total_max_attempts": 1},
                 response_checksum_validation="when_required", connect_timeout=10,
                 read_timeout=60 * TIME_SCALE, s3={"payload_signing_enabled": False} | (
@@ -319,6 +318,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             limit = 3600 if {"PartNumber", "Range"} & what.keys() else 300
             try: return in_time(limit * TIME_SCALE, attempt)
             except Exception as error:  # S3's own, or whatever boto3 made of what came instead
+                if getattr(error, "filename", ""): raise Failure(str(error)) from None  # a file
                 said = getattr(error, "response", None) or {}
                 status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
                 code = said.get("Error", {}).get("Code") or type(error).__name__
@@ -397,7 +397,7 @@ class Journal(dict[str, Any]):
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
     def save(self, **changes: Any) -> None:  # whole or not at all, also where the power fails
         draft = os.path.join(os.path.dirname(self.path), "backup_journal.partial")
-        with open(draft, "w", encoding="utf-8") as file:
+        with placing(draft), open(draft, "w", encoding="utf-8") as file:
             print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.path)
@@ -514,6 +514,7 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:  # work
         for end, answer in zip(ends, pool.map(work, starts, ends)):
             show(end)
             yield answer
+    except RuntimeError as error: raise Failure(f"{what}: {error}") from None  # no thread for it
     finally: pool.shutdown(wait=False, cancel_futures=True)
 def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     """Upload the dump, prove that S3 has it. The completing answer may get lost: each round asks
@@ -558,9 +559,10 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
                 if journal[name] is not None} | {"backup-id": journal["id"]}
     metadata["database"] = urllib.parse.quote(journal["database"], safe="")
     abort(s3, journal)
+    journal.save()  # is there room to note what is begun?
     made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
-    target = {"Key": key, "UploadId": made["UploadId"]}
-    journal.save(upload=target)
+    target = journal["upload"] = {"Key": key, "UploadId": made["UploadId"]}
+    journal.save()
     size = journal["size"]  # 1,000 parts at most, of whole MiB; if of over 5 GiB, 10,000
     step = max(8, -(-size // ((1000 if size <= 1000 * 5 * GIB else 10000) * MIB))) * MIB
     def send(start: int, _: int) -> tuple[dict[str, Any], bytes]:
@@ -593,12 +595,12 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
             if "sha256" in journal: journal.save(attempts=attempts)
             else: journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
             result = finish(s3, journal)
-        except (Stop, Failure) as why:
+        except (Stop, Failure, OSError) as why:
             if journal.pending():
-                with suppress(Failure, OSError): in_time(2, lambda: abort(s3, journal, 0))
-                handed_back = isinstance(why, Stop)  # else its process is closed as failed
-                journal.save(attempts=0, process=journal["process"] if handed_back else "")
-                if why.args[0] == signal.SIGUSR1: journal.remove(journal.file)  # nobody wants it
+                with suppress(Exception): in_time(2, lambda: abort(s3, journal, 0))
+                whose = journal["process"] if isinstance(why, Stop) else ""  # that one has failed
+                with suppress(OSError): journal.save(attempts=0, process=whose)
+                if why.args == (signal.SIGUSR1,): journal.remove(journal.file)  # nobody wants it
             raise
         log("info", "Backup procedure completed, closing process ...")
         return result
@@ -688,7 +690,8 @@ def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: 
         def keep(answer: Any) -> tuple[int, int]:
             at, right = start, f"bytes {start}-{end - 1}/{found.size}"
             while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
-                at += os.pwrite(file.fileno(), data, at)
+                with placing(s.backup_path):
+                    while data: at, data = at + (n := os.pwrite(file.fileno(), data, at)), data[n:]
             require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
             return start, end
         return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
@@ -709,7 +712,7 @@ def pg_restore_for(s: Namespace, dumped_by: str) -> int:  # its major version, o
 @contextmanager
 def listing(entries: list[str]) -> Iterator[str]:  # pg_restore's option that chooses these
     with tempfile.NamedTemporaryFile("w") as file:
-        print(*entries, "", sep="\n", file=file, flush=True)
+        with placing(file.name): print(*entries, "", sep="\n", file=file, flush=True)
         yield f"--use-list={file.name}"
 def statements(sql: str) -> list[str]:  # no text in a literal, a comment's for instance, forges one
     sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
@@ -1144,7 +1147,7 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
     with trying("newest backup") as say:
         hours = (time.time() - backups[-1].seconds) / 3600 if backups else FOREVER
         age = f"{backups[-1].key} is {hours:.1f} hours old" if backups else "no proven backup"
-        require(max_age is None or hours <= max_age, f"{age}; --max-age is {max_age}")
+        require(max_age is None or abs(hours) <= max_age, f"{age}; --max-age is {max_age}")
         say(age)
     return 1 if failed else 0
 def command_line() -> argparse.ArgumentParser:
@@ -1197,7 +1200,7 @@ def main() -> int:
             executor.leave()
         elif answer := (backup(s, options.resume, **told) if command == "backup" else
                         verify(s, options.name, wait=bool(told))):
-            print(json.dumps(answer, indent=4), flush=True)
+            write(1, json.dumps(answer, indent=4) + "\n")
             failed = answer.get("verdict", "").startswith("failed")
             require(not failed, f"{answer.get('object')}: {answer.get('verdict')}")
         return status
@@ -1208,6 +1211,7 @@ def main() -> int:
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     return 1
 if __name__ == "__main__":
+    while os.open(os.devnull, os.O_RDONLY) < 3: pass  # else a file gets the number of a closed log
     if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
         # Compiling leaves 5 MB behind, and each child would compile, too: go on from bytecode.
         with suppress(Exception), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as f:
