@@ -380,7 +380,8 @@ class Journal(dict[str, Any]):
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
     def save(self, **changes: Any) -> None:  # whole or not at all, also where the power fails
         draft = os.path.join(os.path.dirname(self.path), "backup_journal.partial")
-        with open(draft, "w", encoding="utf-8") as file:
+        with suppress(FileNotFoundError): os.unlink(draft)  # a crash's, or a link to elsewhere
+        with open(draft, "x", encoding="utf-8") as file:
             print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.path)
@@ -393,6 +394,8 @@ class Journal(dict[str, Any]):
     def remove(self, *more: str) -> None:
         for path in (*more, self.partial, self.path):
             with suppress(OSError): os.unlink(path)
+def guarded(path: str, flags: int) -> int:  # an opener: it follows no link, waits for no FIFO
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 def digest(path: str) -> str:  # SHA-256; of nothing if it is no plain file
     sha256, plain = hashlib.sha256(), os.path.isfile(path) and not os.path.islink(path)
     with open(path if plain else os.devnull, "rb") as file:
@@ -402,8 +405,8 @@ def journals(s: Namespace) -> list[Journal]:  # this database's, oldest first
     found = [Journal(os.path.join(s.backup_path, name[:-5])) for name in os.listdir(s.backup_path)
              if re.fullmatch(r"backup_[0-9]+\.bak\.json", name)]
     for journal in found:
-        with suppress(OSError, ValueError, TypeError), open(journal.path, "rb") as file:
-            journal.update(json.load(file))
+        with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
+            journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
     return sorted((x for x in found if x.get("by") == s.journals), key=lambda x: x.file)
 @contextmanager
 def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
@@ -474,6 +477,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         with suppress(OSError): show(os.path.getsize(partial))
     try:
         journal.save()
+        open(partial, "x").close()  # pg_dump would follow a link of that name
         run(s, "Backing up database", ["pg_dump", "-Fc", "-f", partial, "--no-password",
             f"--compress={method}", "--lock-wait-timeout=300s"], tick=tick, options=options)
         took = int(time.monotonic() - start_time)
@@ -917,9 +921,10 @@ class Executor:  # has each process done by a child, closes it; its state follow
         return due
     def serve(self) -> None:  # what a crash left at VERIFY_DB_HOST goes first
         self.job: Job | None = Job("backup", "--resume") if self.s.verify_db_host else None
-        pauses = backoff()
+        pauses, alive = backoff(), self.s.backup_alive_file
         while not signals:
-            with suppress(OSError), open(self.s.backup_alive_file, "w"): pass  # touches it
+            with suppress(OSError), open(alive, "a", opener=guarded) as file:
+                os.utime(file.fileno())
             try:
                 if self.job and self.job.ended():
                     with suppress(Failure): self.tell(self.job)
