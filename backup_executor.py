@@ -251,13 +251,15 @@ def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping
     text = base64.b64encode(json.dumps(message).encode()).decode()
     body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
     query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
-    def exchange() -> tuple[int, bytes]:  # (urllib never sends a body on to where it redirects)
-        try: reply = urllib.request.urlopen(query, timeout=within, context=tls)
-        except urllib.request.HTTPError as error: reply = error
-        with reply: return reply.status, reply.read(16 * MIB)
+    web, opener = urllib.request, urllib.request.OpenerDirector()  # it follows no redirection
+    for handler in (web.ProxyHandler(), web.HTTPHandler(), web.HTTPSHandler(context=tls)):
+        opener.add_handler(handler)
+    def exchange() -> tuple[int, bytes]:
+        with opener.open(query, timeout=within) as reply: return reply.status, reply.read(16 * MIB)
     status = 0
     try:
         status, raw = in_time(within, exchange)
+        require(status // 100 != 3, "it redirects, which is not followed")
         envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
         answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
         if status == 200 and envelope["error"] is False: return answer
@@ -310,7 +312,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
                 code = said.get("Error", {}).get("Code") or type(error).__name__
                 again = (code in self.RETRY or status in (409, 412, 429) or (
                     status >= 500 and status != 501) or not (status or code in self.HOPELESS))
-                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError")
+                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError" or status // 100 == 3)
                 text = f"{self.where}: {verb}: {redacted(self.s, error)}{hint}"
             if not again or time.monotonic() + pause > end: raise Failure(text, status, again)
             if tries == 3: log("warning", "S3 is away, trying again ...", Error=text)
