@@ -5906,6 +5906,156 @@ def test_a_link_that_appears_where_pg_dump_is_about_to_write_is_not_followed(
     assert not scene.objects() and not [name for name in scene.files() if "json" in name]
 
 
+class Stranger(Server):
+    """It answers whatever comes with the same bytes, over TLS if it has a context for that."""
+
+    def __init__(self, answer: bytes = b"", tls: ssl.SSLContext | None = None) -> None:
+        self.answer, self.tls, self.received, self.connections = answer, tls, list[bytes](), 0
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self.listener.getsockname()[1]
+
+    def start(self) -> Stranger:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def kill(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            stream = self.tls.wrap_socket(client, server_side=True) if self.tls else client
+            with stream:
+                said = receive(stream)
+                while said[:1].isupper() and b"\r\n\r\n" not in said:
+                    said += receive(stream)
+                length = re.search(rb"(?i)\ncontent-length: *(\d+)", said)
+                while length and b"100-continue" not in said and len(said.partition(b"\r\n\r\n")[2]) < int(length[1]):
+                    said += receive(stream)
+                self.received.append(said)
+                stream.sendall(self.answer)
+
+
+AUTHORITY, AGE = "127.0.0.1", timedelta(days=30)  # whom certificates are for, and for how long
+
+
+def secured(folder: Path, how: str) -> tuple[ssl.SSLContext | None, str]:
+    """A server's side of TLS that is right, or wrong in one way; the file of who is trusted."""
+    authority, now = trustme.CA(), datetime.now(timezone.utc)
+    trusted = trustme.CA() if how == "unknown authority" else authority
+    trusted.cert_pem.write_to_path(str(folder / "ca.pem"))
+    when = {"expired": (now - AGE, now - AGE / 30), "not yet valid": (now + AGE / 30, now + AGE)}
+    begin, end = when.get(how, (now - AGE, now + AGE))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("192.0.2.1" if how == "another host" else AUTHORITY,
+                         not_before=begin, not_after=end).configure_cert(context)
+    if how == "TLS 1.1":
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    return None if how == "no TLS" else context, str(folder / "ca.pem")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+@pytest.mark.parametrize("how", ["right", "another host", "expired", "not yet valid",
+                                 "unknown authority", "TLS 1.1", "no TLS"])
+def test_a_server_that_is_not_proven_to_be_the_right_one_gets_no_request(
+        scene: Scene, tmp_path: Path, how: str) -> None:
+    context, trusted = secured(tmp_path, how)
+    insecure = dict.fromkeys(("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"),
+                             "true")
+    with Stranger(http_reply("418 I'm a teapot", b""), context) as server:
+        scene.settings |= {
+            "COLONIES_SERVER_HOST": "127.0.0.1", "COLONIES_SERVER_PORT": str(server.port),
+            "COLONIES_COLONY_NAME": COLONY_NAME, "COLONIES_COLONY_PRVKEY": OWNER_KEY,
+            "AWS_S3_ENDPOINT": f"127.0.0.1:{server.port}", "AWS_S3_SECURE": "true",
+            "COLONIES_CA_FILE": trusted, "AWS_S3_CA_FILE": trusted}
+        for settings in [{}] if how == "right" else [{}, insecure]:
+            server.received.clear()
+            server.connections = 0
+            ran = scene.run("check", status=1, **settings)
+            [colonies] = re.findall("(?m)^FAIL +colonies: .*", ran.stdout)
+            [bucket] = re.findall("(?m)^FAIL +bucket: .*", ran.stdout)
+            assert "COLONIES_TLS, COLONIES_CA_FILE" in colonies
+            heard = b"".join(server.received)
+            if how == "right" or (settings and how not in ("TLS 1.1", "no TLS")):
+                assert "HTTP status 418" in colonies and "(418)" in bucket
+                assert b"POST /api" in heard and b"AWS4-HMAC" in heard
+            else:
+                assert "AWS_S3_SECURE, AWS_S3_CA_FILE" in bucket
+                assert b"POST" not in heard and b"AWS4-HMAC" not in heard
+                assert server.connections == 2  # it can't get better: neither is tried again
+            assert all((f"msg=\"{name}: any" in ran.stderr) == bool(settings) for name in insecure)
+
+
+STATUSES = {301: "Moved Permanently", 302: "Found", 303: "See Other", 307: "Temporary Redirect",
+            308: "Permanent Redirect"}
+
+
+def redirection(status: int, where: Stranger, *more: str) -> bytes:
+    head = f"HTTP/1.1 {status} {STATUSES[status]}\r\nLocation: http://127.0.0.1:{where.port}/api\r\n"
+    return "".join([head, *(f"{line}\r\n" for line in more),
+                    "Content-Length: 0\r\nConnection: close\r\n\r\n"]).encode()
+
+
+@standin()
+def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
+        site: Site, tmp_path: Path) -> None:
+    forged = json.dumps({"payloadtype": "x", "error": False, "payload": base64.b64encode(
+        b"null").decode()}).encode()
+    with Stranger(http_reply("200 OK", forged)) as elsewhere, Proxy(site.where.port) as proxy:
+        kinds = ["addexecutor", "approveexecutor", "addfunction", "getfunctions", "getprocesses",
+                 "getprocess", "assignprocess", "closesuccessful", "getcrons", "addcron"]
+        statuses = itertools.cycle(STATUSES)
+        for kind in kinds:
+            for status in (next(statuses), next(statuses)):
+                proxy.reply(f'"{kind}msg"'.encode(), redirection(status, elsewhere))
+        process = site.submit()
+        with site.serve(proxy.port, BACKUP_CRON="0 0 1 * * *",
+                        BACKUP_TIME_SCALE=BRISK) as executor:
+            site.succeeds(process)
+            executor.wait_for("Added the cron")
+            assert re.search(r"level=warning .*it redirects.*HTTP status 30\d.*COLONIES_TLS",
+                             executor.log)
+            assert not proxy.rules, proxy.rules
+            assert executor.stop() == 0
+        assert not elsewhere.received
+        context, trusted = secured(tmp_path, "right")
+        with Stranger(redirection(302, elsewhere), context) as server:
+            said = run(site.settings(server.port, COLONIES_TLS="true", COLONIES_CA_FILE=trusted),
+                       "check").stdout
+        assert re.search("(?m)^FAIL +colonies: .*it redirects.*HTTP status 302", said)
+        assert len(server.received) == 1 and not elsewhere.received
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_no_redirection_by_s3_is_followed_whatever_was_asked(
+        big: Scene, meddler: Meddler, status: int) -> None:
+    name = big.backup()["filename"]
+    asked = [("backup", rb"^HEAD "), ("backup", rb"^POST \S+\?uploads"), ("backup", PART),
+             ("backup", COMPLETING), ("verify", rb"^GET \S+list-type=2"),
+             ("verify", rb"^GET \S+\.bak "), ("check", rb"^PUT "), ("check", rb"^DELETE ")]
+    with Stranger(http_reply("200 OK", b"")) as elsewhere:
+        for number, (command, request) in enumerate(asked):
+            if (number - list(STATUSES).index(status)) % 5 > 1:
+                continue  # each request is redirected in two ways, in all there are five
+            meddler.reply(request, redirection(status, elsewhere, "x-amz-bucket-region: eu-x-1"), 99)
+            ran = big.run(command, status=1, **through(meddler, 0.001))
+            errors = re.findall("(?m)^(?:FAIL +bucket:|.* level=error) .*", ran.stdout + ran.stderr)
+            says = rf"\({status}\).*{STATUSES[status]}.*AWS_S3_SECURE"
+            assert re.search("HTTP Client" if status == 303 else says, errors[-1]), errors
+            meddler.clear()
+        assert not elsewhere.connections
+    assert name in big.objects()
+
+
 # ---- TimescaleDB -------------------------------------------------------------------------------
 
 # No package registry has TimescaleDB. This extension of its name is awkward where it is: it wants
