@@ -9,7 +9,7 @@ Nothing partial has a final name; nothing goes that is not provably an old backu
 `verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs."""
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
-import hmac, importlib.util, itertools, json, marshal, os, random, re, select, signal, ssl  # noqa: E401
+import hmac, importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl  # noqa: E401
 import subprocess, sys, tempfile, threading, time, urllib.parse, urllib.request  # noqa: E401
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -1170,6 +1170,7 @@ def main() -> int:
     options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
     command, status = options.command or "serve", 0
     os.umask(0o077)  # a dump holds the whole database: nobody else's to read
+    with suppress(OSError, ValueError): resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # no core
     for signum in (1, 2, 15, signal.SIGUSR1): signal.signal(signum, on_signal)
     try:
         colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
