@@ -6056,6 +6056,28 @@ def test_no_redirection_by_s3_is_followed_whatever_was_asked(
     assert name in big.objects()
 
 
+@standin()
+def test_a_crash_of_any_of_its_processes_leaves_no_core_file(site: Site, tmp_path: Path) -> None:
+    crashed, here = tmp_path / "crashed", tmp_path / "here"
+    crashed.mkdir()
+    here.mkdir()
+    subprocess.run([*OPEN_DOORS[:3], "sh", "sh", "-c", "kill -SEGV $$"], cwd=crashed, check=False)
+    site.submit()
+    with site.held(), Program([*OPEN_DOORS, str(EXECUTOR)], executor_environment(
+            site.settings(), str(tmp_path), 17), cwd=here) as executor:
+        site.sessions(True)
+        pids = [executor.pid, *descendants(executor.pid)]
+        assert len(pids) == 3
+        for pid in pids:
+            # 1, not 0: the kernel pipes no core to a handler then, either (fs/coredump.c)
+            assert re.search("Max core file size +1 +1 ", Path(f"/proc/{pid}/limits").read_text())
+            assert os.path.samefile(f"/proc/{pid}/cwd", here)
+        for pid in reversed(pids):
+            os.kill(pid, signal.SIGSEGV)
+        assert executor.wait() == -signal.SIGSEGV
+    assert not os.listdir(here), f"without the limit: {os.listdir(crashed)}"
+
+
 # ---- TimescaleDB -------------------------------------------------------------------------------
 
 # No package registry has TimescaleDB. This extension of its name is awkward where it is: it wants
