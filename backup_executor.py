@@ -312,7 +312,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
                 code = said.get("Error", {}).get("Code") or type(error).__name__
                 again = (code in self.RETRY or status in (409, 412, 429) or (
                     status >= 500 and status != 501) or not (status or code in self.HOPELESS))
-                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError" or status // 100 == 3)
+                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError" or status//100 == 3)
                 text = f"{self.where}: {verb}: {redacted(self.s, error)}{hint}"
             if not again or time.monotonic() + pause > end: raise Failure(text, status, again)
             if tries == 3: log("warning", "S3 is away, trying again ...", Error=text)

@@ -5855,10 +5855,12 @@ def place(kind: str, path: Path, target: Path) -> None:
     elif kind == "device":
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # of zeros without end
     else:
-        {"link": lambda: path.symlink_to(target), "hard link": lambda: path.hardlink_to(target),
-         "dangling link": lambda: path.symlink_to(target.with_name("made")),
-         "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir,
-         "nest": lambda: path.write_text("[" * 10**5)}[kind]()
+        makers: dict[str, Callable[[], Any]] = {
+            "link": lambda: path.symlink_to(target), "hard link": lambda: path.hardlink_to(target),
+            "dangling link": lambda: path.symlink_to(target.with_name("made")),
+            "FIFO": lambda: os.mkfifo(path), "folder": path.mkdir,
+            "nest": lambda: path.write_text("[" * 10**5)}
+        makers[kind]()
 
 
 @standin()
@@ -5937,7 +5939,8 @@ class Stranger(Server):
                 while said[:1].isupper() and b"\r\n\r\n" not in said:
                     said += receive(stream)
                 length = re.search(rb"(?i)\ncontent-length: *(\d+)", said)
-                while length and b"100-continue" not in said and len(said.partition(b"\r\n\r\n")[2]) < int(length[1]):
+                whole = len(said.partition(b"\r\n\r\n")[0]) + 4 + int(length[1] if length else 0)
+                while length and b"100-continue" not in said and len(said) < whole:
                     said += receive(stream)
                 self.received.append(said)
                 stream.sendall(self.answer)
@@ -6046,7 +6049,8 @@ def test_no_redirection_by_s3_is_followed_whatever_was_asked(
         for number, (command, request) in enumerate(asked):
             if (number - list(STATUSES).index(status)) % 5 > 1:
                 continue  # each request is redirected in two ways, in all there are five
-            meddler.reply(request, redirection(status, elsewhere, "x-amz-bucket-region: eu-x-1"), 99)
+            meddler.reply(request, redirection(
+                status, elsewhere, "x-amz-bucket-region: eu-x-1"), 99)
             ran = big.run(command, status=1, **through(meddler, 0.001))
             errors = re.findall("(?m)^(?:FAIL +bucket:|.* level=error) .*", ran.stdout + ran.stderr)
             says = rf"\({status}\).*{STATUSES[status]}.*AWS_S3_SECURE"
