@@ -40,6 +40,7 @@ import collections
 import contextlib
 import ctypes
 import fcntl
+import fnmatch
 import functools
 import hashlib
 import http.server
@@ -71,6 +72,7 @@ import threading
 import time
 import timeit
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -6080,6 +6082,217 @@ def test_a_crash_of_any_of_its_processes_leaves_no_core_file(site: Site, tmp_pat
             os.kill(pid, signal.SIGSEGV)
         assert executor.wait() == -signal.SIGSEGV
     assert not os.listdir(here), f"without the limit: {os.listdir(crashed)}"
+
+
+class Guard(Proxy):
+    """A proxy before S3 that lets pass what a policy allows, by AWS's names of what is asked.
+
+    As in AWS, what is not there is 403, not 404, to who may not list the bucket.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene.s3.port)
+        self.scene, self.denied, self.allowed = scene, set[str](), set[str]()
+        [text] = least_privileges("json")
+        self.policy = json.loads(text.replace("BUCKET", "backup").replace("PREFIX", scene.prefix))
+        self.clear()
+
+    def clear(self) -> None:
+        self.rules = GuardedRules([Rule(self, "reply", FORBIDDEN)])  # type: ignore[arg-type]
+
+    def actions(self) -> list[str]:
+        return [action for statement in self.policy["Statement"] for action in statement["Action"]]
+
+    def without(self, action: str) -> None:
+        for statement in self.policy["Statement"]:
+            statement["Action"] = [each for each in statement["Action"] if each != action]
+
+    def search(self, request: bytes) -> bool:
+        """Whether it is denied."""
+        method, target = request.split(b" ", 2)[:2]
+        path, _, query = target.decode().partition("?")
+        asked = urllib.parse.parse_qs(query, keep_blank_values=True)
+        bucket, _, key = urllib.parse.unquote(path[1:]).partition("/")
+        asks = {"list-type", "uploads", "uploadId", "partNumber"} & asked.keys()
+        action = {
+            (b"GET", "list-type"): "ListBucket", (b"HEAD", "key"): "GetObject",
+            (b"GET", "key"): "GetObject", (b"PUT", "key"): "PutObject",
+            (b"PUT", "key partNumber uploadId"): "PutObject", (b"DELETE", "key"): "DeleteObject",
+            (b"POST", "key uploads"): "PutObject", (b"POST", "key uploadId"): "PutObject",
+            (b"DELETE", "key uploadId"): "AbortMultipartUpload",
+        }.get((method, " ".join(["key"] * bool(key) + sorted(asks))), "")
+        prefix = asked.get("prefix", [""])[0] if action == "ListBucket" else None
+        allowed = self._allows(action, f"{bucket}/{key}" if key else bucket, prefix)
+        if allowed and action == "GetObject" and not self._allows("ListBucket", bucket, None):
+            try:
+                self.scene.client.head_object(Bucket=bucket, Key=key)
+            except botocore.exceptions.ClientError:
+                allowed = False
+        (self.allowed if allowed else self.denied).add(f"s3:{action}")
+        return not allowed
+
+    def _allows(self, action: str, resource: str, prefix: str | None) -> bool:
+        def holds(statement: dict[str, Any]) -> bool:
+            wanted = statement.get("Condition", {}).get("StringLike", {}).get("s3:prefix", "*")
+            return f"s3:{action}" in statement["Action"] and any(
+                fnmatch.fnmatchcase(f"arn:aws:s3:::{resource}", each)
+                for each in statement["Resource"]) and (
+                "Condition" not in statement or fnmatch.fnmatchcase(prefix or "", wanted))
+        return any(map(holds, self.policy["Statement"]))
+
+
+class GuardedRules(list[Rule]):
+    """A proxy's rules, of which the first, the guard, holds for ever."""
+
+    def remove(self, rule: Rule) -> None:
+        if rule is not self[0]:
+            super().remove(rule)
+
+
+def least_privileges(language: str) -> list[str]:
+    """README's blocks in a language on what is enough."""
+    readme = HERE.with_name("README.md").read_text("utf-8")
+    section = readme.partition("\n## Least privileges\n")[2].partition("\n## ")[0]
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", section)
+
+
+def test_readmes_policy_for_s3_is_enough_for_every_command_and_all_of_it_is_used(
+        big: Scene, new: str) -> None:
+    with Guard(big) as guard:
+        big.settings |= {"FULL_BACKUPS": "1", **through(guard)}
+        stuck_upload(big, guard)
+        first = big.backup()
+        assert len(big.objects()) == 1 and not first["kept"].keys() - {first["filepath_s3"][1:]}
+        assert big.uploads() == [] and big.files() == []
+        for command in (["list"], ["check"], ["verify"], ["restore", "latest", "--database", new]):
+            said = big.run(*command).stderr
+            assert "level=warning" not in said
+        assert not guard.denied and guard.allowed == set(guard.actions())
+
+
+@pytest.mark.parametrize("lacking", [
+    "s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload",
+    "s3:ListBucket without a prefix", "s3:PutObject to another prefix"])
+def test_what_lacks_of_readmes_policy_is_named_and_makes_no_half_backup(
+        scene: Scene, lacking: str) -> None:
+    before = scene.backup()["filename"]
+    with Guard(scene) as guard:
+        whole = json.loads(json.dumps(guard.policy))
+        guard.without(lacking)
+        if " without a prefix" in lacking:
+            guard.policy["Statement"][0]["Condition"] = {
+                "StringLike": {"s3:prefix": f"{scene.prefix}/*"}}
+        elif " to another" in lacking:
+            scene.settings["AWS_S3_PREFIX"] = f"{scene.prefix}x"
+        settings = {"FULL_BACKUPS": "1", **through(guard, 0.01)}
+        says = {"s3:ListBucket": "list_objects_v2: .*AccessDenied",
+                "s3:GetObject": "head_object: .*403", "s3:PutObject": "multipart_upload: .*Denied",
+                "s3:ListBucket without a prefix": "head_object: .*403",
+                "s3:PutObject to another prefix": "list_objects_v2|head_object: .*403"}
+        if lacking in ("s3:DeleteObject", "s3:AbortMultipartUpload"):
+            result = scene.backup(**settings)
+            assert len(scene.objects()) == 1 + (lacking == "s3:DeleteObject")
+            if lacking == "s3:DeleteObject":
+                kept = result["kept"][f"{scene.prefix}/{before}"]
+                assert "not removed: " in kept and "delete_object: " in kept and "Denied" in kept
+                said = scene.run("check", status=1, **settings).stdout
+                assert re.search("(?m)^FAIL +bucket: .*delete_object: .*AccessDenied", said)
+        else:
+            error = scene.failure(**settings)
+            assert re.search(says[lacking], error) and guard.denied
+            assert list(scene.objects()) == [before] and not scene.uploads()
+            # a dump that was made is kept, and goes where it belongs once that is allowed
+            assert bool(scene.files()) == (lacking != "s3:ListBucket")
+            scene.settings["AWS_S3_PREFIX"] = scene.prefix
+            guard.policy = whole
+            scene.run("backup", "--resume", **settings)
+            assert len(scene.objects()) == 1 and scene.files() == []
+            assert list(scene.objects()) == [before] or lacking != "s3:ListBucket"
+
+
+PRIVATE = """CREATE SCHEMA private; CREATE TABLE private.counted (id serial);
+    CREATE TABLE private.ruled AS SELECT 1 AS i; CREATE ROLE {owner} NOLOGIN;
+    ALTER TABLE private.ruled ENABLE ROW LEVEL SECURITY; SELECT lo_from_bytea(4711, '\\x00ff');
+    ALTER LARGE OBJECT 4711 OWNER TO {owner}; REVOKE ALL ON DATABASE {database} FROM PUBLIC"""
+TAKEN = {  # README's statements, what takes each back, and what is said without it
+    r"CREATE ROLE (\w+) LOGIN PASSWORD 'change me'": (
+        r"ALTER ROLE \1 NOLOGIN", r"ALTER ROLE \1 LOGIN", "not permitted to log in"),
+    r"GRANT CONNECT ON DATABASE (\w+) TO (\w+)": (
+        r"REVOKE CONNECT ON DATABASE \1 FROM \2", "", "permission denied for database"),
+    r"GRANT pg_read_all_data TO (\w+)": (
+        r"REVOKE pg_read_all_data FROM \1", "", "permission denied for table"),
+    r"ALTER ROLE (\w+) BYPASSRLS": (r"ALTER ROLE \1 NOBYPASSRLS", "", "row-level security")}
+
+
+@pytest.mark.parametrize("version", [15, 17])
+def test_readmes_roles_are_enough_for_every_command_and_each_line_is_needed(
+        scene: Scene, version: int) -> None:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder())
+        server = scene.postgres if version == 17 else stack.enter_context(
+            Postgres(folder / "old", version))
+        site = Scene(server, scene.s3, scene.folder, scene.database, f"{scene.prefix}_roles")
+        role, restorer, owner = (f"{x}_{scene.database}" for x in ("backup", "restorer", "owner"))
+        if version != 17:
+            server.sql(f"CREATE DATABASE {site.database}")
+            site.sql(FILLED)
+        site.sql(PRIVATE.format(owner=owner, database=site.database))
+
+        def drop() -> None:
+            server.sql(f"DROP DATABASE IF EXISTS restored_{site.database}")
+            site.sql(f"DROP OWNED BY {role}, {restorer}, {owner}; "
+                     f"DROP ROLE {role}, {restorer}, {owner}")
+
+        roles, objects, other = [re.sub(r"\bsensors\b", site.database, re.sub(
+            r"\bbackup\b", role, re.sub(r"\brestorer\b", restorer, text)))
+            for text in least_privileges("sql")]
+        lines = [line for line in roles.strip().split(";") if line]
+        stack.callback(drop)
+        site.sql(roles + objects + other)
+        settings = {"clients": version, "DB_USER": role, "DB_PASSWORD": "change me"}
+
+        def succeeds() -> None:
+            result = json.loads(site.run("backup", **settings).stdout)
+            assert result["filename"] in site.objects() and site.files() == []
+
+        def fails(says: str) -> None:
+            before = site.objects()
+            assert says in site.failure(**settings)
+            assert site.objects() == before and site.files() == []
+
+        succeeds()
+        for command in (["list"], ["check"], ["verify"]):
+            assert "level=warning" not in site.run(*command, **settings).stderr
+        for line in lines:
+            [(pattern, (takes, gives, says))] = [
+                each for each in TAKEN.items() if re.fullmatch(each[0], line.strip())]
+            site.sql(re.sub(pattern, takes, line))
+            fails(says)
+            site.sql(re.sub(pattern, gives, line) if gives else line)
+        assert len(lines) == len(TAKEN)
+        # of large objects: each needs a grant of its own, or any of the others that README names
+        site.sql(f"SELECT lo_from_bytea(4712, ''); ALTER LARGE OBJECT 4712 OWNER TO {owner}")
+        for gives, takes in (
+                (f"GRANT {owner} TO {role}", f"REVOKE {owner} FROM {role}"),
+                (f"ALTER ROLE {role} SET lo_compat_privileges = on",
+                 f"ALTER ROLE {role} RESET lo_compat_privileges"), (objects, "")):
+            fails("permission denied for large object 4712")
+            site.sql(gives)
+            succeeds()
+            site.sql(takes)
+        # the other role: restores and proves, and can do neither without CREATEDB
+        settings |= {"DB_USER": restorer, "VERIFY_DB_HOST": "127.0.0.1",
+                     "VERIFY_DB_PORT": str(server.port), "VERIFY_DB_USER": restorer,
+                     "VERIFY_DB_PASSWORD": "change me"}
+        restore = ["restore", "latest", "--no-owner", "--database", f"restored_{site.database}"]
+        assert json.loads(site.run("verify", **settings).stdout)["verdict"] == "restored"
+        site.run(*restore, **settings)
+        assert server.sql("SELECT count(*) FROM t", restore[-1]) == "500"
+        server.sql(f"DROP DATABASE {restore[-1]}; ALTER ROLE {restorer} NOCREATEDB")
+        for command in (["verify"], restore):
+            assert "permission denied to create database" in site.run(
+                *command, status=1, **settings).stderr
+        assert restore[-1] not in databases(server)
 
 
 # ---- TimescaleDB -------------------------------------------------------------------------------
