@@ -154,8 +154,8 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
         setattr(s, setting.name.lower(), value)
     keys = ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
     needed = ["AWS_S3_BUCKET_NAME"] * s3 + keys * any(getattr(s, key.lower()) for key in keys) + [
-        "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_COLONY_NAME or "
-        "COLONIES_COLONY_ID", "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"] * serve
+        "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", ("COLONIES_COLONY_NAME or "
+        "COLONIES_COLONY_ID"), "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"] * serve
     wrong |= {names: "is missing" for names in needed
               if not any(getattr(s, name.lower()) for name in names.split(" or "))}
     require(not wrong, "settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong), 2)

@@ -2844,7 +2844,7 @@ def test_the_derived_key_is_that_of_the_contract() -> None:
 
 @pytest.mark.parametrize("key", INVALID_KEYS)
 def test_a_bad_key_is_refused_without_being_repeated(key: str) -> None:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="is not a private key") as error:
         backup_executor.private_key(key)
     assert not key or key not in str(error.value)
 
@@ -3682,9 +3682,10 @@ def test_stdout_carries_the_result_and_nothing_else(scene: Scene) -> None:
     assert result["sha256"] == sha256_of(body) and result["database"] == scene.database
     assert all(type(result[f"exectime_{x}"]) is int for x in ("backup", "upload_s3"))
     assert scene.files() == []
-    steps = ["Backing up database ...", "Successfully backup database", "Uploading backup file to"
-             " S3 ...", "Successfully uploaded backup file", "Removed local backup file",
-             "Removing old backup files ...", "Backup procedure completed, closing process ..."]
+    steps = ["Backing up database ...", "Successfully backup database",
+             "Uploading backup file to S3 ...", "Successfully uploaded backup file",
+             "Removed local backup file", "Removing old backup files ...",
+             "Backup procedure completed, closing process ..."]
     assert re.findall(r'(?m)^time="\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d)" level=info'
                       r' msg="([^"]*)"', ran.stderr) == steps
     assert f'Filename={name} Size="{len(body)} bytes"' in ran.stderr
@@ -5284,8 +5285,9 @@ def test_an_empty_database_is_used(scene: Scene, new: str) -> None:
 
 @pytest.mark.parametrize("content", [
     "CREATE TABLE x (id int)", "CREATE SCHEMA x", "SELECT lo_create(1)", "CREATE PUBLICATION x",
-    "CREATE CAST (int AS inet) WITH INOUT", "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO"
-    " PUBLIC"], ids=lambda content: " ".join(content.split()[:2]))
+    "CREATE CAST (int AS inet) WITH INOUT",
+    "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC"],
+    ids=lambda content: " ".join(content.split()[:2]))
 def test_a_database_that_is_not_empty_is_refused(scene: Scene, new: str, content: str) -> None:
     name = stored(scene, archive(scene))
     scene.postgres.run("createdb", new)
@@ -6318,6 +6320,16 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
     said += [path.read_text() for what in ("arguments", "parent") for path in
              notes.glob(f"*.{what}")]
     assert not [text for text in said + journals for secret in hidden.values() if secret in text]
+
+
+def test_the_shell_of_ci_and_of_the_restore_by_hand_is_clean(tmp_path: Path) -> None:
+    """That of the Dockerfile is looked at by hadolint, in the same way."""
+    script = tmp_path / "by-hand.sh"
+    script.write_text("#!/bin/bash -e\n" + by_hand(
+        *FETCHED, "plain PostgreSQL", "TimescaleDB", *FINISHED))
+    ran = subprocess.run([tool("shellcheck"), str(HERE.with_name(".ci") / "run"), str(script)],
+                         text=True, capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stdout
 
 
 # ---- TimescaleDB -------------------------------------------------------------------------------
@@ -7562,8 +7574,9 @@ NO_KEYS = {"backup.s3.accessKey": "", "backup.s3.secretAccessKey": ""}
 NO_OWNER = {"backup.colonies.colonyPrvkey": "", "backup.colonies.executorPrvkey": ""}
 OWN = {"backup.colonies.existingSecret": "own"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"backup.image.repository": ""}, "image.repository is missing. Build the image and push it:\n"
-     f"    docker build -t REGISTRY/backup-executor:{backup_executor.__version__} . && docker pu"),
+    ({"backup.image.repository": ""}, (
+        "image.repository is missing. Build the image and push it:\n    docker build -t REGISTRY/"
+        f"backup-executor:{backup_executor.__version__} . && docker pu")),
     ({"database.password": ""}, "database.password or database.existingSecret is missing"),
     ({"database.enabled": False}, "database.host is missing"),
     ({"database.host": "elsewhere"}, "database.host and database.port take database"),
