@@ -9,7 +9,7 @@ Nothing partial has a final name; nothing goes that is not provably an old backu
 `verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs."""
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
-import hmac, importlib.util, itertools, json, marshal, os, random, re, select, signal, ssl  # noqa: E401
+import hmac, importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl  # noqa: E401
 import subprocess, sys, tempfile, threading, time, urllib.parse, urllib.request  # noqa: E401
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -159,8 +159,8 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
         setattr(s, setting.name.lower(), value)
     keys = ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
     needed = ["AWS_S3_BUCKET_NAME"] * s3 + keys * any(getattr(s, key.lower()) for key in keys) + [
-        "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_COLONY_NAME or "
-        "COLONIES_COLONY_ID", "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"] * serve
+        "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", ("COLONIES_COLONY_NAME or "
+        "COLONIES_COLONY_ID"), "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY"] * serve
     wrong |= {names: "is missing" for names in needed
               if not any(getattr(s, name.lower()) for name in names.split(" or "))}
     require(not wrong, "settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong), 2)
@@ -170,8 +170,8 @@ def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = Tr
     if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
         s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
     s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
-    whose = f"{s.colonies_executor_name} {s.journals} {os.path.realpath(s.backup_path)} " + (
-        f"{s.aws_s3_bucket_name}/{s.aws_s3_prefix}")  # also of one that takes our place elsewhere
+    place = f"{os.path.realpath(s.backup_path)} {s.aws_s3_bucket_name}/{s.aws_s3_prefix}"
+    whose = f"{s.colonies_executor_name} {s.journals} {place}"  # also for who takes its place
     s.mark = 10**9 + int(hashlib.sha256(whose.encode()).hexdigest()[:7], 16)  # of scratch databases
     s.tag = hashlib.sha256(f"{whose} {os.uname().nodename}".encode()).hexdigest()  # our sessions
     return s
@@ -257,12 +257,14 @@ def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping
     status, text = 0, base64.b64encode(json.dumps(message).encode()).decode()
     body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
     query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
-    def exchange() -> tuple[int, bytes]:  # (urllib never sends a body on to where it redirects)
-        try: reply = urllib.request.urlopen(query, timeout=within, context=tls)
-        except urllib.request.HTTPError as error: reply = error
-        with reply: return reply.status, reply.read(16 * MIB)
+    web, opener = urllib.request, urllib.request.OpenerDirector()  # it follows no redirection
+    for handler in (web.ProxyHandler(), web.HTTPHandler(), web.HTTPSHandler(context=tls)):
+        opener.add_handler(handler)
+    def exchange() -> tuple[int, bytes]:
+        with opener.open(query, timeout=within) as reply: return reply.status, reply.read(16 * MIB)
     try:
         status, raw = in_time(within, exchange)
+        require(status // 100 != 3, "it redirects, which is not followed")
         envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
         answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
         if status == 200 and envelope["error"] is False: return answer
@@ -324,7 +326,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
                 code = said.get("Error", {}).get("Code") or type(error).__name__
                 again = (code in self.RETRY or status in (409, 412, 429) or (
                     status >= 500 and status != 501) or not (status or code in self.HOPELESS))
-                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError")
+                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (code == "SSLError" or status//100 == 3)
                 text = f"{self.where}: {verb}: {redacted(self.s, error)}{hint}"
             if not again or time.monotonic() + pause > end: raise Failure(text, status, again)
             if tries == 3: log("warning", "S3 is away, trying again ...", Error=text)
@@ -397,7 +399,8 @@ class Journal(dict[str, Any]):
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
     def save(self, **changes: Any) -> None:  # whole or not at all, also where the power fails
         draft = os.path.join(os.path.dirname(self.path), "backup_journal.partial")
-        with placing(draft), open(draft, "w", encoding="utf-8") as file:
+        with suppress(FileNotFoundError): os.unlink(draft)  # a crash's, or a link to elsewhere
+        with placing(draft), open(draft, "x", encoding="utf-8") as file:
             print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.path)
@@ -410,6 +413,8 @@ class Journal(dict[str, Any]):
     def remove(self, *more: str) -> None:
         for path in (*more, self.partial, self.path):
             with suppress(OSError): os.unlink(path)
+def guarded(path: str, flags: int) -> int:  # an opener: it follows no link, waits for no FIFO
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 def digest(path: str) -> str:  # SHA-256; of nothing if it is no plain file
     sha256, plain = hashlib.sha256(), os.path.isfile(path) and not os.path.islink(path)
     with open(path if plain else os.devnull, "rb") as file:
@@ -419,8 +424,8 @@ def journals(s: Namespace) -> list[Journal]:  # this database's, oldest first
     found = [Journal(os.path.join(s.backup_path, name[:-5])) for name in os.listdir(s.backup_path)
              if re.fullmatch(r"backup_[0-9]+\.bak\.json", name)]
     for journal in found:
-        with suppress(OSError, ValueError, TypeError), open(journal.path, "rb") as file:
-            journal.update(json.load(file))
+        with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
+            journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
     return sorted((x for x in found if x.get("by") == s.journals), key=lambda x: x.file)
 @contextmanager
 def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
@@ -491,6 +496,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         with suppress(OSError): show(os.path.getsize(partial))
     try:
         journal.save()
+        open(partial, "x").close()  # pg_dump would follow a link of that name
         run(s, "Backing up database", ["pg_dump", "-Fc", "-f", partial, "--no-password",
             f"--compress={method}", "--lock-wait-timeout=300s"], tick=tick, options=options)
         took = int(time.monotonic() - start_time)
@@ -938,9 +944,10 @@ class Executor:  # has each process done by a child, closes it; its state follow
         return due
     def serve(self) -> None:  # what a crash left at VERIFY_DB_HOST goes first
         self.job: Job | None = Job("backup", "--resume") if self.s.verify_db_host else None
-        pauses = backoff()
+        pauses, alive = backoff(), self.s.backup_alive_file
         while not signals:
-            with suppress(OSError), open(self.s.backup_alive_file, "w"): pass  # touches it
+            with suppress(OSError), open(alive, "a", opener=guarded) as file:
+                os.utime(file.fileno())
             try:
                 if self.job and self.job.ended():
                     with suppress(Failure): self.tell(self.job)
@@ -1185,6 +1192,7 @@ def main() -> int:
     options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
     command, status = options.command or "serve", 0
     os.umask(0o077)  # a dump holds the whole database: nobody else's to read
+    with suppress(OSError, ValueError): resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # no core
     for signum in (1, 2, 15, signal.SIGUSR1): signal.signal(signum, on_signal)
     try:
         colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
