@@ -964,12 +964,12 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def assign(self, **fields: Any) -> bool:  # take in what comes, asked for or not
         with allowing(404):
             process = self.call("assignprocessmsg", 25, **fields, **self.colony)
-            return bool(self.queue.setdefault(process["processid"], process))
+            return bool(self.queue.setdefault(str(process["processid"])[:99], process))
         return False
     def running(self) -> dict[str, Any]:
         asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
-        return {each["processid"]: each for each in self.call("getprocessesmsg", **asked) or []
-                if each["assignedexecutorid"] == self.id}
+        return {str(x["processid"])[:99]: x for x in self.call("getprocessesmsg", **asked) or []
+                if x["assignedexecutorid"] == self.id}
     def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
         if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
         for function in FUNCTIONS if self.due("cron", 3600) else (): self.ensure_cron(function)
@@ -997,7 +997,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         given = spec if isinstance(spec := self.queue[name].get("spec"), dict) else {}
         return str(given.get("funcname"))[:99], given.get("args") or [], given.get("kwargs")
     def standing(self, name: str) -> int:  # RUNNING: here; UNKNOWN: none such, or odd
-        with allowing(400, 404, 500), suppress(KeyError, TypeError, ValueError):
+        with allowing(400, 404, 500), suppress(LookupError, TypeError, ValueError, ArithmeticError):
             process = self.call("getprocessmsg", processid=name)
             state, here = int(process["state"]), process["assignedexecutorid"] == self.id
             return ELSEWHERE if state == RUNNING and not here else state
@@ -1016,7 +1016,8 @@ class Executor:  # has each process done by a child, closes it; its state follow
         elif funcname == "verify" and self.assign(timeout=-1): pass  # one that may go before it
         else:
             log("info", "Beginning process", ProcessId=name)
-            self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
+            self.job = Job(funcname, *args, process=name,  # execve(2) takes up to 128 KiB
+                           starttime=str(process.get("starttime", ""))[:99])
     def fail(self, name: str, *errors: str) -> None:
         log("error", "Process failed", ProcessId=name, Errors="; ".join(errors))
         self.done[name] = {"errors": [error.replace("\0", "") for error in errors]}
