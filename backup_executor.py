@@ -262,8 +262,9 @@ def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping
         answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
         if status == 200 and envelope["error"] is False: return answer
         why = str(answer["message"])
-    except Exception as error:  # no answer, or something else's
-        status, why = 0, f"{error} (HTTP status {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+    except Exception as error:  # no answer (0), an odd one (1), or something else's (0)
+        status, why = int(status == 200), (
+            f"{error} (HTTP status {status}; see COLONIES_TLS, COLONIES_CA_FILE)")
     raise Failure(f"Colonies at {url}: {message['msgtype']}: {why[:500]}", status, again=True)
 def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
     with suppress(IndexError, ValueError):
@@ -973,7 +974,9 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
         if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
         for function in FUNCTIONS if self.due("cron", 3600) else (): self.ensure_cron(function)
-        if not (self.queue or self.assign(timeout=10) or self.due("poll", 1)): time.sleep(1)
+        if self.queue or self.assign(timeout=10): return
+        self.satisfied = 0, ""  # what it could satisfy has come, so an odd time does no harm
+        if not self.due("poll", 1): time.sleep(1)
     def ensure_cron(self, function: str) -> None:  # the new one before others go
         name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
         if not wanted: return
@@ -997,7 +1000,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         given = spec if isinstance(spec := self.queue[name].get("spec"), dict) else {}
         return str(given.get("funcname"))[:99], given.get("args") or [], given.get("kwargs")
     def standing(self, name: str) -> int:  # RUNNING: here; UNKNOWN: none such, or odd
-        with allowing(400, 404, 500), suppress(LookupError, TypeError, ValueError, ArithmeticError):
+        with allowing(1, 400, 404, 500), suppress(KeyError, TypeError, ValueError, OverflowError):
             process = self.call("getprocessmsg", processid=name)
             state, here = int(process["state"]), process["assignedexecutorid"] == self.id
             return ELSEWHERE if state == RUNNING and not here else state
@@ -1050,7 +1053,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         how = "successful" if "out" in self.done[name] else "failed"
         try: self.call(f"close{how}msg", within, processid=name, **self.done[name])
         except Failure as refused:
-            if not refused.status: raise
+            if refused.status < 2: raise
             log("warning", "Cannot close the process", ProcessId=name, Error=refused)
             del self.queue[name]
         else: self.forget(name)
