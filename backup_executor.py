@@ -429,7 +429,7 @@ END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity 
     AND application_name = current_setting('application_name')"""
 def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
     return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout,
-               options=f"-c statement_timeout=0 {options}")
+               options=f"-c statement_timeout=0 -c search_path=pg_catalog {options}")
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
     return Namespace(**json.loads(psql(s, step, query, **more)))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
@@ -755,7 +755,7 @@ def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> No
                      (["--section=data", many, *(f"--exclude-schema={x}" for x in catalog)], ""),
                      (["--section=post-data", many, first], ""), ([many, last], off)]
             version = f" VERSION '{a.timescaledb}'".replace(" VERSION '?'", "")  # else its default
-            psql(t, step, f"CREATE EXTENSION timescaledb{version}")
+            psql(t, step, f"CREATE EXTENSION timescaledb{version}", options=PUBLIC)
             psql(t, step, "SELECT timescaledb_pre_restore()", options=PUBLIC)
         # pg_restore 17 sets what older servers do not know: then that is the only error allowed.
         known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
