@@ -873,8 +873,8 @@ class Job:  # a command of ours as a child, told for which process it works, if 
     def __init__(self, *command: str, **told: Any):
         self.id: str = told.get("process", "")
         self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
-        env = {name: value for name, value in os.environ.items() if not re.fullmatch(
-            "COLONIES_.*PRVKEY(_FILE)?", name)} | {"BACKUP_PROCESS": json.dumps(told)}
+        env = {x: y for x, y in os.environ.items() if not re.match("COLONIES_.*PRVKEY(_FILE)?$", x)}
+        env["BACKUP_PROCESS"] = json.dumps({x: str(y)[:99] for x, y in told.items()})  # < 128 KiB
         self.child = start([sys.executable, __file__, *command], env, close_fds=False)
     def ended(self) -> bool:  # hear the child out, for a second; has it ended?
         pipe = self.child.stdout
@@ -1019,8 +1019,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         elif funcname == "verify" and self.assign(timeout=-1): pass  # one that may go before it
         else:
             log("info", "Beginning process", ProcessId=name)
-            self.job = Job(funcname, *args, process=name,  # execve(2) takes up to 128 KiB
-                           starttime=str(process.get("starttime", ""))[:99])
+            self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
     def fail(self, name: str, *errors: str) -> None:
         log("error", "Process failed", ProcessId=name, Errors="; ".join(errors))
         self.done[name] = {"errors": [error.replace("\0", "") for error in errors]}
