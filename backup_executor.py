@@ -10,7 +10,7 @@ Nothing partial has a final name; nothing goes that is not provably an old backu
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
 import hmac, importlib.util, itertools, json, marshal, os, random, re, select, signal, ssl  # noqa: E401
-import subprocess, sys, tempfile, threading, time, urllib.parse, urllib.request  # noqa: E401
+import subprocess, sys, tempfile, threading, time, traceback, urllib.parse, urllib.request  # noqa: E401
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
@@ -361,7 +361,7 @@ def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # n
     log("info", "Removing old backup files ...")
     found, removed = list[Found](), list[str]()
     try: found = s3.backups()
-    except Failure as error: log("warning", "Removing none: cannot list them", Error=error)
+    except Exception as error: log("warning", "Removing none: cannot list them", Error=error)
     doubts = doubtful(ours := proven(found, system, database))
     kept = {b.key: "proven" for b in ours} | dict.fromkeys(doubts, "doubtful: less than half")
     if made in doubts: log("warning", "The new backup is doubtful: half as large", Key=made)
@@ -1190,6 +1190,9 @@ def main() -> int:
         return 2 if error.status == 2 else 1
     except OSError as error: log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
+    except Exception as error:  # a peer answered what nothing here expects
+        lines = [x.lineno for x in traceback.extract_tb(error.__traceback__)]
+        log("error", repr(error)[:999], Lines=lines)
     return 1
 if __name__ == "__main__":
     if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
