@@ -455,7 +455,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         if error.status != 404 or not s.aws_s3_endpoint: raise
         log("warning", "The bucket is missing, making it ...", Error=error)
         s3.call("create_bucket")
-    newest, now = known[-1], int(time.time())
+    newest, now = [x for x in known if x.seconds < 10**11][-1], int(time.time())  # 18 digits count
     look_for_room(s, newest.size, server.size)
     if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
