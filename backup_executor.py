@@ -262,9 +262,8 @@ def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping
         answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
         if status == 200 and envelope["error"] is False: return answer
         why = str(answer["message"])
-    except Exception as error:  # no answer (0), an odd one (1), or something else's (0)
-        status, why = int(status == 200), (
-            f"{error} (HTTP status {status}; see COLONIES_TLS, COLONIES_CA_FILE)")
+    except Exception as no:  # no answer (0), an odd one (1), or something else's (0)
+        status, why = +(status == 200), f"{no} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
     raise Failure(f"Colonies at {url}: {message['msgtype']}: {why[:500]}", status, again=True)
 def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
     with suppress(IndexError, ValueError):
@@ -1191,8 +1190,7 @@ def main() -> int:
     except OSError as error: log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     except Exception as error:  # a peer answered what nothing here expects
-        lines = [x.lineno for x in traceback.extract_tb(error.__traceback__)]
-        log("error", repr(error)[:999], Lines=lines)
+        log("error", repr(error)[:999], At=[n for _, n in traceback.walk_tb(error.__traceback__)])
     return 1
 if __name__ == "__main__":
     if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
