@@ -322,17 +322,21 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             found = self.call("head_object", Key=key)
             return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
     def backups(self) -> list[Found]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
-        found, prefix, key = [], self.key("backup_"), ""
+        found, prefix, key, soon = list[Found](), self.key("backup_"), "", time.time() + 86400
+        most = max(10_000, 3 * self.s.full_backups)  # of what others put there may be millions
         while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
-                metadata, key = None, item["Key"]
-                if named := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key):
-                    with allowing(400, 403, 405):  # what can't be looked at is left alone
-                        metadata = (self.head(key) or {}).get("Metadata")
-                    found.append(Found(int(named[1]), key, item["Size"], metadata))
-            if not page.get("IsTruncated"): return sorted(found, key=lambda f: (f.seconds, f.key))
+                if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
+                    found.append(Found(int(n[1]), key, item["Size"], None))
+            found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
+            if not page.get("IsTruncated"): break
             require(key > before, f"{self.where}: its listing does not go on")
+        if len(found) == most: log("warning", f"{self.where}: {most} names are looked at, no more")
+        for i, f in enumerate(found):
+            with allowing(400, 403, 405):  # what can't be looked at is left alone
+                found[i] = f._replace(metadata=(self.head(f.key) or {}).get("Metadata"))
+        return sorted(found, key=lambda f: (f.seconds, f.key))
 # ---- Retention -----------------------------------------------------------------------------------
 def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
     whose = dict[tuple[str, str], list[Found]]()
