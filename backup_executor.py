@@ -9,8 +9,9 @@ Nothing partial has a final name; nothing goes that is not provably an old backu
 `verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs."""
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
-import hmac, importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl  # noqa: E401
-import subprocess, sys, tempfile, threading, time, urllib.parse, urllib.request  # noqa: E401
+import hmac, importlib.util, itertools, json, marshal, os, random, re, resource, select  # noqa: E401
+import signal, ssl, subprocess, sys, tempfile, threading, time, traceback  # noqa: E401
+import urllib.parse, urllib.request  # noqa: E401
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
@@ -269,8 +270,8 @@ def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping
         answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
         if status == 200 and envelope["error"] is False: return answer
         why = str(answer["message"])
-    except Exception as error:  # no answer, or something else's
-        status, why = 0, f"{error} (HTTP status {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+    except Exception as no:  # no answer (0), an odd one (1), or something else's (0)
+        status, why = +(status == 200), f"{no} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
     raise Failure(f"Colonies at {url}: {message['msgtype']}: {why[:500]}", status, again=True)
 def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
     with suppress(IndexError, ValueError):
@@ -338,18 +339,23 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             found = self.call("head_object", Key=key)
             return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
     def backups(self) -> list[Found]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
-        found, prefix, key = [], self.key("backup_"), ""
+        found, prefix, key, soon = list[Found](), self.key("backup_"), "", time.time() + 86400
+        most = max(10_000, 3 * self.s.full_backups)  # of what others put there may be millions
         while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
-                metadata, key = None, item["Key"]  # None: in doubt
-                if named := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key):
-                    with allowing(400, 403, 405):  # what can't be looked at is left alone
-                        head = self.head(key) or {}
-                        metadata = head["Metadata"] if head.get("ETag") == item["ETag"] else None
-                    found.append(Found(int(named[1]), key, item["Size"], metadata))
-            if not page["IsTruncated"]: return sorted(found, key=lambda f: (f.seconds, f.key))
+                if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
+                    found.append(Found(int(n[1]), key, item["Size"], item["ETag"]))
+            found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
+            if not page["IsTruncated"]: break
             require(key > before, f"{self.where}: its listing does not go on")
+        if len(found) == most: log("warning", f"{self.where}: {most} names are looked at, no more")
+        for i, f in enumerate(found):
+            head = dict[str, Any]()
+            with allowing(400, 403, 405): head = self.head(f.key) or {}
+            same = head.get("ETag") == f.metadata  # else it is another's, or no answer of S3's
+            found[i] = f._replace(metadata=head["Metadata"] if same else None)
+        return sorted(found, key=lambda f: (f.seconds, f.key))
 # ---- Retention -----------------------------------------------------------------------------------
 def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
     whose = dict[tuple[str, str], list[Found]]()
@@ -377,7 +383,7 @@ def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # n
     log("info", "Removing old backup files ...")
     found, removed = list[Found](), list[str]()
     try: found = s3.backups()
-    except Failure as error: log("warning", "Removing none: cannot list them", Error=error)
+    except Exception as error: log("warning", "Removing none: cannot list them", Error=error)
     if unknown := sum(f.metadata is None for f in found):
         log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
     doubts = doubtful(ours := proven(found, system, database))
@@ -450,7 +456,7 @@ END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity 
     AND application_name = current_setting('application_name')"""
 def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
     return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout,
-               options=f"-c statement_timeout=0 {options}")
+               options=f"-c statement_timeout=0 -c search_path=pg_catalog {options}")
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
     return Namespace(**json.loads(psql(s, step, query, **more)))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
@@ -476,7 +482,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
         if error.status != 404 or not s.aws_s3_endpoint: raise
         log("warning", "The bucket is missing, making it ...", Error=error)
         s3.call("create_bucket")
-    newest, now = known[-1], int(time.time())
+    newest, now = [x for x in known if x.seconds < 10**11][-1], int(time.time())  # 18 digits count
     look_for_room(s, newest.size, server.size)
     if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
@@ -781,7 +787,7 @@ def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> No
                      (["--section=data", many, *(f"--exclude-schema={x}" for x in catalog)], ""),
                      (["--section=post-data", many, first], ""), ([many, last], off)]
             version = f" VERSION '{a.timescaledb}'".replace(" VERSION '?'", "")  # else its default
-            psql(t, step, f"CREATE EXTENSION timescaledb{version}")
+            psql(t, step, f"CREATE EXTENSION timescaledb{version}", options=PUBLIC)
             psql(t, step, "SELECT timescaledb_pre_restore()", options=PUBLIC)
         # pg_restore 17 sets what older servers do not know: then that is the only error allowed.
         known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
@@ -899,8 +905,8 @@ class Job:  # a command of ours as a child, told for which process it works, if 
     def __init__(self, *command: str, **told: Any):
         self.id: str = told.get("process", "")
         self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
-        env = {name: value for name, value in os.environ.items() if not re.fullmatch(
-            "COLONIES_.*PRVKEY(_FILE)?", name)} | {"BACKUP_PROCESS": json.dumps(told)}
+        env = {x: y for x, y in os.environ.items() if not re.match("COLONIES_.*PRVKEY(_FILE)?$", x)}
+        env["BACKUP_PROCESS"] = json.dumps({x: str(y)[:99] for x, y in told.items()})  # < 128 KiB
         self.child = start([sys.executable, __file__, *command], env, close_fds=False)
     def ended(self) -> bool:  # hear the child out, for a second; has it ended?
         pipe = self.child.stdout
@@ -992,16 +998,18 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def assign(self, **fields: Any) -> bool:  # take in what comes, asked for or not
         with allowing(404):
             process = self.call("assignprocessmsg", 25, **fields, **self.colony)
-            return bool(self.queue.setdefault(process["processid"], process))
+            return bool(self.queue.setdefault(str(process["processid"])[:99], process))
         return False
     def running(self) -> dict[str, Any]:
         asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
-        return {each["processid"]: each for each in self.call("getprocessesmsg", **asked) or []
-                if each["assignedexecutorid"] == self.id}
+        return {str(x["processid"])[:99]: x for x in self.call("getprocessesmsg", **asked) or []
+                if x["assignedexecutorid"] == self.id}
     def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
         if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
         for function in FUNCTIONS if self.due("cron", 3600) else (): self.ensure_cron(function)
-        if not (self.queue or self.assign(timeout=10) or self.due("poll", 1)): time.sleep(1)
+        if self.queue or self.assign(timeout=10): return
+        self.satisfied = 0, ""  # what it could satisfy has come, so an odd time does no harm
+        if not self.due("poll", 1): time.sleep(1)
     def ensure_cron(self, function: str) -> None:  # the new one before others go
         name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
         if not wanted: return
@@ -1026,7 +1034,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         given = spec if isinstance(spec := self.queue[name].get("spec"), dict) else {}
         return str(given.get("funcname"))[:99], given.get("args") or [], given.get("kwargs")
     def standing(self, name: str) -> int:  # RUNNING: here; UNKNOWN: none such, or odd
-        with allowing(400, 404, 500), suppress(KeyError, TypeError, ValueError):
+        with allowing(1, 400, 404, 500), suppress(KeyError, TypeError, ValueError, OverflowError):
             process = self.call("getprocessmsg", processid=name)
             state, here = int(process["state"]), process["assignedexecutorid"] == self.id
             return ELSEWHERE if state == RUNNING and not here else state
@@ -1078,7 +1086,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         how = "successful" if "out" in self.done[name] else "failed"
         try: self.call(f"close{how}msg", within, processid=name, **self.done[name])
         except Failure as refused:
-            if not refused.status: raise
+            if refused.status < 2: raise
             log("warning", "Cannot close the process", ProcessId=name, Error=refused)
             del self.queue[name]
         else: self.forget(name)
@@ -1217,6 +1225,8 @@ def main() -> int:
         return 2 if error.status == 2 else 1
     except OSError as error: log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
+    except Exception as error:  # a peer answered what nothing here expects
+        log("error", repr(error)[:999], At=[n for _, n in traceback.walk_tb(error.__traceback__)])
     return 1
 if __name__ == "__main__":
     while os.open(os.devnull, os.O_RDONLY) < 3: pass  # else a file gets the number of a closed log
