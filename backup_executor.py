@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
 """Colonies Backup Executor: PostgreSQL and TimescaleDB backups in S3, run by Colonies.
 
-Beside a database it waits for processes `backup` of Colonies: it runs `pg_dump -Fc` to a local
-volume, reads the table of contents back, uploads it to an S3 bucket, every part with its checksum,
-asks S3 what it has, removes the local file and then, never before, what is beyond the newest few,
-and closes the process with a JSON result. A finished dump outlasts crashes and peers' absence.
-Nothing partial has a final name; nothing goes that is not provably an old backup of this database.
-`verify` proves one, `restore` restores it. It needs boto3 and PostgreSQL's programs."""
+Beside a database it waits for processes `backup`: `pg_dump -Fc` to a local volume, its table of
+contents read back, an upload of which every part has a checksum, a look at what S3 has; then, never
+before, the local file goes, and what is beyond the newest few; a JSON result closes the process. A
+finished dump outlasts crashes and peers' absence. Nothing partial has a final name; nothing goes
+that is not provably an old backup of this database. `verify` proves one, `restore` restores it."""
 from __future__ import annotations
-import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib  # noqa: E401
-import hmac, importlib.util, itertools, json, marshal, os, random, re, resource, select  # noqa: E401
-import signal, ssl, subprocess, sys, tempfile, threading, time, traceback  # noqa: E401
-import urllib.parse, urllib.request  # noqa: E401
+import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
+import importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl
+import subprocess, sys, tempfile, threading, time, traceback, urllib.parse, urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
@@ -22,8 +20,7 @@ PATIENCE = 15 * 60  # seconds for which an S3 server that is away is waited for
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
 class Failure(Exception):  # `status`: the peer's, or 2: settings. `again`: trying may help
     def __init__(self, text: str, status: int = 0, again: bool = False):
-        super().__init__(text)
-        self.status, self.again = status, again
+        super().__init__(text); self.status, self.again = status, again
 class Stop(BaseException): """A signal, the argument, asks for the end."""
 def require(fact: object, otherwise: str, status: int = 0) -> None:
     if not fact: raise Failure(otherwise, status)
@@ -42,8 +39,7 @@ def in_time(seconds: float, work: Callable[[], Any]) -> Any:  # TimeoutError als
         try: answers.append(work())
         except BaseException as error: errors.insert(0, error)
     thread = threading.Thread(target=attempt, daemon=True)  # one that is left behind ends itself
-    thread.start()
-    thread.join(seconds)
+    thread.start(); thread.join(seconds)
     if not answers: raise errors[0]
     return answers[0]
 def backoff() -> Iterator[float]:  # seconds to wait: doubling to 30, jittered
@@ -65,14 +61,13 @@ def log(level: str, message: str, **fields: object) -> None:  # as logrus; a chi
         write(1, f"#{json.dumps([level, message + more])}\n")
     if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        line = f'time="{now}" level={level} msg={quoted(message)}{more}\n'
-        write(2, "\r\x1b[K" * os.isatty(2) + line)
+        more = f'time="{now}" level={level} msg={quoted(message)}{more}\n'
+        write(2, "\r\x1b[K" * os.isatty(2) + more)
 def progress(what: str, total: int) -> Callable[[int], None]:  # call it with the bytes done
     begun = shown = time.monotonic()
     def show(done: int) -> None:
         nonlocal shown
-        now = time.monotonic()
-        rate = f"{done / MIB / (now - begun + 0.001):.1f} MiB/s"
+        rate = f"{done / MIB / ((now := time.monotonic()) - begun + 0.001):.1f} MiB/s"
         if os.isatty(2) and "BACKUP_PROCESS" not in os.environ:
             bar = "#" * min(30, 30 * done // (total or sys.maxsize))
             write(2, f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}")
@@ -122,22 +117,20 @@ BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd fro
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
 LOG_LEVEL||level|info|debug, info, warning or error""".strip().splitlines()]
 SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
-KINDS: dict[str, tuple[Any, ...]] = {  # pattern, what that is, conversion if it is no text
-    "text": (r"[^\0]*", "free of NUL"), "secret": (r"[^\0]*", "free of NUL"),
-    "token": ("[!-~]+", "of printable ASCII characters alone"),
-    "file": (".*", "a path", lambda path: ssl.create_default_context(cafile=path) and path),
-    "key": ("(?s).*", "", lambda text: private_key(text)),
-    "flag": ("(?i)true|1|yes|false|0|no", "true or false", lambda text: text.lower()[0] in "t1y"),
-    "port": ("[0-9]{1,5}", "a port", lambda text: range(65536).index(int(text) or -1)),
-    "count": ("[1-9][0-9]{0,8}", "a number of at least 1", int),
-    "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
-    "server": (r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?", "host[:port], a URL"),
-    "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
-    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS))}
 def private_key(text: str) -> int:  # ValueError does not repeat the text
     key = int(text, 16) if re.fullmatch("[0-9a-fA-F]{64}", text) else 0
     if not 0 < key < ORDER: raise ValueError("is not a private key: 64 hex digits, 1 to n-1")
     return key
+KINDS: dict[str, tuple[Any, ...]] = {  # pattern, what that is, conversion if it is no text
+    "text": (r"[^\0]*", "free of NUL"), "secret": (r"[^\0]*", "free of NUL"),
+    "file": (".*", "a path", lambda path: ssl.create_default_context(cafile=path) and path),
+    "flag": ("(?i)true|1|yes|false|0|no", "true or false", lambda text: text.lower()[0] in "t1y"),
+    "port": ("[0-9]{1,5}", "a port", lambda text: range(65536).index(int(text) or -1)),
+    "key": ("(?s).*", "", private_key), "count": ("[1-9][0-9]{0,8}", "a number from 1 on", int),
+    "token": ("[!-~]+", "printable ASCII"), "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
+    "server": (r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?", "host[:port], a URL"),
+    "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
+    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS))}
 def parsed(setting: Setting, environ: Mapping[str, str]) -> Any:  # ValueError, OSError
     values = {x: environ.get(f"{setting.name}{x}") or environ.get(f"{setting.also or '-'}{x}", "")
               for x in ("", "_FILE" if setting.kind in SECRET else "")}
@@ -147,8 +140,7 @@ def parsed(setting: Setting, environ: Mapping[str, str]) -> Any:  # ValueError, 
         with open(file, encoding="utf-8", newline="") as opened:
             text = opened.read(MIB).removesuffix("\n")
     pattern, what, convert = (*KINDS[setting.kind], str)[:3]
-    text.encode()  # else a ValueError: it is not UTF-8
-    if text and not re.fullmatch(pattern, text): raise ValueError(f"is not {what}")
+    if text.encode() and not re.fullmatch(pattern, text): raise ValueError(f"is not {what}")
     return convert(text) if text else None if setting.kind == "key" else ""
 def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = True) -> Namespace:
     """Settings as attributes in lower case: int, bool, keys int or None, else text, maybe empty."""
@@ -194,11 +186,9 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
 def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: float = 4) -> None:
     program.send_signal(signum)
     with suppress(subprocess.TimeoutExpired): program.wait(grace)
-    program.kill()
-    program.wait()
+    program.kill(); program.wait()
 def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, options: str = "",
-        timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:
-    """Run one of PostgreSQL's programs; what it printed. `tick`, each second, may end it."""
+        timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:  # its stdout
     ours = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")  # DB_HOST … say these
     env = {name: value for name, value in os.environ.items() if name not in ours and re.match(
         "LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$" + "|PG" * connect, name)}
@@ -226,9 +216,8 @@ FIELD, ORDER = 2**256 - 2**32 - 977, 2**256 - 0x14551231950B75FC4402DA1732FC9BEB
 GENERATOR = (0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
              0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8)
 def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = x^3 + 7; q is not -p
-    slope = (3 * p[0] ** 2 * pow(2 * p[1], -1, FIELD) if p == q
-             else (q[1] - p[1]) * pow(q[0] - p[0], -1, FIELD))
-    x = (slope**2 - p[0] - q[0]) % FIELD
+    rise, run = (3 * p[0] ** 2, 2 * p[1]) if p == q else (q[1] - p[1], q[0] - p[0])
+    x = ((slope := rise * pow(run, -1, FIELD)) ** 2 - p[0] - q[0]) % FIELD
     return x, (slope * (p[0] - x) - p[1]) % FIELD
 DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
 def multiply(scalar: int) -> tuple[int, int]:  # of the generator: some 128 sums of DOUBLES
@@ -239,8 +228,7 @@ def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
     seed = key.to_bytes(32, "big") + (number % ORDER).to_bytes(32, "big")
     k, v = bytes(32), b"\1" * 32
     for mark in (b"\0", b"\1"):
-        k = hmac.digest(k, v + mark + seed, "sha256")
-        v = hmac.digest(k, v, "sha256")
+        k = hmac.digest(k, v + mark + seed, "sha256"); v = hmac.digest(k, v, "sha256")
     return int.from_bytes(hmac.digest(k, v, "sha256"), "big")
 def sign(key: int, text: str) -> str:  # r (32 bytes), low s (32), recovery id (1)
     number = int.from_bytes(hashlib.sha3_256(text.encode()).digest(), "big")
@@ -293,14 +281,13 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
-            import boto3, botocore.awsrequest, botocore.config, warnings  # noqa: E401
+            import boto3, botocore.awsrequest, botocore.config, warnings
             botocore.awsrequest.AWSResponse.content = property(body)
-            # Newer checksums break other servers; Content-MD5, which is signed, vouches for bodies.
-            settings = botocore.config.Config(
+            settings = botocore.config.Config(  # newer checksums break some servers; MD5 does not
                 request_checksum_calculation="when_required", retries={"total_max_attempts": 1},
-                response_checksum_validation="when_required", connect_timeout=10,
-                read_timeout=60 * TIME_SCALE, s3={"payload_signing_enabled": False} | (
-                    {"addressing_style": "path"} if s.aws_s3_endpoint else {}))
+                response_checksum_validation="when_required", connect_timeout=10, read_timeout=60 *
+                TIME_SCALE, s3={"payload_signing_enabled": False, "addressing_style":
+                                "path" if s.aws_s3_endpoint else "auto"})
             trusted = s.aws_s3_ca_file or ssl.get_default_verify_paths().cafile or True
             self.client = boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
                 "s3", s.aws_s3_region, endpoint_url=s.aws_s3_endpoint or None, config=settings,
@@ -380,8 +367,7 @@ def superseded(found: list[Found], ours: list[Found], keep: int, made: str) -> l
               and sum(b.seconds > f.seconds for b in ours) >= keep]  # older executors'
     return [b for b in good[:-keep] + bad[:-keep] + legacy if b.key != made]
 def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # never fails a backup
-    log("info", "Removing old backup files ...")
-    found, removed = list[Found](), list[str]()
+    log("info", "Removing old backup files ..."); found, removed = list[Found](), list[str]()
     try: found = s3.backups()
     except Exception as error: log("warning", "Removing none: cannot list them", Error=error)
     if unknown := sum(f.metadata is None for f in found):
@@ -398,8 +384,7 @@ def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # n
     return {"removed": removed, "kept": {key: kept[key] for key in kept if key not in removed}}
 # ---- The staging volume --------------------------------------------------------------------------
 class Journal(dict[str, Any]):
-    """`….bak.json` beside `….bak`. by, process, attempts: whose it is, how often begun. sha256, …:
-    it was read back. upload: maybe unfinished. bucket, …: S3 has it. gone: no file is ours."""
+    """`….bak.json` beside `….bak`. sha256: it was read back; bucket: S3 has it; gone: no file."""
     def __init__(self, file: str, **values: Any):
         super().__init__(values)
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
@@ -410,9 +395,8 @@ class Journal(dict[str, Any]):
             print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.path)
-        descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        os.fsync(folder); os.close(folder)
         self.update(changes)
     def pending(self) -> bool:  # its dump is not in S3 yet, or the local file not removed
         return "sha256" in self and "gone" not in self
@@ -439,8 +423,7 @@ def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends
     try: fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         require(wait, f"another backup is running in {s.backup_path}")
-        log("info", "Waiting for another backup to end ...")
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        log("info", "Waiting for another backup to end ..."); fcntl.flock(folder, fcntl.LOCK_EX)
     yield
 def room(s: Namespace) -> tuple[int, int]:  # bytes free there, and how many must stay so
     volume = os.statvfs(s.backup_path)
@@ -489,12 +472,10 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
     while f"backup_{seconds}.bak" in " ".join(os.listdir(s.backup_path)): seconds += 1
     spelt = {"auto": "zstd:1"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
     method = spelt.get(s.backup_compression, re.sub("^gzip:(?=[0-9])", "", s.backup_compression))
-    # A pg_dump killed by -9 leaves a session that may wait for a lock: the server is to notice.
     options = "-c client_connection_check_interval=10s" if float(server.postgresql[:2]) > 13 else ""
     journal = Journal(os.path.join(s.backup_path, f"backup_{seconds}.bak"), by=s.journals, **begun)
-    psql(s, "Ending sessions of an earlier run", END_SESSIONS)
-    log("info", "Backing up database ...")
-    show = progress("Backup in progress", newest.size)
+    psql(s, "Ending sessions of an earlier run", END_SESSIONS)  # of a pg_dump killed by -9
+    log("info", "Backing up database ..."); show = progress("Backup in progress", newest.size)
     partial, start_time = journal.partial, time.monotonic()
     def tick() -> None:
         free, floor = room(s)
@@ -529,8 +510,7 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:  # work
     except RuntimeError as error: raise Failure(f"{what}: {error}") from None  # no thread for it
     finally: pool.shutdown(wait=False, cancel_futures=True)
 def upload(s3: S3, journal: Journal) -> dict[str, Any]:
-    """Upload the dump, prove that S3 has it. The completing answer may get lost: each round asks
-    HeadObject, where ours is success, another's means the next second, none to send or complete."""
+    """Upload and prove it. An answer may get lost: in each round HeadObject says what is there."""
     log("info", "Uploading backup file to S3 ...")
     begun, pauses, why = time.monotonic(), backoff(), "S3 has nothing there"
     seconds = int(re.findall("[0-9]+", journal.file)[-1])
@@ -570,9 +550,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
     metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
                 if journal[name] is not None} | {"backup-id": journal["id"]}
     metadata["database"] = urllib.parse.quote(journal["database"], safe="")
-    abort(s3, journal)
-    journal.save()  # is there room to note what is begun?
-    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
+    abort(s3, journal); made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
     target = journal["upload"] = {"Key": key, "UploadId": made["UploadId"]}
     journal.save()
     size = journal["size"]  # 1,000 parts at most, of whole MiB; if of over 5 GiB, 10,000
@@ -585,8 +563,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
                              ContentMD5=base64.b64encode(md5.digest()).decode())
         return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
     sent = list(slices("Upload in progress", size, step, send))
-    # Encrypted by KMS, an ETag looks like one and is no MD5; then neither are the parts' own ones.
-    plain = {part["ETag"].strip('"') == md5.hex() for part, md5 in sent}
+    plain = {part["ETag"].strip('"') == md5.hex() for part, md5 in sent}  # with KMS none is one
     require(len(plain) == 1, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
     whole = hashlib.md5(b"".join(md5 for _, md5 in sent), usedforsecurity=False).hexdigest()
     journal.save(etag=f"{whole}-{len(sent)}" if plain == {True} else "")
@@ -620,8 +597,7 @@ def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to i
     if journal.pending():
         if "bucket" not in journal: journal.save(**upload(s3, journal))
         with suppress(FileNotFoundError): os.unlink(journal.file)
-        log("info", "Removed local backup file", Filepath=journal.file)
-        journal.save(gone=True)
+        log("info", "Removed local backup file", Filepath=journal.file); journal.save(gone=True)
     result = {name: journal[name] for name in RESULT}
     result |= prune(s3, result["system_identifier"], result["database"], result["filepath_s3"][1:])
     if not journal["process"]: journal.remove()  # else it is kept until the process is closed
@@ -635,9 +611,7 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
                 os.rename(journal.partial, journal.file)
             if "bucket" not in journal and digest(journal.file) != journal["sha256"]:
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
-                abort(s3, journal)
-                journal.remove()
-                continue
+                abort(s3, journal); journal.remove(); continue
             if not own: finish(s3, journal)
         else:
             with suppress(OSError): os.unlink(journal.partial)
@@ -653,13 +627,12 @@ SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, 
 EMPTY = """SELECT count(*) = 0 FROM (SELECT objid FROM pg_depend UNION SELECT oid FROM pg_namespace
     UNION SELECT oid FROM pg_publication UNION SELECT oid FROM pg_default_acl UNION SELECT oid FROM
     pg_cast UNION SELECT 16384 FROM pg_largeobject_metadata) AS objects WHERE objid >= 16384"""
-COUNT = """SELECT json_build_object('size', pg_database_size(current_database()),
-    'rows', coalesce(json_object_agg(format('%I.%I', nspname,
-    relname), substring(query_to_xml(format('SELECT count(*) FROM %I.%I', nspname, relname), false,
-    true, '')::text FROM '<count>([0-9]+)')::bigint ORDER BY nspname, relname) FILTER (WHERE nspname
-    !~ '^_timescaledb_' AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid)), '{}'))
-    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'"""
+COUNT = """SELECT json_build_object('size', pg_database_size(current_database()), 'rows', coalesce(
+    json_object_agg(format('%I.%I', nspname, relname), substring(query_to_xml(format('SELECT
+    count(*) FROM %I.%I', nspname, relname), false, true, '')::text FROM '<count>([0-9]+)')::bigint
+    ORDER BY nspname, relname) FILTER (WHERE nspname !~ '^_timescaledb_' AND NOT EXISTS (SELECT FROM
+    pg_inherits WHERE inhrelid = c.oid)), '{}')) FROM pg_class c JOIN pg_namespace n ON n.oid =
+    relnamespace WHERE relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'"""
 SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 POST_RESTORE = "SELECT timescaledb_post_restore()"
 PUBLIC = "-c search_path=public -c default_transaction_read_only=off"  # against the database's own
@@ -674,8 +647,7 @@ def named(file: IO[bytes]) -> str:  # a path for our programs, also if it has no
 @contextmanager
 def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one stays "step"
     begun, report["step"] = time.monotonic(), step
-    log("info", f"{step.capitalize()} ...")
-    yield
+    log("info", f"{step.capitalize()} ..."); yield
     report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
 def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest good one
     found = s3.backups()
@@ -696,8 +668,7 @@ def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: 
     report |= {"object": found.key, "size": found.size, "seconds": {}}
     log("info", "Found the backup", Key=found.key, Size=f"{found.size} bytes", Time=moment(
         found.seconds), Database=urllib.parse.unquote(metadata.get("database", "unknown")))
-    pg_restore_for(s, metadata.get("pg-dump", ""))
-    look_for_room(s, found.size, 0)
+    pg_restore_for(s, metadata.get("pg-dump", "")); look_for_room(s, found.size, 0)
     def get(start: int, end: int) -> Any:
         def keep(answer: Any) -> tuple[int, int]:
             at, right = start, f"bytes {start}-{end - 1}/{found.size}"
@@ -789,9 +760,8 @@ def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> No
             version = f" VERSION '{a.timescaledb}'".replace(" VERSION '?'", "")  # else its default
             psql(t, step, f"CREATE EXTENSION timescaledb{version}", options=PUBLIC)
             psql(t, step, "SELECT timescaledb_pre_restore()", options=PUBLIC)
-        # pg_restore 17 sets what older servers do not know: then that is the only error allowed.
         known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
-        strict = ["--exit-on-error"] * (known or a.client < 17)
+        strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
         for part, options in parts:
             try: run(t, step, ["pg_restore", f"--dbname={t.db_database}", "--no-password", *strict,
                                *part, *a.options, a.path], options=options)
@@ -844,10 +814,10 @@ def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; i
     rows, took = sum(report["rows"].values()), sum(report["seconds"].values())
     write(1, f"Restored {report['object']} into {final}: {a.tables} tables, {rows} rows, {took:.0f}"
           f" seconds, {report['database_size']} bytes; checksum: {report['sha256']}.\n")
-    if a.database.strip('"') not in ("", options.database): write(
-        1, f"To put it in the place of {a.database}, while nobody is connected to either:\nBEGIN;\n"
-        f"ALTER DATABASE {a.database} RENAME TO before_{scratch};\n"
-        f"ALTER DATABASE {final} RENAME TO {a.database};\nCOMMIT;\n")
+    if (old := a.database).strip('"') not in ("", options.database): write(
+        1, f"To put it in the place of {old}, while nobody is connected to either:\nBEGIN;\nALTER "
+        f"DATABASE {old} RENAME TO before_{scratch};\nALTER DATABASE {final} RENAME TO {old};\n"
+        "COMMIT;\n")
     for text in a.left: log("error", text)
     return 1 if a.left else 0
 def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
@@ -878,13 +848,11 @@ def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, A
     create = re.sub(f" TABLESPACE = {NAME}", "", a.create)
     with passing(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
         rebuild(at(s, scratch, "verify_db"), a, 1, report)
-    drop(hub, scratch)
-    report["verdict"] = "restored"
+    drop(hub, scratch); report["verdict"] = "restored"
     unproven.append("owners, privileges, tablespaces, publications: restored without")
     if a.timescaledb: unproven.append("timescaledb_post_restore(), which starts the policies")
 def drop_scratch(s: Namespace) -> Namespace:  # what a crash of `verify` left; the server
-    hub = at(s, "postgres", "verify_db")
-    server = look(hub, "Looking at the server", SERVER)
+    server = look(hub := at(s, "postgres", "verify_db"), "Looking at the server", SERVER)
     for name, limit in server.limits.items():
         if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name): drop(hub, name)
     return server
@@ -930,8 +898,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
             self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
-        self.take_keys(s)
-        self.joined: bool | None = None  # None: never yet
+        self.take_keys(s); self.joined: bool | None = None  # None: never yet
         self.times = dict[str, float]()  # when what is due again
         self.queue = dict[str, Mapping[str, Any]]()  # assigned to us; the one at work, too
         self.done = dict[str, dict[str, Any]]()  # what to close with: `out` or `errors`
@@ -952,8 +919,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         self.job: Job | None = Job("backup", "--resume") if self.s.verify_db_host else None
         pauses, alive = backoff(), self.s.backup_alive_file
         while not signals:
-            with suppress(OSError), open(alive, "a", opener=guarded) as file:
-                os.utime(file.fileno())
+            with suppress(OSError), open(alive, "a", opener=guarded) as f: os.utime(f.fileno())
             try:
                 if self.job and self.job.ended():
                     with suppress(Failure): self.tell(self.job)
@@ -1065,8 +1031,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
             state = self.standing(job.id)  # it was taken from us: have it back, whatever else comes
         if state not in (RUNNING, WAITING, UNKNOWN):
             log("warning", "Stopping what was cancelled, failed or given away", ProcessId=job.id)
-            stop(job.child, signal.SIGUSR1, 6)
-            self.job = None
+            stop(job.child, signal.SIGUSR1, 6); self.job = None
     def tell(self, job: Job) -> None:  # its process's own log (2023: none)
         if job.id and job.news:
             with allowing(*range(1, 600)):
@@ -1092,8 +1057,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         else: self.forget(name)
     def forget(self, name: str) -> None:  # it is closed: nobody needs what was kept for it
         log("info", "Closed process", ProcessId=name)
-        del self.queue[name]
-        self.done.pop(name, None)
+        del self.queue[name]; self.done.pop(name, None)
         for journal in journals(self.s):
             if journal.get("process") == name and not journal.pending(): journal.remove()
     def leave(self) -> None:  # hand back, deregister; within 10 s
@@ -1131,8 +1095,7 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
             write(1, f"{mark:<5} {name}: {' '.join(text.split())}\n")
         try: yield say
         except Exception as error:
-            failed.append(name)
-            say(str(error), "FAIL")
+            failed.append(name); say(str(error), "FAIL")
     with trying("settings") as say: say(f"{len(SETTINGS)} looked at")
     with trying("colonies") as say:
         if s.colonies_server_host:
@@ -1166,13 +1129,12 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
         say(age)
     return 1 if failed else 0
 def command_line() -> argparse.ArgumentParser:
+    told = "".join(f"\n  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
+                   f"{f' = {x.default}' * bool(x.default)}\n      {x.meaning}" for x in SETTINGS)
     parser = argparse.ArgumentParser(
-        prog="backup_executor.py", description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="environment variables "
-        "([another spelling]; * a secret: NAME_FILE may name its file; libpq's apply too):\n"
-        + "\n".join(f"  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
-                    f"{f' (default: {x.default})' * bool(x.default)}\n      {x.meaning}"
-                    for x in SETTINGS))
+        "backup_executor.py", None, (__doc__ or "").partition("\n")[0], "environment variables "
+        f"([another spelling] * a secret: NAME_FILE may name its file, = the default):{told}",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
     verbs.add_parser("serve", help="wait for processes from Colonies and run them (the default)")
@@ -1194,8 +1156,7 @@ def command_line() -> argparse.ArgumentParser:
 signals: list[int] = []
 def on_signal(signum: int, _: object) -> None:  # Stop, once; noted should it be swallowed
     if not signals:
-        signals.append(signum)
-        raise Stop(signum)
+        signals.append(signum); raise Stop(signum)
 def main() -> int:
     options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
     command, status = options.command or "serve", 0
@@ -1221,8 +1182,7 @@ def main() -> int:
             require(not failed, f"{answer.get('object')}: {answer.get('verdict')}")
         return status
     except Failure as error:
-        log("error", str(error))
-        return 2 if error.status == 2 else 1
+        log("error", str(error)); return 2 if error.status == 2 else 1
     except OSError as error: log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     except Exception as error:  # a peer answered what nothing here expects
@@ -1230,8 +1190,7 @@ def main() -> int:
     return 1
 if __name__ == "__main__":
     while os.open(os.devnull, os.O_RDONLY) < 3: pass  # else a file gets the number of a closed log
-    if sys.orig_argv[2:] in ([], ["serve"]):  # after `python backup_executor.py`
-        # Compiling leaves 5 MB behind, and each child would compile, too: go on from bytecode.
+    if sys.orig_argv[2:] in ([], ["serve"]):  # go on from bytecode: compiling leaves 5 MB behind
         with suppress(Exception), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as f:
             f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(sys._getframe().f_code))
             open(path := f"/proc/self/fd/{f.fileno()}").close()  # else it goes on as it is
