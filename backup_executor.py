@@ -332,7 +332,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
                 if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
-                    found.append(Found(int(n[1]), key, item["Size"], item["ETag"]))
+                    found.append(Found(int(n[1]), key, item["Size"], item.get("ETag", "")))
             found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
             if not page["IsTruncated"]: break
             require(key > before, f"{self.where}: its listing does not go on")
@@ -340,7 +340,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for i, f in enumerate(found):
             head = dict[str, Any]()
             with allowing(400, 403, 405): head = self.head(f.key) or {}
-            same = head.get("ETag") == f.metadata  # else it is another's, or no answer of S3's
+            same = head.get("ETag", "").strip('"') == f.metadata.strip('"')  # else no answer of S3's
             found[i] = f._replace(metadata=head["Metadata"] if same else None)
         return sorted(found, key=lambda f: (f.seconds, f.key))
 # ---- Retention -----------------------------------------------------------------------------------
