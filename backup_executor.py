@@ -340,7 +340,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for i, f in enumerate(found):
             head = dict[str, Any]()
             with allowing(400, 403, 405): head = self.head(f.key) or {}
-            same = head.get("ETag", "").strip('"') == f.metadata.strip('"')  # else no answer of S3's
+            same = head.get("ETag", "").strip('"') == f.metadata.strip('"')  # else not S3's own
             found[i] = f._replace(metadata=head["Metadata"] if same else None)
         return sorted(found, key=lambda f: (f.seconds, f.key))
 # ---- Retention -----------------------------------------------------------------------------------
