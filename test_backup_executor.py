@@ -5986,8 +5986,8 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_no_redirection_by_s3_is_followed_whatever_was_asked(
-        big: Scene, meddler: Meddler, status: int) -> None:
-    name = big.backup()["filename"]
+        scene: Scene, meddler: Meddler, status: int) -> None:
+    name = scene.backup()["filename"]
     asked = [("backup", rb"^HEAD "), ("backup", rb"^POST \S+\?uploads"), ("backup", PART),
              ("backup", COMPLETING), ("verify", rb"^GET \S+list-type=2"),
              ("verify", rb"^GET \S+\.bak "), ("check", rb"^PUT "), ("check", rb"^DELETE ")]
@@ -5997,13 +5997,13 @@ def test_no_redirection_by_s3_is_followed_whatever_was_asked(
                 continue  # each request is redirected in two ways, in all there are five
             meddler.reply(request, redirection(
                 status, elsewhere, "x-amz-bucket-region: eu-x-1"), 99)
-            ran = big.run(command, status=1, **through(meddler, 0.001))
+            ran = scene.run(command, status=1, **through(meddler, 0.001))
             errors = re.findall("(?m)^(?:FAIL +bucket:|.* level=error) .*", ran.stdout + ran.stderr)
             says = rf"\({status}\).*{STATUSES[status]}.*AWS_S3_SECURE"
             assert re.search("HTTP Client" if status == 303 else says, errors[-1]), errors
             meddler.clear()
         assert not elsewhere.connections
-    assert name in big.objects()
+    assert name in scene.objects()
 
 
 @standin()
