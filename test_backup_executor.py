@@ -7086,8 +7086,8 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_no_redirection_by_s3_is_followed_whatever_was_asked(
-        big: Scene, meddler: Meddler, status: int) -> None:
-    name = big.backup()["filename"]
+        scene: Scene, meddler: Meddler, status: int) -> None:
+    name = scene.backup()["filename"]
     asked = [("backup", rb"^HEAD "), ("backup", rb"^POST \S+\?uploads"), ("backup", PART),
              ("backup", COMPLETING), ("verify", rb"^GET \S+list-type=2"),
              ("verify", rb"^GET \S+\.bak "), ("check", rb"^PUT "), ("check", rb"^DELETE ")]
@@ -7097,13 +7097,13 @@ def test_no_redirection_by_s3_is_followed_whatever_was_asked(
                 continue  # each request is redirected in two ways, in all there are five
             meddler.reply(request, redirection(
                 status, elsewhere, "x-amz-bucket-region: eu-x-1"), 99)
-            ran = big.run(command, status=1, **through(meddler, 0.001))
+            ran = scene.run(command, status=1, **through(meddler, 0.001))
             errors = re.findall("(?m)^(?:FAIL +bucket:|.* level=error) .*", ran.stdout + ran.stderr)
             says = rf"\({status}\).*{STATUSES[status]}.*AWS_S3_SECURE"
             assert re.search("HTTP Client" if status == 303 else says, errors[-1]), errors
             meddler.clear()
         assert not elsewhere.connections
-    assert name in big.objects()
+    assert name in scene.objects()
 
 
 @standin()
@@ -7212,6 +7212,41 @@ def test_readmes_policy_for_s3_is_enough_for_every_command_and_all_of_it_is_used
             said = big.run(*command).stderr
             assert "level=warning" not in said
         assert not guard.denied and guard.allowed == set(guard.actions())
+
+
+class PolicedS3(SeaweedFS):
+    """A real S3 server with a user who may do only what a bucket's policy allows.
+
+    It is less strict than AWS: who may put may also abort, and what is not there is 404 to all.
+    """
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        users = [{"name": name, "actions": actions, "credentials": [
+            {"accessKey": name + self.access_key, "secretKey": self.secret_key}]}
+            for name, actions in (("", ["Admin", "Read", "Write", "List"]), ("limited", []))]
+        (self.folder / "users.json").write_text(json.dumps({"identities": users}))
+        return [*super()._command()[0], f"-s3.config={self.folder / 'users.json'}"], {}
+
+
+def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    with PolicedS3(tmp_path / "s3") as s3:
+        client = s3.client()
+        client.create_bucket(Bucket="backup")
+        policed = Scene(scene.postgres, s3, scene.folder, scene.database, "deep/er")
+        limited = {"AWS_S3_ACCESS_KEY": f"limited{s3.access_key}", "FULL_BACKUPS": "1"}
+        assert "AccessDenied" in policed.failure(**limited)
+        [text] = least_privileges("json")
+        policy = json.loads(text.replace("BUCKET", "backup").replace("PREFIX", policed.prefix))
+        for statement in policy["Statement"]:
+            statement["Principal"] = "*"
+        client.put_bucket_policy(Bucket="backup", Policy=json.dumps(policy))
+        for _ in range(2):
+            policed.backup(**limited)
+        assert len(policed.objects()) == 1
+        for command in (["list"], ["check"], ["verify"], ["restore", "latest", "--database", new]):
+            assert "level=warning" not in policed.run(*command, **limited).stderr
+        assert re.search("head_object: .*403", policed.failure(**limited, AWS_S3_PREFIX="other"))
 
 
 @pytest.mark.parametrize("lacking", [
