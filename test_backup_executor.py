@@ -7035,7 +7035,7 @@ def test_a_server_that_is_not_proven_to_be_the_right_one_gets_no_request(
             assert "COLONIES_TLS, COLONIES_CA_FILE" in colonies
             heard = b"".join(server.received)
             if how == "right" or (settings and how not in ("TLS 1.1", "no TLS")):
-                assert "HTTP status 418" in colonies and "(418)" in bucket
+                assert "HTTP 418" in colonies and "(418)" in bucket
                 assert b"POST /api" in heard and b"AWS4-HMAC" in heard
             else:
                 assert "AWS_S3_SECURE, AWS_S3_CA_FILE" in bucket
@@ -7071,7 +7071,7 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
                         BACKUP_TIME_SCALE=BRISK) as executor:
             site.succeeds(process)
             executor.wait_for("Added the cron")
-            assert re.search(r"level=warning .*it redirects.*HTTP status 30\d.*COLONIES_TLS",
+            assert re.search(r"level=warning .*it redirects.*HTTP 30\d.*COLONIES_TLS",
                              executor.log)
             assert not proxy.rules, proxy.rules
             assert executor.stop() == 0
@@ -7080,7 +7080,7 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
         with Stranger(redirection(302, elsewhere), context) as server:
             said = run(site.settings(server.port, COLONIES_TLS="true", COLONIES_CA_FILE=trusted),
                        "check").stdout
-        assert re.search("(?m)^FAIL +colonies: .*it redirects.*HTTP status 302", said)
+        assert re.search("(?m)^FAIL +colonies: .*it redirects.*HTTP 302", said)
         assert len(server.received) == 1 and not elsewhere.received
 
 
