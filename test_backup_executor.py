@@ -6127,7 +6127,7 @@ if mishap:
         elif what in ("unmounted", "away"):
             os.system(f"umount -l {where}")
             if what == "away": os.rename(where, where + ".away")
-        elif what == "read-only": os.system(f"mount -o remount,ro {where}")
+        elif what == "read-only": os.system(f"mount -o remount,bind,ro {where}")
         elif what == "failing": raise OSError(errno.EIO, os.strerror(errno.EIO), said.split()[1])
         elif what == "clock":
             with open(clock, "w") as file: file.write(more[0])
@@ -6279,7 +6279,7 @@ def test_a_disk_that_is_full_at_any_write_of_a_backup_costs_no_dump(
 
 VOLUME = 'mount -t tmpfs -o size=1m tmpfs "$1/volume"; mount --bind "$1/volume" "$0"'
 BACK = """if [ -d "$0.away" ]; then mv "$0.away" "$0"; fi
-    if mountpoint -q "$0"; then mount -o remount,rw "$0"
+    if mountpoint -q "$0"; then mount -o remount,bind,rw "$0"
     else rm -rf "$0"/*; mount --bind "$1/volume" "$0"; fi"""
 GONE = "Read-only file system|No such file|Input/output error|Errno"
 
@@ -6302,7 +6302,7 @@ def test_a_volume_with_room_for_some_writes_only_costs_no_dump(
             ran = machine.run("backup")
             if ran.returncode:
                 one_error(ran, f"{machine.folder}|Backing up database: pg_dump", FULL)
-            machine.do("mount -o remount,size=1m,nr_inodes=99 $0")
+            machine.do("mount --options-source disable -o remount,size=1m,nr_inodes=99 $0")
             recovers(scene, machine, ran)
         if not ran.returncode:
             break
