@@ -6309,6 +6309,19 @@ def test_a_volume_with_room_for_some_writes_only_costs_no_dump(
     assert number > 3 and ran.returncode == 0
 
 
+def test_a_kept_dump_on_a_full_disk_stays_and_leaves_no_upload_in_s3(
+        scene: Scene, meddler: Meddler, tmp_path: Path) -> None:
+    with Machine(scene.settings, tmp_path, TMPFS) as machine:
+        meddler.reply(COMPLETING, FORBIDDEN)
+        one_error(machine.run("backup", **through(meddler, 0.001)), "AccessDenied")
+        machine.do(FILL)
+        ran = machine.run("backup", "--resume")
+        one_error(ran, f"{machine.folder}/backup_journal.partial: No space left on device")
+        assert len(machine.kept()) == 1 and not scene.uploads()
+        machine.do("rm $0/filler")
+        recovers(scene, machine, ran)
+
+
 @pytest.mark.parametrize("pages", [0, 1])
 @pytest.mark.parametrize("command", [["verify"], ["restore", "latest", "--database", "never"]],
                          ids=lambda command: command[0])
