@@ -576,8 +576,7 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
         journal = sweep(s, s3, process)
-        if resume and s.verify_db_host: drop_scratch(s)
-        if resume: return None
+        if resume: return s.verify_db_host and drop_scratch(s) and None
         attempts = journal.get("attempts", 0) + 1
         require(attempts < 4 or "gone" in journal, "killed three times: is the memory limit low?")
         try:
