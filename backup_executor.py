@@ -17,7 +17,7 @@ from types import SimpleNamespace as Namespace
 from typing import IO, Any
 __version__ = "1.0.0"
 BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
-PATIENCE = 15 * 60  # seconds for which an S3 server that is away is waited for
+PATIENCE, NAMES = 15 * 60, 10_000  # seconds to wait for S3; names of a bucket to look at
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
 class Failure(Exception):  # `status`: the peer's, or 2: settings. `again`: trying may help
     def __init__(self, text: str, status: int = 0, again: bool = False):
@@ -322,17 +322,21 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             found = self.call("head_object", Key=key)
             return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
     def backups(self) -> list[Found]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
-        found, prefix, key = [], self.key("backup_"), ""
+        found, prefix, key, soon = list[Found](), self.key("backup_"), "", time.time() + 86400
+        most = max(NAMES, 3 * self.s.full_backups)  # of what others put there may be millions
         while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
-                metadata, key = None, item["Key"]
-                if named := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key):
-                    with allowing(400, 403, 405):  # what can't be looked at is left alone
-                        metadata = (self.head(key) or {}).get("Metadata")
-                    found.append(Found(int(named[1]), key, item["Size"], metadata))
-            if not page.get("IsTruncated"): return sorted(found, key=lambda f: (f.seconds, f.key))
+                if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
+                    found.append(Found(int(n[1]), key, item["Size"], None))
+            found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
+            if not page.get("IsTruncated"): break
             require(key > before, f"{self.where}: its listing does not go on")
+        if len(found) == most: log("warning", f"{self.where}: {most} names are looked at, no more")
+        for i, f in enumerate(found):
+            with allowing(400, 403, 405):  # what can't be looked at is left alone
+                found[i] = f._replace(metadata=(self.head(f.key) or {}).get("Metadata"))
+        return sorted(found, key=lambda f: (f.seconds, f.key))
 # ---- Retention -----------------------------------------------------------------------------------
 def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
     whose = dict[tuple[str, str], list[Found]]()
