@@ -5207,16 +5207,20 @@ def test_whatever_json_a_server_answers_the_next_process_is_closed(
     assert site.left() == []
 
 
+ODD_IDS: list[dict[str, Any]] = [
+    {"processid": each} for each in (["a", {"b": 1}], None, float("nan"), "a\nb\x1b[0m\ud800")]
+LONG_IDS: list[dict[str, Any]] = [{"processid": "x" * 10**6}, {"processid": "../../etc/x"}]
+ODD_PROCESSES: list[dict[str, Any]] = [
+    {"state": float("inf")}, {"state": [1]}, {"starttime": {"deep": ["x" * 200_000]}},
+    {"submissiontime": "9" * 200_000}, {"spec": None}, {"spec": {"funcname": ["backup"]}},
+    {"spec": {"funcname": "verify", "args": {"a": "x" * 200_000}}},
+    {"spec": {"funcname": "x" * 10**6}}, {"spec": {"funcname": "backup", "kwargs": "x"}}]
+
+
 @standin()
+@pytest.mark.parametrize("odd", [ODD_IDS, LONG_IDS, ODD_PROCESSES], ids=["ids", "long", "others"])
 def test_odd_processes_that_stay_assigned_to_it_keep_no_other_waiting(
-        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    odd: list[dict[str, Any]] = [
-        {"processid": "x" * 10**6}, {"processid": "../../etc/x"}, {"processid": ["a", {"b": 1}]},
-        {"processid": None}, {"processid": float("nan")}, {"processid": "a\nb\x1b[0m\ud800"},
-        {"state": float("inf")}, {"state": [1]}, {"starttime": {"deep": ["x" * 200_000]}},
-        {"submissiontime": "9" * 200_000}, {"spec": None}, {"spec": {"funcname": ["backup"]}},
-        {"spec": {"funcname": "verify", "args": {"a": "x" * 200_000}}},
-        {"spec": {"funcname": "x" * 10**6}}, {"spec": {"funcname": "backup", "kwargs": "x"}}]
+        site: Site, odd: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     real, listed = site.standin.on_getprocess, site.standin.on_getprocesses
     with site.serve(BACKUP_TIME_SCALE="0.01") as executor:
         site.polling()
@@ -5231,8 +5235,7 @@ def test_odd_processes_that_stay_assigned_to_it_keep_no_other_waiting(
         looked = site.called("getprocessesmsg")
         site.client.wait(site.submit("unknown"), FAILED)
         site.standin.wait_call("getprocessesmsg", count=looked + 2)  # they are in its queue
-        for process in [site.submit() for _ in range(2)]:
-            site.succeeds(process)
+        site.succeeds(site.submit())
         assert "no function" in site.client.wait(site.submit("unknown"), FAILED)["errors"][0]
         one_line_each(executor)
         assert max(map(len, executor.lines)) < 2000
