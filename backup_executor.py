@@ -16,7 +16,7 @@ from types import SimpleNamespace as Namespace
 from typing import IO, Any
 __version__ = "1.0.0"
 BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
-PATIENCE = 15 * 60  # seconds for which an S3 server that is away is waited for
+PATIENCE, NAMES = 15 * 60, 10_000  # seconds to wait for S3; names of a bucket to look at
 TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
 class Failure(Exception):  # `status`: the peer's, or 2: settings. `again`: trying may help
     def __init__(self, text: str, status: int = 0, again: bool = False):
@@ -327,7 +327,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
     def backups(self) -> list[Found]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
         found, prefix, key, soon = list[Found](), self.key("backup_"), "", time.time() + 86400
-        most = max(10_000, 3 * self.s.full_backups)  # of what others put there may be millions
+        most = max(NAMES, 3 * self.s.full_backups)  # of what others put there may be millions
         while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
@@ -513,13 +513,14 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     """Upload and prove it. An answer may get lost: in each round HeadObject says what is there."""
     log("info", "Uploading backup file to S3 ...")
     begun, pauses, why = time.monotonic(), backoff(), "S3 has nothing there"
-    seconds = int(re.findall("[0-9]+", journal.file)[-1])
+    first = seconds = int(re.findall("[0-9]+", journal.file)[-1])
     target, condition, end = dict[str, Any](), {"IfNoneMatch": "*"}, 0.0
     while True:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
         if head and head["Metadata"].get("backup-id") == journal["id"]: break
-        if head: seconds += 1  # also for servers that know no If-None-Match
+        if head:  # also for servers that know no If-None-Match
+            seconds += 1; require(seconds < first + 1000, f"{s3.where}: {key}: 1,000 are taken")
         elif target.get("Key") != key:
             target = send_parts(s3, journal, key)
             end = end or time.monotonic() + s3.patience * TIME_SCALE
