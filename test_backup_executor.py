@@ -3037,8 +3037,57 @@ def soak(postgres: Postgres, s3: S3Server, backups: int) -> tuple[Footprint, Foo
         return footprints[0], footprints[1]
 
 
+# What else is tried, and what must never happen: patterns of the names of tests.
+ATTACKS = {
+    "A disk without room at any write, or without inodes; a volume that is read-only, unmounted, "
+    "gone, has I/O errors, and is back": "disk|volume|temporary_folder|runs_out_of_room|no_room",
+    "No file descriptors, no threads, output that cannot be written":
+        "open_files|files_to_open|thread_that|answer_that_cannot",
+    "Host names that are not known, then known": "names_that_are_not_known",
+    "A clock that jumps within or between backups, time zones, daylight saving":
+        "_clock_|time_zone",
+    "Two executors: of one type, of two databases under one prefix, of one name":
+        "two_executors|executors_of_two|on_two_servers|overtaken|namesake|staged_elsewhere",
+    "A hostile or broken Colonies server":
+        "odd_answers|whatever_json|odd_process|too_long_to|one_odd_time|replies_of_something",
+    "A hostile database server, a hostile owner of a database, hostile names":
+        "database_server_says|odd_database|databases_owner|name_is_data|neither_obeyed",
+    "A hostile bucket": "odd_metadata|names_like|far_future|names_without|like_ours|every_name|"
+                        "not_go_on|answers_400|that_is_garbage|somebody",
+    "Archives that are damaged, cut, swapped, or made to run programs":
+        "archives_programs|damaged|bad_dump|no_archive",
+    "Links, FIFOs, folders, sockets, devices under our names; permissions; core files":
+        "followed_or|link_that|foretold|core_file|folder_named|side_files",
+    "Certificates of another host, expired, not yet valid, unknown; TLS 1.1; no TLS; redirections":
+        "proven_to_be|redirection",
+    "Secrets, looked for in logs, results, arguments, environments, files": "secret",
+    "Each privilege less than README grants": "policy|readmes_roles"}
+MUST_NEVER = {
+    "A success that was not": "not_prove|another_md5|bad_dump|middle_leaves|any_object_is|one_odd|"
+                              "each_part_carries|damaged_kept|each_fault",
+    "Something partial under a final name, a backup overwritten":
+        "lost_answer|overwrit|overtaken|sealed|one_type|every_name|killed_at_random|room_for_some",
+    "Retention too early, of too much, of what is not ours":
+        "retention|emptied|older_exec|somebodys|looked_at|refused_del|names_|on_two_servers|made_what",
+    "A finished dump thrown away": "kept_dump|never_takes|for_longer|dies_during|the_upload|"
+                                   "complete_at|any_write|any_use|fails_while",
+    "A backup that goes wrong because it takes long": "longer_than|outlasts|taken_for_good",
+    "A secret where it need not be": "secret|core_file|foretold|redirection",
+    "A shell, or a name that is taken for an option": "name_is_data|any_character|libpqs|shell",
+    "Something of ours that outlives the executor": "kill_9|killed_at_random|during_the_dump",
+    "A database server that its backup brings down":
+        "runs_out|full_disk|refused_before|no_room|staging"}
+
+
+def collected() -> list[str]:
+    """The names of all tests, with their parameters."""
+    ran = subprocess.run([sys.executable, "-B", "-m", "pytest", "-q", "--collect-only", str(HERE),
+                          "-p", "no:cacheprovider"], capture_output=True, text=True, check=True)
+    return re.findall(r"(?m)^\S+::(test_.*)$", ran.stdout)
+
+
 def faults(arguments: list[str]) -> int:
-    """Break every call of a backup, kill programs at random, make many backups; print a table."""
+    """Break every call of a backup, kill programs at random, make many backups; print tables."""
     parser = argparse.ArgumentParser(prog=f"{HERE.name} faults", description=faults.__doc__)
     parser.add_argument("--minutes", type=float, default=10, metavar="N",
                         help="kill for so long, at least 200 times (10)")
@@ -3046,7 +3095,7 @@ def faults(arguments: list[str]) -> int:
                         help="backups that one executor makes; at least 20 (1000)")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32),
                         help="of what is killed, and when (any)")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -3054,10 +3103,11 @@ def faults(arguments: list[str]) -> int:
               SeaweedFS(folder / "s3") as s3):
             s3.client().create_bucket(Bucket="backup")
             say("breaking each call in each way")
-            cases, wrong = break_calls(postgres, s3, list)
+            broken, wrong = break_calls(postgres, s3, list)
             assert not wrong, "\n".join(wrong)
             say(f"making {options.backups} backups")
             before, after = soak(postgres, s3, max(20, options.backups))
+            assert before[1:] == after[1:], f"it has grown: {before}, {after}"
         say(f"killing at random, seed {options.seed}")
         killed, ends = kill_at_random(200, options.seed, options.minutes)
     except (AssertionError, RuntimeError) as error:
@@ -3065,24 +3115,36 @@ def faults(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
         return 130
-    rows = [[f"each call to {peer}, broken in each way", f"{cases[peer]:,}", "nothing"]
-            for peer in ("S3", "PostgreSQL")]
-    rows += [[f"each call to Colonies {when}, broken in each way", f"{cases[peer]:,}", "nothing"]
-             for when, peer in (("in a backup", "Colonies"),
-                                ("when it joins", "Colonies, joining"))]
-    rows += [[f"kill -9 of {name}" if name != "Colonies" else "Colonies stopped and back",
+    tables = fault_tables(broken, before, after, options.backups, killed, ends)
+    print("\n\n".join(tables.values()))
+    if options.write:
+        write_tables(tables)
+    return 0
+
+
+def fault_tables(broken: collections.Counter[str], before: Footprint, after: Footprint,
+                 backups: int, killed: collections.Counter[str],
+                 ends: collections.Counter[int]) -> dict[str, str]:
+    """Markdown of what was done, and of what else the tests do."""
+    rows = [[f"Each call {what}, broken in each way", f"{broken[peer]:,}", "nothing"]
+            for what, peer in (("to S3", "S3"), ("to Colonies in a backup", "Colonies"),
+                               ("to Colonies when it joins", "Colonies, joining"))]
+    rows += [["Each session with PostgreSQL, broken in each way, cut at many bytes",
+              f"{broken['PostgreSQL']:,}", "nothing"]]
+    rows += [[f"kill -9 of {name}" if name != "Colonies" else "Colonies' connections cut, and away",
               f"{killed[name]:,}", "nothing"] for name in KILLED]
-    grown = (f"nothing; memory {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB"
-             " after all; descriptors, threads, files, sessions, registrations: as before")
-    assert before[1:] == after[1:], f"{HERE.name}: it has grown: {before}, {after}"
-    rows += [["one backup after the other by one executor", f"{options.backups:,}", grown]]
-    table = markdown(["fault", "how often tried", "lost"], rows)
+    rows += [["Backups in a row by one executor", f"{backups:,}", (
+        f"nothing; its memory was {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB in the"
+        " end; files, threads, sessions, registrations: none more")]]
+    names = collected()
+    attacks, never = ([[what, str(sum(bool(re.search(pattern, name)) for name in names)), "nothing"]
+                       for what, pattern in table.items()] for table in (ATTACKS, MUST_NEVER))
     note = (f"Of the {ends.total():,} backups during which something was killed {ends[SUCCESS]:,}"
             f" came to a proven object, {ends[FAILED]:,} were closed as failed with the reason.")
-    print(f"{table}\n\n{note}")
-    if options.write:
-        write_tables({"faults": f"{table}\n\n{note}"})
-    return 0
+    return {"faults": f"{markdown(['fault', 'how often tried', 'lost'], rows)}\n\n{note}",
+            "attacks": markdown(["attack", "tests", "lost"], attacks),
+            "never": markdown(["what must never happen", "tests that attack it"],
+                              [row[:2] for row in never])}
 
 
 # ---- The command line --------------------------------------------------------------------------
@@ -4911,6 +4973,13 @@ def test_programs_that_are_killed_at_random_moments_lose_nothing(
         print(f"\nkilling at random, seed {seed}")
     killed, ends = kill_at_random(40, seed)
     assert killed.total() >= 40 and ends[SUCCESS] > 10
+
+
+def test_each_attack_that_readme_lists_has_its_tests() -> None:
+    tests = [name for name in globals() if name.startswith("test_")]
+    for patterns in [*ATTACKS.values(), *MUST_NEVER.values()]:
+        for pattern in patterns.split("|"):
+            assert any(pattern in name for name in tests), pattern
 
 
 def test_one_backup_after_the_other_leaves_nothing_behind(
