@@ -3134,7 +3134,7 @@ def fault_tables(broken: collections.Counter[str], before: Footprint, after: Foo
     rows += [[f"kill -9 of {name}" if name != "Colonies" else "Colonies' connections cut, and away",
               f"{killed[name]:,}", "nothing"] for name in KILLED]
     rows += [["Backups in a row by one executor", f"{backups:,}", (
-        f"nothing; its memory was {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB in the"
+        f"nothing; memory {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB at the"
         " end; files, threads, sessions, registrations: none more")]]
     names = collected()
     attacks, never = ([[what, str(sum(bool(re.search(pattern, name)) for name in names)), "nothing"]
