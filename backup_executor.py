@@ -269,9 +269,10 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
     return 0
 # ---- S3 ------------------------------------------------------------------------------------------
 Found = collections.namedtuple("Found", "seconds key size metadata")  # None: cannot be looked at
-def body(answer: Any) -> bytes:  # of an answer, for boto3; no more than 256 MiB of an endless one
-    answer._content = answer._content or b"".join(itertools.islice(answer.raw.stream(), 4096))
-    return bytes(answer._content)
+def body(answer: Any) -> Any:  # of an answer, for boto3, which would read an endless one on and on
+    read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
+    require(len(read) <= 8192, "an answer of 8 MiB, or more"); answer._content = b"".join(read)
+    return answer._content
 NEEDED = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
           "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # in their answers
 class S3:  # the bucket; `call` is the one place where a request leaves
@@ -519,8 +520,7 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
         if head and head["Metadata"].get("backup-id") == journal["id"]: break
-        if head:  # also for servers that know no If-None-Match
-            seconds += 1; require(seconds < first + 1000, f"{s3.where}: {key}: 1,000 are taken")
+        if head: seconds += 1; require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
         elif target.get("Key") != key:
             target = send_parts(s3, journal, key)
             end = end or time.monotonic() + s3.patience * TIME_SCALE
@@ -551,9 +551,9 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
     metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
                 if journal[name] is not None} | {"backup-id": journal["id"]}
     metadata["database"] = urllib.parse.quote(journal["database"], safe="")
-    abort(s3, journal); made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
-    target = journal["upload"] = {"Key": key, "UploadId": made["UploadId"]}
-    journal.save()
+    abort(s3, journal); journal.save()  # is there room to note what is begun?
+    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
+    target = journal["upload"] = {"Key": key, "UploadId": made["UploadId"]}; journal.save()
     size = journal["size"]  # 1,000 parts at most, of whole MiB; if of over 5 GiB, 10,000
     step = max(8, -(-size // ((1000 if size <= 1000 * 5 * GIB else 10000) * MIB))) * MIB
     def send(start: int, _: int) -> tuple[dict[str, Any], bytes]:
