@@ -303,7 +303,8 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
             require(NEEDED.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
             if "Body" not in answer: return answer
-            return take(answer) if take else answer["Body"].read(16 * MIB)
+            chunks = itertools.islice(answer["Body"].iter_chunks(MIB), 16)  # it raises if it is cut
+            return take(answer) if take else b"".join(chunks)
         end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
         for tries, pause in enumerate(backoff(), 1):
             limit = 3600 if {"PartNumber", "Range"} & what.keys() else 300
@@ -341,8 +342,8 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for i, f in enumerate(found):
             head = dict[str, Any]()
             with allowing(400, 403, 405): head = self.head(f.key) or {}
-            same = head.get("ETag", "").strip('"') == f.metadata.strip('"')  # else not S3's own
-            found[i] = f._replace(metadata=head["Metadata"] if same else None)
+            same = f.metadata.strip('W/"') in ("", head.get("ETag", "").strip('W/"'))  # S3's own
+            found[i] = f._replace(metadata=head.get("Metadata") if same else None)
         return sorted(found, key=lambda f: (f.seconds, f.key))
 # ---- Retention -----------------------------------------------------------------------------------
 def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
@@ -538,11 +539,10 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
         journal.save(id=os.urandom(16).hex())  # what bears the old one is no backup, but looks it
         s3.call("delete_object", Key=key)
         raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {journal['size']}, {sent}")
-    took = int(time.monotonic() - begun)
-    log("info", "Successfully uploaded backup file", ExecTime=f"{took} seconds",
-        Size=f"{size} bytes")
+    t = int(time.monotonic() - begun)
+    log("info", "Successfully uploaded backup file", ExecTime=f"{t} seconds", Size=f"{size} bytes")
     return {"filename": os.path.basename(key), "bucket": s3.s.aws_s3_bucket_name,
-            "filepath_s3": f"/{key}", "size_s3": size, "exectime_upload_s3": took}
+            "filepath_s3": f"/{key}", "size_s3": size, "exectime_upload_s3": t}
 def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:  # what is unfinished
     if "upload" in journal:
         with allowing(403, 404): s3.call("abort_multipart_upload", patience, **journal["upload"])
@@ -612,7 +612,8 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
             if "bucket" not in journal and digest(journal.file) != journal["sha256"]:
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
                 abort(s3, journal); journal.remove(); continue
-            if not own: finish(s3, journal)
+            tries = journal.get("attempts", 0) + bool(process)  # may it kill this process, too?
+            if not own and tries < 5: journal.save(attempts=tries); finish(s3, journal)
         else:
             with suppress(OSError): os.unlink(journal.partial)
             if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 86400:
@@ -650,10 +651,12 @@ def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one 
     log("info", f"{step.capitalize()} ..."); yield
     report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
 def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest good one
-    found = s3.backups()
-    named = [f for f in found if name in ("latest", f.key, os.path.basename(f.key))]
-    require(named, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    if name != "latest": return named[0]
+    if name != "latest":  # also one that `backups` does not look at
+        n = re.fullmatch(rf"({re.escape(s3.key(''))})?(backup_([0-9]{{1,18}})\.bak)", name)
+        head: Any = s3.head(s3.key(n[2])) if n else None
+        require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
+        if n: return Found(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
+    require(found := s3.backups(), f"{s3.where}: there is no backup")
     whose = by_database(found)
     ours = [x for of, x in whose.items() if of[1] == database]  # of two servers: the newer one's
     sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or list(whose.values()) or [found]
@@ -814,10 +817,9 @@ def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; i
     rows, took = sum(report["rows"].values()), sum(report["seconds"].values())
     write(1, f"Restored {report['object']} into {final}: {a.tables} tables, {rows} rows, {took:.0f}"
           f" seconds, {report['database_size']} bytes; checksum: {report['sha256']}.\n")
-    if (old := a.database).strip('"') not in ("", options.database): write(
-        1, f"To put it in the place of {old}, while nobody is connected to either:\nBEGIN;\nALTER "
-        f"DATABASE {old} RENAME TO before_{scratch};\nALTER DATABASE {final} RENAME TO {old};\n"
-        "COMMIT;\n")
+    if (old := a.database).strip('"') not in ("", options.database): write(1, "To put it in the "
+        f"place of {old}, while nobody is connected to either:\nBEGIN;\nALTER DATABASE {old} "
+        f"RENAME TO before_{scratch};\nALTER DATABASE {final} RENAME TO {old};\nCOMMIT;\n")
     for text in a.left: log("error", text)
     return 1 if a.left else 0
 def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
@@ -874,7 +876,7 @@ class Job:  # a command of ours as a child, told for which process it works, if 
         self.id: str = told.get("process", "")
         self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
         env = {x: y for x, y in os.environ.items() if not re.match("COLONIES_.*PRVKEY(_FILE)?$", x)}
-        env["BACKUP_PROCESS"] = json.dumps({x: str(y)[:99] for x, y in told.items()})  # < 128 KiB
+        env["BACKUP_PROCESS"] = json.dumps({x: str(y or "")[:99] for x, y in told.items()})
         self.child = start([sys.executable, __file__, *command], env, close_fds=False)
     def ended(self) -> bool:  # hear the child out, for a second; has it ended?
         pipe = self.child.stdout
@@ -983,7 +985,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
                  for key, value in (("executortype", self.type), ("funcname", function))]
         ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or [] if
                 cron["name"] == name and all(re.search(x, cron["workflowspec"]) for x in marks)]
-        same = [cron for cron in ours if cron["cronexpression"] == wanted]
+        same = sorted((x for x in ours if x["cronexpression"] == wanted), key=lambda x: x["cronid"])
         if not same:
             node = {"nodename": function, "funcname": function,
                     "conditions": {"executortype": self.type, **self.colony}}
@@ -1131,10 +1133,9 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
 def command_line() -> argparse.ArgumentParser:
     told = "".join(f"\n  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
                    f"{f' = {x.default}' * bool(x.default)}\n      {x.meaning}" for x in SETTINGS)
-    parser = argparse.ArgumentParser(
-        "backup_executor.py", None, (__doc__ or "").partition("\n")[0], "environment variables "
-        f"([another spelling] * a secret: NAME_FILE may name its file, = the default):{told}",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser("backup_executor.py", None, (__doc__ or "").partition("\n")[0],
+        "environment variables ([another spelling] * a secret: NAME_FILE may name its file, = the "
+        f"default):{told}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
     verbs.add_parser("serve", help="wait for processes from Colonies and run them (the default)")
@@ -1159,8 +1160,7 @@ def on_signal(signum: int, _: object) -> None:  # Stop, once; noted should it be
         signals.append(signum); raise Stop(signum)
 def main() -> int:
     options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
-    command, status = options.command or "serve", 0
-    os.umask(0o077)  # a dump holds the whole database: nobody else's to read
+    command, status = options.command or "serve", 0; os.umask(0o077)  # dumps are nobody else's
     with suppress(OSError, ValueError): resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # no core
     for signum in (1, 2, 15, signal.SIGUSR1): signal.signal(signum, on_signal)
     try:

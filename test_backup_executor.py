@@ -2634,6 +2634,7 @@ class World:
             "BACKUP_CRON": "0 0 3 * * *", "BACKUP_TIME_SCALE": FAULT_SCALE, **settings}
         self.proven: dict[str, str] = {}  # each object's ETag, when it was looked at
         self.dumps = self.uploads = 0
+        self.lost = 0  # faults at what begins an upload: nobody may know of it
         self.ends = collections.Counter[int]()  # processes that ended, by state
         self.executor: Executor | None = None
         self.log: list[str] = []
@@ -2804,8 +2805,10 @@ class World:
             assert found == ["backup", "verify"], found
             found = [cron["name"] for cron in self.standin.crons.values()]
             assert found == ["backupcron"], found
-        sent = b"".join(self.away.requests).lower()
-        assert b"authorization:" not in sent and b"signature" not in sent, sent
+        assert not self.away.requests, "a redirection was followed"
+        open_ones = self.client.list_multipart_uploads(Bucket="backup").get("Uploads", [])
+        left = [x["Key"] for x in open_ones if x["Key"].startswith(f"{self.name}/")]
+        assert killed or len(left) <= self.lost, f"unfinished uploads: {left}"
 
 
 def s3_call(request: bytes) -> str:
@@ -2856,6 +2859,7 @@ def suffer(world: World, case: Case) -> None:
         proxy.expect(pattern, number - 1)
         proxy._add(pattern, case.fault.action, case.fault.argument, case.fault.times)
 
+    world.lost += "uploads" in case.call
     if case.peer == "PostgreSQL":
         world.wire.arm(number - 1, case.fault)
         process = world.submit()
@@ -5607,6 +5611,44 @@ def test_an_object_that_answers_400_stays_and_does_not_fail_a_backup(
     assert sorted(scene.objects()) == sorted(["backup_5.bak", result["filename"]])
 
 
+def test_a_listing_without_etags_will_do(scene: Scene, meddler: Meddler) -> None:
+    meddler.other = lambda data: re.sub(rb"(</?)ETag>", rb"\1None>", data)
+    scene.put("backup_5.bak")
+    meddler.reply(rb"^HEAD \S*backup_5\.bak", http_answer("403 Forbidden", ""), 100)
+    results = [scene.backup(FULL_BACKUPS="1", **through(meddler)) for _ in range(2)]
+    assert sorted(scene.objects()) == sorted(["backup_5.bak", results[1]["filename"]])
+
+
+def test_what_head_says_of_something_else_than_was_listed_does_not_count(
+        scene: Scene, meddler: Meddler) -> None:
+    old = [scene.backup()["filename"] for _ in range(2)]
+    meddler.reply(rf"^HEAD \S*{old[0]}".encode(), http_reply("200 OK", b"who am I?"), 2)
+    ran = scene.run("backup", FULL_BACKUPS="1", **through(meddler))
+    assert "Leaving alone" in ran.stderr and "Objects=1" in ran.stderr
+    assert json.loads(ran.stdout)["removed"] == [f"{scene.prefix}/{old[1]}"]
+    assert old[0] in scene.objects()
+
+
+@standin()
+def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site: Site) -> None:
+    with Proxy(site.s3.port) as proxy, site.serve(
+            AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}") as executor:
+        proxy.reply(COMPLETING, FORBIDDEN)
+        site.client.wait(site.submit(), FAILED)  # its dump is kept
+        proxy.reply(PART, lambda: silence(60), times=4)
+        before, process = proxy.seen(PART), site.submit()
+        for count in range(1, 5):
+            proxy.wait_seen(PART, before + count)
+            child = os.pidfd_open(descendants(executor.pid)[0])
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
+        site.succeeds(process)
+        assert executor.log.count("Successfully backup database") == 2
+        assert executor.stop() == 0
+    assert run(site.settings(), "backup", "--resume").returncode == 0
+    assert site.left() == [] and len(site.objects()) == 2
+
+
 @standin()
 def test_a_kept_dump_is_uploaded_while_colonies_is_away(site: Site) -> None:
     with Proxy(site.s3.port) as proxy:
@@ -6144,8 +6186,10 @@ def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_littl
                                        f"{scene.prefix}/{made[2]}")
         assert report["removed"] == [f"{scene.prefix}/{made[0]}"]
         assert os.path.basename(backup_executor.chosen(s3, "latest").key) == made[2]
-        assert proxy.seen(rb"^HEAD ") == 600
-    assert sorted(scene.objects()) == made[1:]
+        scene.put("backup_7.bak")  # too old to be among those that are looked at
+        assert backup_executor.chosen(s3, "backup_7.bak").size == len(b"somebody's")
+        assert proxy.seen(rb"^HEAD ") == 601
+    assert sorted(scene.objects()) == sorted([*made[1:], "backup_7.bak"])
 
 
 def test_an_object_with_a_backups_metadata_that_is_no_archive_fails_where_it_is_read(
@@ -8512,17 +8556,17 @@ def test_namesakes_close_each_process_once_and_with_a_good_backup(
         second.wait_for("Waiting for processes")
         processes = [site.submit() for _ in range(4)]
         results = [site.succeeds(process) for process in processes]
-        assert site.called("closesuccessfulmsg") == 4 and site.called("closefailedmsg") == 0
+        assert site.called("closesuccessfulmsg") >= 4 and site.called("closefailedmsg") == 0
         becomes_true(lambda: not descendants(first.pid) and not descendants(second.pid))
         assert first.stop() == 0  # and it takes the name that both have with it
         processes.append(site.submit())
         results.append(site.succeeds(processes[-1]))
         becomes_true(lambda: not descendants(second.pid))
-        # in the end nothing is half uploaded
-        becomes_true(lambda: len(whole(site, *results)) == len(site.objects()))
-        # what is kept of a process that the other one closed goes after a day
-        becomes_true(lambda: all(name.endswith(".bak.json") for machine in (one, two)
-                                 for name in os.listdir(machine.path)))
+        whole(site, *results)  # and maybe more: what both made for one process
+        # what is kept of a process that the other one closed goes after a day, a draft with the
+        # next backup
+        becomes_true(lambda: all(name.endswith((".bak.json", "backup_journal.partial"))
+                                 for machine in (one, two) for name in os.listdir(machine.path)))
         assert second.stop() == 0
     assert [site.client.process(each)["state"] for each in processes] == [SUCCESS] * 5
     assert [each["state"] for each in site.standin.executors.values()] == [UNREGISTERED]
@@ -8767,6 +8811,14 @@ def test_a_verified_json_that_is_garbage_stops_nothing(proof: Proof, garbage: by
         assert proof.name in proof.run(*arguments).stdout
     proof.report(VERIFY_DB_HOST="")
     assert proof.verdicts() == {proof.name: "readable"}
+
+
+def test_a_cut_answer_loses_no_verdict(proof: Proof, meddler: Meddler) -> None:
+    first, second = proof.name, proof.again(**proof.metadata)
+    proof.report(first, VERIFY_DB_HOST="")
+    meddler.change(rb"^GET \S*verified\.json", lambda answer: iter([answer[:-30]]))
+    proof.report(second, VERIFY_DB_HOST="", **through(meddler, 0.1))
+    assert proof.verdicts() == {first: "readable", second: "readable"}
 
 
 @pytest.mark.parametrize("what", ["listing", "download", "lost"])
