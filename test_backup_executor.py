@@ -5643,7 +5643,7 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
             signal.pidfd_send_signal(child, signal.SIGKILL)
             os.close(child)
         site.succeeds(process)
-        assert executor.log.count("Successfully backup database") == 2
+        assert len([name for name in site.left() if name.endswith(".bak")]) == 1  # left for later
         assert executor.stop() == 0
     assert run(site.settings(), "backup", "--resume").returncode == 0
     assert site.left() == [] and len(site.objects()) == 2
