@@ -2773,6 +2773,10 @@ class World:
         assert self.executor
         executor, proc = self.executor, Path(f"/proc/{self.executor.pid}")
         becomes_true(lambda: not descendants(executor.pid) and not os.listdir(self.folder))
+        waiting = ("assignprocessmsg", 0)
+        with self.standin.lock:
+            polls = sum((call[0], call[2]) == waiting for call in self.standin.calls)
+        self.standin.wait_call(*waiting, polls + 1)  # it is amid a poll, always at the same place
         with self.standin.lock:
             registered = [*self.standin.executors, *self.standin.functions, *self.standin.crons]
         return Footprint(
@@ -8564,9 +8568,12 @@ def test_namesakes_close_each_process_once_and_with_a_good_backup(
         becomes_true(lambda: not descendants(second.pid))
         whole(site, *results)  # and maybe more: what both made for one process
         # what is kept of a process that the other one closed goes after a day, a draft with the
-        # next backup
+        # next backup; a dump that the first one kept when it was stopped has its journal
         becomes_true(lambda: all(name.endswith((".bak.json", "backup_journal.partial"))
-                                 for machine in (one, two) for name in os.listdir(machine.path)))
+                                 for name in os.listdir(two.path)))
+        left = os.listdir(one.path)
+        assert {f"{name.removesuffix('.partial')}.json" for name in left if name.endswith(
+            (".bak", ".bak.partial"))} <= set(left), left
         assert second.stop() == 0
     assert [site.client.process(each)["state"] for each in processes] == [SUCCESS] * 5
     assert [each["state"] for each in site.standin.executors.values()] == [UNREGISTERED]
