@@ -1134,8 +1134,8 @@ def command_line() -> argparse.ArgumentParser:
     told = "".join(f"\n  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
                    f"{f' = {x.default}' * bool(x.default)}\n      {x.meaning}" for x in SETTINGS)
     parser = argparse.ArgumentParser("backup_executor.py", None, (__doc__ or "").partition("\n")[0],
-        "environment variables ([another spelling] * a secret: NAME_FILE may name its file, = the "
-        f"default):{told}", formatter_class=argparse.RawDescriptionHelpFormatter)
+        "environment variables ([another spelling]; * a secret: NAME_FILE may name its file; = its "
+        f"default; libpq's apply too):{told}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
     verbs.add_parser("serve", help="wait for processes from Colonies and run them (the default)")
