@@ -3546,11 +3546,12 @@ def standin(*options: dict[str, Any] | None) -> Any:
 GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
 
 
-def becomes_true(condition: Callable[[], Any], timeout: float = 30) -> None:
-    """Wait for something that announces itself to nobody."""
+def becomes_true(condition: Callable[[], Any], timeout: float = 30,
+                 shown: Callable[[], Any] = lambda: "") -> None:
+    """Wait for something that announces itself to nobody; SHOWN tells what there is instead."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it did not become true"
+        assert time.monotonic() < deadline, f"it did not become true: {shown()}"
         threading.Event().wait(0.05)
 
 
@@ -8570,7 +8571,8 @@ def test_namesakes_close_each_process_once_and_with_a_good_backup(
         # what is kept of a process that the other one closed goes after a day, a draft with the
         # next backup; a dump that the first one kept when it was stopped has its journal
         becomes_true(lambda: all(name.endswith((".bak.json", "backup_journal.partial"))
-                                 for name in os.listdir(two.path)))
+                                 for name in os.listdir(two.path)),
+                     shown=lambda: f"{os.listdir(two.path)}\n{first.log}\n\n{second.log}")
         left = os.listdir(one.path)
         assert {f"{name.removesuffix('.partial')}.json" for name in left if name.endswith(
             (".bak", ".bak.partial"))} <= set(left), left
