@@ -2985,7 +2985,7 @@ def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
             over.set()
             for worker in workers:
                 worker.join()
-        assert not wrong, wrong
+        assert not wrong, f"seed {seed}: {wrong}"
         for world in worlds:
             world.rest(killed=True)
         return killed, sum((world.ends for world in worlds), collections.Counter[int]())
@@ -4970,22 +4970,16 @@ def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
 # ---- Each call broken, each program killed -----------------------------------------------------
 
 def test_each_fault_at_each_call_of_a_backup_loses_nothing(
-        backup_servers: tuple[Postgres, SeaweedFS], capsys: pytest.CaptureFixture[str]) -> None:
+        backup_servers: tuple[Postgres, SeaweedFS]) -> None:
     """A sixth of the cases; `faults` has them all."""
     seed = secrets.randbits(32)
-    count, wrong = break_calls(*backup_servers, lambda cases: random.Random(seed).sample(
+    _, wrong = break_calls(*backup_servers, lambda cases: random.Random(seed).sample(
         cases, len(cases) // 6))
-    with capsys.disabled():
-        print(f"\n{count.total()} broken calls, seed {seed}")
     assert not wrong, f"seed {seed}: " + "\n".join(wrong)
 
 
-def test_programs_that_are_killed_at_random_moments_lose_nothing(
-        capsys: pytest.CaptureFixture[str]) -> None:
-    seed = secrets.randbits(32)
-    with capsys.disabled():
-        print(f"\nkilling at random, seed {seed}")
-    killed, ends = kill_at_random(40, seed)
+def test_programs_that_are_killed_at_random_moments_lose_nothing() -> None:
+    killed, ends = kill_at_random(40, secrets.randbits(32))
     assert killed.total() >= 40 and ends[SUCCESS] > 10
 
 
