@@ -3546,12 +3546,11 @@ def standin(*options: dict[str, Any] | None) -> Any:
 GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
 
 
-def becomes_true(condition: Callable[[], Any], timeout: float = 30,
-                 shown: Callable[[], Any] = lambda: "") -> None:
-    """Wait for something that announces itself to nobody; SHOWN tells what there is instead."""
+def becomes_true(condition: Callable[[], Any], timeout: float = 30) -> None:
+    """Wait for something that announces itself to nobody."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"it did not become true: {shown()}"
+        assert time.monotonic() < deadline, "it did not become true"
         threading.Event().wait(0.05)
 
 
