@@ -611,6 +611,12 @@ class SeaweedFS(S3Server):
         self.ports = dict(zip(names, free_ports(len(names))))
         self.ports["s3.port.https" if https else "s3.port"] = self.port
 
+    def kill(self) -> None:
+        super().kill()
+        for port in self.ports.values():  # else another user's server cannot have these ports
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
+
     def _command(self) -> tuple[list[str], dict[str, str]]:
         flags = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder}",
                  "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
