@@ -1461,12 +1461,11 @@ class Proxy(Server):
         """Refuse connections, and cut those that there are."""
         with self.changed:
             listener, self.listener = self.listener, None
-            open_ones = [*self.connections, *([listener] if listener else [])]
-        for connection in open_ones:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
         if listener:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # which ends its accept()
             listener.close()
+        self.drop()
         self.flowing.set()  # those who wait find their connections cut
 
     stop = kill = down
@@ -1710,6 +1709,10 @@ def until(connection: socket.socket, seen: bytes, end: bytes | None) -> Iterator
 
 # ---- The executor under test -------------------------------------------------------------------
 
+LOGGED = r'("([^"\\]|\\.)*"|[^\s"]+)'  # a value, as logrus writes it
+LOG_LINE = rf'time="[^"]+" level=(debug|info|warning|error) msg={LOGGED}( \w+={LOGGED})*'
+
+
 def executor_environment(settings: dict[str, str], home: str, clients: int) -> dict[str, str]:
     """An environment with SETTINGS, and what the client programs need, and nothing else."""
     folder, needed = client_programs(clients)
@@ -1728,6 +1731,13 @@ class Executor(Program):
     def kill(self) -> None:
         super().kill()
         self.home.cleanup()
+
+
+def kill_child(executor: Program) -> None:
+    """SIGKILL for the program that an executor has started."""
+    child = os.pidfd_open(descendants(executor.pid)[0])
+    signal.pidfd_send_signal(child, signal.SIGKILL)
+    os.close(child)
 
 
 def run(settings: dict[str, str], *arguments: str, clients: int = 17,
@@ -2483,8 +2493,6 @@ MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
 
 FAULT_SCALE = "0.05"  # BACKUP_TIME_SCALE: an S3 request then times out after 3 s
 FAULT_KEEP = 2  # FULL_BACKUPS
-LOGGED = r'("([^"\\]|\\.)*"|[^\s"]+)'  # a value, as logrus writes it
-LOGRUS = re.compile(rf'time="[^"]+" level=[a-z]+ msg={LOGGED}( \w+={LOGGED})*')
 WEIRD = random.Random(6).randbytes(4000)
 
 
@@ -2495,14 +2503,6 @@ class Fault(NamedTuple):
     action: str
     argument: Any = None
     times: int = 1
-
-
-def sentence(status: str, more: str = "", body: str = "") -> bytes:
-    """An HTTP answer, as S3 writes an error (for Colonies it is garbage)."""
-    body = body or ("<?xml version='1.0'?><Error><Code>InternalError</Code><Message>by a test"
-                    "</Message></Error>")
-    return (f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\n{more}Connection: close\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}").encode()
 
 
 def endless() -> Iterator[bytes]:
@@ -2529,7 +2529,7 @@ def silence(seconds: float) -> Iterator[bytes]:
 
 def http_faults(elsewhere: int, patience: float) -> list[Fault]:
     """The ways in which a call by HTTP goes wrong; PATIENCE seconds are more than a caller has."""
-    far = f"Location: http://127.0.0.1:{elsewhere}/away\r\n"
+    far = f"\r\nLocation: http://127.0.0.1:{elsewhere}/away"
     refused = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
         b'{"status": 500, "message": "by a test"}').decode()})
     return [
@@ -2544,16 +2544,15 @@ def http_faults(elsewhere: int, patience: float) -> list[Fault]:
         Fault("answer in a trickle", "change", trickle),
         Fault("answer without an end", "reply", endless),
         Fault("garbage", "reply", WEIRD),
-        Fault("garbage as a body", "reply", sentence("200 OK", body="\x01\xff{<" * 99)),
-        Fault("an empty body", "reply",
-              b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
-        Fault("200 with an error inside", "reply", sentence("200 OK"), 3),
-        Fault("200 with a refusal inside", "reply", sentence("200 OK", body=refused), 3),
+        Fault("garbage as a body", "reply", http_reply("200 OK", b"\x01\xff{<" * 99)),
+        Fault("an empty body", "reply", http_reply("200 OK", b"")),
+        Fault("200 with an error inside", "reply", http_answer("200 OK", "InternalError"), 3),
+        Fault("200 with a refusal inside", "reply", http_reply("200 OK", refused.encode()), 3),
         *(Fault(f"{status[:3]}{' with Retry-After' * bool(more)}", "reply",
-                sentence(status, more), 3)
+                http_answer(status + more, "InternalError"), 3)
           for status in ("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests")
-          for more in ("", "Retry-After: 1\r\n")),
-        *(Fault(f"redirect, {status[:3]}", "reply", sentence(status, far), 2)
+          for more in ("", "\r\nRetry-After: 1")),
+        *(Fault(f"redirect, {status[:3]}", "reply", http_answer(status + far, "InternalError"), 2)
           for status in ("301 Moved Permanently", "302 Found", "303 See Other",
                          "307 Temporary Redirect", "308 Permanent Redirect"))]
 
@@ -2670,7 +2669,7 @@ class World:
             with self.executor.changed:
                 new, self.executor.lines[:] = list(self.executor.lines), []
             self.log += new
-            odd = [line for line in new if not LOGRUS.fullmatch(line)]
+            odd = [line for line in new if not re.fullmatch(LOG_LINE, line)]
             assert not odd, odd
             self.dumps += sum("Successfully backup database" in line for line in new)
             self.uploads += sum("Successfully uploaded backup file" in line for line in new)
@@ -4173,9 +4172,7 @@ def test_a_backup_killed_alone_is_begun_again(site: Site) -> None:
     process = site.submit()
     with site.held() as release, site.serve() as executor:
         site.sessions(True)
-        child = os.pidfd_open(descendants(executor.pid)[0])
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-        os.close(child)
+        kill_child(executor)
         release()
         site.succeeds(process)
         becomes_true(lambda: site.left() == [])
@@ -5643,9 +5640,7 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
         before, process = proxy.seen(PART), site.submit()
         for count in range(1, 5):
             proxy.wait_seen(PART, before + count)
-            child = os.pidfd_open(descendants(executor.pid)[0])
-            signal.pidfd_send_signal(child, signal.SIGKILL)
-            os.close(child)
+            kill_child(executor)
         site.succeeds(process)
         assert len([name for name in site.left() if name.endswith(".bak")]) == 1  # left for later
         assert executor.stop() == 0
@@ -5719,9 +5714,7 @@ def test_a_backup_that_is_killed_three_times_is_a_failure_that_says_so(site: Sit
         for count in (1, 2, 3):
             executor.wait_for("Backing up database", count=count)
             site.sessions(True)
-            child = os.pidfd_open(descendants(executor.pid)[0])
-            signal.pidfd_send_signal(child, signal.SIGKILL)
-            os.close(child)
+            kill_child(executor)
         assert "killed three times" in site.client.wait(process, FAILED)["errors"][0]
     assert site.objects() == []
 
@@ -5857,9 +5850,6 @@ def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
 
 
 # ---- Hostile peers -----------------------------------------------------------------------------
-
-LOG_LINE = r'time="[^"]+" level=(debug|info|warning|error) msg=("([^"\\]|\\.)*"|\S+)( \w+=.*)?'
-
 
 def one_line_each(executor: Executor) -> None:
     """What an executor said so far is a log: line by line, and nothing that a terminal obeys."""
@@ -8940,9 +8930,7 @@ def test_a_verify_that_fails_says_why_and_unknown_functions_name_those_there_are
 def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
         site: Site, tmp_path: Path) -> None:
     with verifying_for_ever(site, tmp_path) as (executor, killed, begun):
-        child = os.pidfd_open(descendants(executor.pid)[0])
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-        os.close(child)
+        kill_child(executor)
         assert "memory" in site.client.wait(killed, FAILED)["errors"][0]
         cancelled = site.submit("verify")
         becomes_true(lambda: begun.read_text() == "\n\n")
