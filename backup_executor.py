@@ -187,29 +187,71 @@ def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: 
     program.send_signal(signum)
     with suppress(subprocess.TimeoutExpired): program.wait(grace)
     program.kill(); program.wait()
-def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, options: str = "",
-        timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:  # its stdout
-    ours = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")  # DB_HOST … say these
-    env = {name: value for name, value in os.environ.items() if name not in ours and re.match(
-        "LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$" + "|PG" * connect, name)}
+def environment(s: Namespace, connect: bool, options: str = "") -> dict[str, str]:
+    """The variables of a program: few, and libpq's only for those that CONNECT to s.db_….
+
+    options: more of libpq's PGOPTIONS ("-c name=value").
+    """
+    # DB_HOST and its like say these; libpq's other variables are the operator's to set.
+    ours = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")
+    passed = r"LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$"
     if connect:
-        both = f"{s.colonies_executor_name}/{s.db_database}"
-        name = re.sub("[^ -~]", "?", f"colonies-backup {s.tag[:8]} {both}")[:63]
-        env = {"PGCONNECT_TIMEOUT": "30"} | env | {"PGAPPNAME": name, "PGDATABASE": s.db_database}
-        env |= {"PGOPTIONS": f"{env.get('PGOPTIONS', '')} {options}"} if options else {}
-        env |= {"PGPASSWORD": s.db_password} if s.db_password else {}  # to those who connect, only
-        argv = [argv[0], "-h", s.db_host, "-p", str(s.db_port), "-U", s.db_user, *argv[1:]]
-    program, end = start(argv, env, stderr=subprocess.PIPE), time.monotonic() + timeout
+        passed += "|PG"
+    env = {name: value for name, value in os.environ.items()
+           if name not in ours and re.match(passed, name)}
+    if not connect:
+        return env
+    both = f"{s.colonies_executor_name}/{s.db_database}"
+    name = re.sub("[^ -~]", "?", f"colonies-backup {s.tag[:8]} {both}")[:63]
+    env = {"PGCONNECT_TIMEOUT": "30"} | env | {"PGAPPNAME": name, "PGDATABASE": s.db_database}
+    if options:
+        env["PGOPTIONS"] = f"{env.get('PGOPTIONS', '')} {options}"
+    if s.db_password:
+        env["PGPASSWORD"] = s.db_password
+    return env
+def connecting(s: Namespace, argv: Sequence[str]) -> list[str]:
+    """A program's arguments with those that say where to connect to."""
+    return [argv[0], "-h", s.db_host, "-p", str(s.db_port), "-U", s.db_user, *argv[1:]]
+def excerpt(s: Namespace, stderr: bytes) -> str:
+    """What a program said, without our secrets: all of it, or its first and last 2 kB.
+
+    The reason stands at the beginning, before a statement that may name thousands of tables
+    (pg_dump), or at the end, after as many warnings (pg_restore).
+    """
+    said = redacted(s, stderr.decode(*UTF8))
+    if len(said) <= 4096:
+        return said
+    return f"{said[:2048]} […] {said[-2048:]}"
+def first_line(program: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """The first line that a program prints, if it prints within so many seconds."""
+    pipe = program.stdout
+    if not pipe or not select.select([pipe], [], [], seconds)[0]:
+        return b""
+    return pipe.readline()
+def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, options: str = "",
+        timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:
+    """Run a program to its end; its stdout.
+
+    options: of libpq, where it CONNECTs. timeout: seconds. tick: called each second meanwhile; what
+    it raises stops the program. Raises Failure, with the program's own words, unless it exits 0.
+    """
+    if connect:
+        argv = connecting(s, argv)
+    program = start(argv, environment(s, connect, options), stderr=subprocess.PIPE)
+    end = time.monotonic() + timeout
     try:
         while True:
-            try: stdout, stderr = program.communicate(timeout=1)
-            except subprocess.TimeoutExpired: tick()
-            else: break
+            try:
+                stdout, stderr = program.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                tick()
             require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
-    finally: stop(program, signal.SIGINT)  # which has the server end what it does, too
-    status, said = program.returncode, redacted(s, stderr[-4096:].decode(*UTF8))
+    finally:
+        stop(program, signal.SIGINT)  # which has the server end what it does, too
+    status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-    require(not status, f"{step}: {argv[0]}: {how}: {said}")
+    require(not status, f"{step}: {argv[0]}: {how}: {excerpt(s, stderr)}")
     return stdout.decode(*UTF8)
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
 FIELD, ORDER = 2**256 - 2**32 - 977, 2**256 - 0x14551231950B75FC4402DA1732FC9BEBF
@@ -442,8 +484,10 @@ END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity 
 def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
     return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout,
                options=f"-c statement_timeout=0 -c search_path=pg_catalog {options}")
+def read_json(s: Namespace, step: str, query: str, **more: Any) -> Any:
+    return json.loads(psql(s, step, query, **more))
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
-    return Namespace(**json.loads(psql(s, step, query, **more)))
+    return Namespace(**read_json(s, step, query, **more))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
     server = look(s, "Looking at the database", LOOK)
     said = run(s, "Looking at pg_dump", ["pg_dump", "--version"], connect=False, timeout=60)
@@ -460,46 +504,244 @@ def look_for_room(s: Namespace, newest: int, database_size: int) -> str:  # or F
     if not newest and free < database_size: log("warning", f"{text}, the database {database_size}")
     return text
 TABLES = r"(?m)^\d+; \d+ \d+ TABLE DATA "  # in a table of contents
-def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes before the upload
-    server, known = look_at_database(s), [Found(0, "", 0, None)]  # it stands for none
-    try: known += proven(s3.backups(), server.system_identifier, server.database)
-    except Failure as error:
-        if error.status != 404 or not s.aws_s3_endpoint: raise
-        log("warning", "The bucket is missing, making it ...", Error=error)
-        s3.call("create_bucket")
-    newest, now = [x for x in known if x.seconds < 10**11][-1], int(time.time())  # 18 digits count
+# Tables whose rows a dump may hold. Materialized views are not among them: a dump only has them
+# refreshed, and pg_dump 17 does not lock them. A key stands for a name, whatever its encoding.
+READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
+    'schemas', (SELECT coalesce(json_object_agg(md5(nspname), oid), '{}')
+        FROM pg_namespace WHERE nspname !~ '^pg_'),
+    'tables', (SELECT coalesce(json_object_agg(md5(format('%I.%I', nspname, c.relname)),
+            concat_ws(' ', c.oid, c.relfilenode, toast.relfilenode)), '{}')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
+        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+        AND nspname !~ '^pg_' AND nspname <> 'information_schema'))"""
+READ_SCHEMAS = "SELECT json_object_agg(md5(nspname), oid) FROM pg_namespace WHERE nspname !~ '^pg_'"
+NAME_TABLES = """SELECT string_agg(name, ', ') FROM (
+    SELECT format('%I.%I', nspname, relname) AS name
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE c.oid IN ({}) ORDER BY name LIMIT 5) AS few"""
+# Sessions of a role are shown to it whatever its privileges.
+COPYING = """SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = user
+    AND datname = current_database() AND application_name = current_setting('application_name')
+    AND backend_start > '{}' AND query LIKE 'COPY %')"""
+class Window:
+    """The time between pg_dump's snapshot and its locks, in which rows can get lost in silence.
+
+    TRUNCATE, and what rewrites a table, is not MVCC-safe (PostgreSQL's manual, 13.6): an older
+    snapshot sees none of the table's rows then. Each gives the table a new file node. So does
+    TimescaleDB's compress_chunk (2.28.3). And pg_dump goes by names: what has taken another table's
+    name since its snapshot is dumped in its place, as it was then. Made before pg_dump starts, this
+    knows each table's oid and file nodes, and compares them when pg_dump has its locks, which
+    keep all of that out from then on. It needs no privilege: pg_class is open to every role.
+    """
+    def __init__(self, s: Namespace):
+        self.s = s
+        self.before = read_json(s, "Reading the tables", READ_TABLES)
+        self.is_open = True
+        self.next_look = time.monotonic()
+        self.interval = 1.0  # seconds; it grows: a database without rows is never copied from
+    def look(self) -> bool:
+        """Close it if pg_dump has its locks by now; whether it is closed. Raises Failure: void.
+
+        pg_dump copies, and it takes all its locks before it copies the first table (13 to 18). A
+        server that does not answer is asked again later.
+        """
+        if self.is_open and time.monotonic() >= self.next_look:
+            self.next_look = time.monotonic() + self.interval
+            self.interval = min(self.interval * 1.5, 30)
+            copying = COPYING.format(self.before["time"])
+            try:
+                if psql(self.s, "Looking at pg_dump", copying, 20).strip() != "t":
+                    return False
+                tables = self.read()
+            except Failure as error:
+                log("debug", "Cannot look at the tables yet", Error=error)
+                return False
+            self.compare(tables)
+        return not self.is_open
+    def read(self) -> dict[str, str]:
+        """Each table's oid, file node and, if it has one, its TOAST table's file node."""
+        tables: dict[str, str] = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
+        return tables
+    def compare(self, tables: Mapping[str, str]) -> None:
+        """Raise Failure if tables that pg_dump may have dumped were emptied or replaced."""
+        self.is_open = False
+        changed = [int(now.split()[0]) for name, now in tables.items() if self.differs(name, now)]
+        if not changed:
+            return
+        oids = ", ".join(map(str, sorted(changed)[:1000]))
+        names = psql(self.s, "Naming the tables", NAME_TABLES.format(oids)).strip()
+        raise Failure(f"{len(changed)} tables were truncated, rewritten or replaced before pg_dump "
+                      f"had locked them, their rows may be missing: {names or oids}", again=True)
+    def differs(self, name: str, now: str) -> bool:
+        """Whether a table is not what it was, or is new and not what it was when it was made."""
+        before = self.before["tables"].get(name)
+        if before is None:
+            oid, node = now.split()[:2]
+            return node not in (oid, "0")  # a new table's first file node is its oid
+        return bool(before != now)
+    def end(self) -> None:
+        """Close it, where that is still to be done, now that pg_dump has ended. Raises Failure.
+
+        No lock of pg_dump's keeps a schema from being renamed, so that another one may have come in
+        its place while pg_dump went on.
+        """
+        if self.is_open:
+            self.compare(self.read())
+        schemas = read_json(self.s, "Reading the schemas", READ_SCHEMAS)
+        was = self.before["schemas"]
+        replaced = [name for name, oid in schemas.items() if was.get(name, oid) != oid]
+        if replaced:
+            raise Failure(f"{len(replaced)} schemas were replaced by others of their names while "
+                          "pg_dump ran, rows may be missing", again=True)
+HOLD_SECONDS = 60  # at most; measured: 0.3 to 2 s until pg_dump has its locks
+HOLD_OFF = ("BEGIN", "LOCK TABLE _timescaledb_catalog.compression_settings IN SHARE MODE",
+            "SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
+@contextmanager
+def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[], None]]:
+    """Keep TimescaleDB from compressing until what this yields is called, or a minute is over.
+
+    compress_chunk truncates the chunk. Before that it writes to this table of the catalog, which
+    SHARE keeps it from. With it 10 of 10 backups beside a compression policy had every row, without
+    it 0 of 20 (2.28.3, 2.29.2, 2.30.0-dev). Where it may not be locked (a privilege, a standby,
+    an older version) or not within 20 s, nothing is held off: `Window` sees what gets lost.
+    """
+    holder: subprocess.Popen[bytes] | None = None
+    def release() -> None:
+        if holder:
+            stop(holder, signal.SIGINT)
+    try:
+        if server.timescaledb:
+            statements = [part for statement in HOLD_OFF for part in ("-c", statement)]
+            options = "-c lock_timeout=20s -c statement_timeout=0 -c client_min_messages=error "
+            holder = start(connecting(s, ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements]),
+                           environment(s, True, options + gone_client(server)),
+                           stderr=subprocess.STDOUT)
+            said = first_line(holder, HOLD_SECONDS)
+            if said != b"held\n":
+                log("info", "Compression is not held off: if it empties chunks that are being "
+                    "dumped, the dump is made again", Reason=excerpt(s, said))
+        yield release
+    finally:
+        release()
+def gone_client(server: Namespace) -> str:
+    """Options with which a server notices within 10 s that we are gone, also while it computes."""
+    major = int(re.split(r"\D", server.postgresql)[0])
+    return "-c client_connection_check_interval=10s" if major >= 14 else ""
+def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
+    """All that comes before the upload: look, dump, read the archive back, vouch for it.
+
+    Raises Failure or OSError; then nothing of it is left on the volume.
+    """
+    server = look_at_database(s)
+    newest = newest_backup(s, s3, server)
     look_for_room(s, newest.size, server.size)
-    if now < newest.seconds: log("warning", "The clock is behind the newest backup", Key=newest.key)
-    seconds = max(now, newest.seconds + 1)
-    while f"backup_{seconds}.bak" in " ".join(os.listdir(s.backup_path)): seconds += 1
-    spelt = {"auto": "zstd:1"} if server.client >= 16 else {"auto": "6", "none": "0", "gzip": "6"}
-    method = spelt.get(s.backup_compression, re.sub("^gzip:(?=[0-9])", "", s.backup_compression))
-    options = "-c client_connection_check_interval=10s" if float(server.postgresql[:2]) > 13 else ""
-    journal = Journal(os.path.join(s.backup_path, f"backup_{seconds}.bak"), by=s.journals, **begun)
+    file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
+    journal = Journal(file, by=s.journals, made_again=[], **begun)
     psql(s, "Ending sessions of an earlier run", END_SESSIONS)  # of a pg_dump killed by -9
-    log("info", "Backing up database ..."); show = progress("Backup in progress", newest.size)
-    partial, start_time = journal.partial, time.monotonic()
-    def tick() -> None:
-        free, floor = room(s)
-        require(free >= floor, f"pg_dump was stopped: {s.backup_path} has only {free} bytes left")
-        with suppress(OSError): show(os.path.getsize(partial))
+    log("info", "Backing up database ...")
     try:
         journal.save()
-        open(partial, "x").close()  # pg_dump would follow a link of that name
-        run(s, "Backing up database", ["pg_dump", "-Fc", "-f", partial, "--no-password",
-            f"--compress={method}", "--lock-wait-timeout=300s"], tick=tick, options=options)
-        took = int(time.monotonic() - start_time)
-        listed = run(s, "The table of contents", ["pg_restore", "--list", partial], connect=False)
-        require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-        journal.save(exectime_backup=took, size=os.path.getsize(partial), sha256=digest(partial),
-                     id=os.urandom(16).hex(), tables=len(re.findall(TABLES, listed)),
-                     **{name: getattr(server, name) for name in FACTS})
+        took = dump_every_row(s, server, journal, newest.size)
+        seal(s, server, journal, took)
     finally:
-        if "sha256" not in journal: journal.remove()
-    os.rename(partial, journal.file)  # only now: it is whole, and its journal vouches for it
+        if "sha256" not in journal:
+            journal.remove()
+    os.rename(journal.partial, file)  # only now: it is whole, and its journal vouches for it
     log("info", "Successfully backup database", ExecTime=f"{took} seconds",
-        Filename=os.path.basename(journal.file), Size=f"{journal['size']} bytes")
+        Filename=os.path.basename(file), Size=f"{journal['size']} bytes")
     return journal
+def newest_backup(s: Namespace, s3: S3, server: Namespace) -> Found:
+    """The newest proven backup of this database; one of no size and time where there is none.
+
+    A bucket that is missing is made, unless it is at AWS. Raises Failure.
+    """
+    known = [Found(0, "", 0, None)]
+    try:
+        known += proven(s3.backups(), server.system_identifier, server.database)
+    except Failure as error:
+        if error.status != 404 or not s.aws_s3_endpoint:
+            raise
+        log("warning", "The bucket is missing, making it ...", Error=error)
+        s3.call("create_bucket")
+    # A later time than the year 5138 was not made by a clock: 18 digits count as a name, too.
+    return [backup for backup in known if backup.seconds < 10**11][-1]
+def free_seconds(s: Namespace, newest: Found) -> int:
+    """The seconds of the new backup's name: now, but later than the newest one's."""
+    now = int(time.time())
+    if now < newest.seconds:
+        log("warning", "The clock is behind the newest backup", Key=newest.key)
+    seconds: int = max(now, newest.seconds + 1)
+    taken = " ".join(os.listdir(s.backup_path))
+    while f"backup_{seconds}.bak" in taken:
+        seconds += 1
+    return seconds
+def compression(s: Namespace, server: Namespace) -> str:
+    """pg_dump's --compress for BACKUP_COMPRESSION; before 16 it knows gzip's levels alone."""
+    wanted: str = s.backup_compression
+    if server.client >= 16:
+        return "zstd:1" if wanted == "auto" else wanted
+    return {"auto": "6", "gzip": "6", "none": "0"}.get(wanted, wanted.removeprefix("gzip:"))
+# Seconds before a dump is made again, and once more. A policy that works through its chunks, or a
+# job that loads tables, may need as long to be over.
+PAUSES = (15, 60)
+# What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
+PASSING = (r"(relation|column|schema|type|function) .* does not exist|cannot copy from |"
+           "could not open relation|cache lookup failed|conflict with recovery|deadlock detected")
+ADVICE = ("keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
+          "from the backup's hour; on a standby look at max_standby_streaming_delay")
+def dump_every_row(s: Namespace, server: Namespace, journal: Journal, expected: int) -> int:
+    """Run pg_dump until its archive holds all that was there when it began; that one's seconds.
+
+    expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
+    into `made_again`. Raises Failure: the third one failed, too, or one for good.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            return dump_once(s, server, journal, expected)
+        except Failure as error:
+            why = error
+        if not why.again and not re.search(PASSING, str(why)):
+            raise why
+        if pause is None:
+            break
+        os.unlink(journal.partial)
+        journal["made_again"].append(str(why))
+        log("warning", "Making the dump again ...", Reason=why)
+        time.sleep(pause * TIME_SCALE)
+    raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {ADVICE}")
+def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) -> int:
+    """Run pg_dump once; the seconds it took.
+
+    Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
+    """
+    show = progress("Backup in progress", expected)
+    begun = time.monotonic()
+    open(journal.partial, "x").close()  # pg_dump would follow a link of that name
+    command = ["pg_dump", "-Fc", "-f", journal.partial, "--no-password", "--lock-wait-timeout=300s"]
+    command.append(f"--compress={compression(s, server)}")
+    with compression_held_off(s, server) as release:
+        window = Window(s)
+        def tick() -> None:
+            free, floor = room(s)
+            only = f"{s.backup_path} has only {free} bytes left"
+            require(free >= floor, f"pg_dump was stopped: {only}")
+            with suppress(OSError):
+                show(os.path.getsize(journal.partial))
+            if window.look():
+                release()
+        run(s, "Backing up database", command, tick=tick, options=gone_client(server))
+    window.end()
+    return int(time.monotonic() - begun)
+def seal(s: Namespace, server: Namespace, journal: Journal, took: int) -> None:
+    """Have pg_restore read the archive's table of contents back, and note what the archive is."""
+    command = ["pg_restore", "--list", journal.partial]
+    listed = run(s, "The table of contents", command, connect=False)
+    require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
+    facts = {name: getattr(server, name) for name in FACTS}
+    journal.save(exectime_backup=took, size=os.path.getsize(journal.partial),
+                 sha256=digest(journal.partial), id=os.urandom(16).hex(),
+                 tables=len(re.findall(TABLES, listed)), **facts)
 # ---- A backup: upload and proof ------------------------------------------------------------------
 def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:  # work(start, end) of each
     from concurrent.futures import ThreadPoolExecutor
@@ -548,7 +790,8 @@ def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:  # w
         with allowing(403, 404): s3.call("abort_multipart_upload", patience, **journal["upload"])
 def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what will complete it
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
-    metadata = {name.replace("_", "-"): str(journal[name]) for name in (*FACTS, "sha256", "tables")
+    facts = (*FACTS, "sha256", "tables", "exectime_backup")
+    metadata = {name.replace("_", "-"): str(journal[name]) for name in facts
                 if journal[name] is not None} | {"backup-id": journal["id"]}
     metadata["database"] = urllib.parse.quote(journal["database"], safe="")
     abort(s3, journal); journal.save()  # is there room to note what is begun?
@@ -571,7 +814,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
     return target | {"MultipartUpload": {"Parts": [part for part, _ in sent]}}
 # ---- A backup: as a whole ------------------------------------------------------------------------
 RESULT = ("filename", "bucket", "filepath_s3", "exectime_backup", "size", "size_s3",
-          "exectime_upload_s3", "sha256", *FACTS, "tables", "starttime")
+          "exectime_upload_s3", "sha256", *FACTS, "tables", "starttime")  # and `made_again`
 def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -> Any:
     """One backup; its result, a dict. With `resume`: only finish what earlier runs left; None."""
     with staging(s, wait=bool(process)):
@@ -599,6 +842,7 @@ def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to i
         with suppress(FileNotFoundError): os.unlink(journal.file)
         log("info", "Removed local backup file", Filepath=journal.file); journal.save(gone=True)
     result = {name: journal[name] for name in RESULT}
+    result["made_again"] = journal.get("made_again", [])  # an older version's journal has none
     result |= prune(s3, result["system_identifier"], result["database"], result["filepath_s3"][1:])
     if not journal["process"]: journal.remove()  # else it is kept until the process is closed
     return result

