@@ -595,8 +595,18 @@ class Window:
             raise Failure(f"{len(replaced)} schemas were replaced by others of their names while "
                           "pg_dump ran, rows may be missing", again=True)
 HOLD_SECONDS = 60  # at most; measured: 0.3 to 2 s until pg_dump has its locks
-HOLD_OFF = ("BEGIN", "LOCK TABLE _timescaledb_catalog.compression_settings IN SHARE MODE",
-            "SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
+# A compression that has done with the settings truncates its chunk all the same, at its end; until
+# then it keeps a lock on `chunk` (2.28.3, 2.29.2). Those that wait for us are not waited for.
+HOLD_OFF = ("BEGIN", "LOCK TABLE _timescaledb_catalog.compression_settings IN SHARE MODE", """
+    DO $$ BEGIN
+    FOR tries IN 1 .. 400 LOOP
+        EXIT WHEN NOT EXISTS (SELECT FROM pg_locks working WHERE granted AND pid <> pg_backend_pid()
+            AND relation = '_timescaledb_catalog.chunk'::regclass AND mode = 'RowExclusiveLock'
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND NOT EXISTS (SELECT FROM pg_locks waiting WHERE waiting.pid = working.pid AND
+                NOT granted AND relation = '_timescaledb_catalog.compression_settings'::regclass));
+        PERFORM pg_sleep(0.05);
+    END LOOP; END $$""", "SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
 @contextmanager
 def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[], None]]:
     """Keep TimescaleDB from compressing until what this yields is called, or a minute is over.
@@ -604,7 +614,8 @@ def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[
     compress_chunk truncates the chunk. Before that it writes to this table of the catalog, which
     SHARE keeps it from. With it 10 of 10 backups beside a compression policy had every row, without
     it 0 of 20 (2.28.3, 2.29.2, 2.30.0-dev). Where it may not be locked (a privilege, a standby,
-    an older version) or not within 20 s, nothing is held off: `Window` sees what gets lost.
+    an older version) or not within 20 s, nothing is held off. That, and the end of one that lasts
+    longer, or of what it does not keep out (split_chunk), `Window` sees.
     """
     holder: subprocess.Popen[bytes] | None = None
     def release() -> None:

@@ -4706,7 +4706,8 @@ def result_of(executor: Executor) -> dict[str, Any]:
 TRUNCATED = """BEGIN; CREATE TEMPORARY TABLE kept AS TABLE truncated; TRUNCATE truncated;
     INSERT INTO truncated TABLE kept; COMMIT;"""
 CHANGED = TRUNCATED + """ALTER TABLE rewritten ALTER id TYPE bigint;
-    CREATE TABLE a AS TABLE renamed; ALTER TABLE renamed RENAME TO b; ALTER TABLE a RENAME TO renamed;
+    CREATE TABLE a AS TABLE renamed; ALTER TABLE renamed RENAME TO b;
+    ALTER TABLE a RENAME TO renamed;
     CREATE TABLE c AS TABLE replaced; DROP TABLE replaced; ALTER TABLE c RENAME TO replaced;"""
 MOVED = """ALTER SCHEMA zone RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE
     gone.moved;"""
