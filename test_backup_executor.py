@@ -9532,10 +9532,10 @@ class Rendered:
 
 
 class Helm:
-    """helm with a home of its own and without a cluster."""
+    """helm with a home of its own and, but for what MORE says, without a cluster."""
 
-    def __init__(self, home: Path) -> None:
-        self.env = {"PATH": SYSTEM_PATH, "HOME": str(home), "KUBECONFIG": os.devnull}
+    def __init__(self, home: Path, **more: str) -> None:
+        self.env = {"PATH": SYSTEM_PATH, "HOME": str(home), "KUBECONFIG": os.devnull, **more}
 
     def run(self, *arguments: str, major: int = 4, **values: Any
             ) -> subprocess.CompletedProcess[str]:
@@ -9761,59 +9761,191 @@ def chart_without_values_names_all_that_is_missing_at_once(helm: Helm) -> None:
     assert len(re.findall(r"(?m)^- .* (?:is|are) missing", said)) == 7, said
 
 
-@contextlib.contextmanager
-def cluster(statefulset: dict[str, Any]) -> Iterator[str]:
-    """The address of what knows of a cluster its kinds of objects, and a StatefulSet."""
-    def kinds(version: str, *names: str) -> dict[str, Any]:
+class ClusterRequest(http.server.BaseHTTPRequestHandler):
+    """A request to a Cluster."""
+
+    protocol_version = "HTTP/1.1"
+    server: Cluster
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = self.server.answer(self.command, self.path.partition("?")[0], body)
+        missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
+                   "reason": "NotFound", "message": "not found"}
+        text = json.dumps(found or missing).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = do_PATCH = do_DELETE = answer
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Cluster(http.server.ThreadingHTTPServer):
+    """What stands for a cluster: it keeps the objects that helm makes, and nobody acts on them."""
+
+    STATEFULSETS = "/apis/apps/v1/namespaces/prod/statefulsets"
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ClusterRequest)
+        version = {"groupVersion": "apps/v1", "version": "v1"}
+        self.about: dict[str, Any] = {
+            "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
+            "/api": {"kind": "APIVersions", "versions": ["v1"]},
+            "/api/v1": self.kinds("v1", "Pod", "Secret", "Service", "ServiceAccount",
+                                  "PersistentVolumeClaim"),
+            "/apis": {"kind": "APIGroupList", "groups": [
+                {"name": "apps", "versions": [version], "preferredVersion": version}]},
+            "/apis/apps/v1": self.kinds("apps/v1", "StatefulSet", "Deployment")}
+        self.objects: dict[str, dict[str, Any]] = {}  # by their paths
+
+    def kinds(self, version: str, *names: str) -> dict[str, Any]:
+        verbs = ["list", "get", "create", "patch", "delete"]
         return {"kind": "APIResourceList", "groupVersion": version, "resources": [
-            {"name": f"{name.lower()}s", "kind": name, "namespaced": True, "verbs": ["list"]}
+            {"name": f"{name.lower()}s", "kind": name, "namespaced": True, "verbs": verbs}
             for name in names]}
 
-    version = {"groupVersion": "apps/v1", "version": "v1"}
-    answers = {
-        "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/api/v1": kinds("v1", "Pod", "Secret", "Service", "ServiceAccount"),
-        "/apis": {"kind": "APIGroupList", "groups": [
-            {"name": "apps", "versions": [version], "preferredVersion": version}]},
-        "/apis/apps/v1": kinds("apps/v1", "StatefulSet"),
-        "/apis/apps/v1/namespaces/prod/statefulsets": {
-            "kind": "StatefulSetList", "apiVersion": "apps/v1", "items": [statefulset]}}
+    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any] | None:
+        """What is at PATH; with DELETE, what was."""
+        if method == "POST":
+            path = f"{path}/{json.loads(body)['metadata']['name']}"
+        if method in ("POST", "PATCH"):
+            self.objects[path] = self.merged(self.objects.get(path, {}), json.loads(body))
+        if path == self.STATEFULSETS:
+            return {"kind": "StatefulSetList", "apiVersion": "apps/v1",
+                    "items": list(self.statefulsets().values())}
+        if method == "DELETE":
+            return self.objects.pop(path, None)
+        return self.about.get(path) or self.objects.get(path)
 
-    class Request(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(answers.get(self.path.partition("?")[0])).encode()
-            self.send_response(404 if body == b"null" else 200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(body)
+    def helm(self, home: Path, **more: str) -> Helm:
+        return Helm(home, HELM_NAMESPACE="prod",
+                    HELM_KUBEAPISERVER=f"http://127.0.0.1:{self.server_port}", **more)
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    def merged(self, old: Any, new: Any) -> Any:
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            return new
+        return old | {key: self.merged(old.get(key), value) for key, value in new.items()}
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Request) as server:
+    def statefulsets(self) -> dict[str, dict[str, Any]]:
+        return {path.rpartition("/")[2]: each for path, each in self.objects.items()
+                if path.startswith(self.STATEFULSETS)}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield server
         server.shutdown()
 
 
+CHART_NAME = "timescaledb"
+
+
+def umbrella(folder: Path, parts: dict[str, Any]) -> Path:
+    """
+    A chart with PARTS, by name: under that alias the chart, or, where a part has parts, such a
+    chart. It has StatefulSets of others, too, whose charts have names much like the chart's.
+    """
+    (folder / "templates").mkdir(parents=True)
+    for number, label in enumerate(("timescaledb-2-1.0.0", "my-timescaledb-1.0.0", "")):
+        labels = {"helm.sh/chart": label, "app.kubernetes.io/instance": "{{ .Release.Name }}"}
+        (folder / "templates" / f"{number}.yaml").write_text(json.dumps({
+            "apiVersion": "apps/v1", "kind": "StatefulSet", "spec": {}, "metadata": {
+                "name": f"{folder.name}-{number}", "labels": labels if label else {}}}))
+    dependencies = []
+    for name, below in parts.items():
+        chart = name if below else CHART_NAME
+        if below:
+            umbrella(folder / "charts" / name, below)
+        else:
+            shutil.copytree(CHART, folder / "charts" / CHART_NAME, dirs_exist_ok=True)
+        dependencies.append({"name": chart, "alias": name, "version": "*",
+                             "condition": f"{name}.enabled"})
+    (folder / "Chart.yaml").write_text(json.dumps({
+        "apiVersion": "v2", "name": folder.name, "version": "2.0.0",
+        "dependencies": dependencies}))
+    return folder
+
+
+LONG = 63 * "x"  # an alias that leaves the label of the chart no room for a version
+
+
+@pytest.mark.parametrize("major", [4, 3])
+@pytest.mark.parametrize("parts, names", [
+    ({}, {"": "timescaledb"}),
+    ({CHART_NAME: {}, "second": {}}, {f"{CHART_NAME}.": "timescaledb", "second.": "second"}),
+    ({"shop": {LONG: {}}, "web": {LONG: {}}},
+     {f"shop.{LONG}.": "shop-db", f"web.{LONG}.": "web-db"}),
+], ids=["alone", "aliases", "deep"])
+def chart_refuses_an_upgrade_that_would_take_a_database_away_and_no_other(
+        cluster: Cluster, postgres: Postgres, tmp_path: Path, parts: dict[str, Any],
+        names: dict[str, str], major: int) -> None:
+    """NAMES are those of the databases, by where their values are."""
+    chart = umbrella(tmp_path / "umbrella", parts) if parts else CHART
+    database = f"helm-{secrets.token_hex(4)}"
+    postgres.run("createdb", database)
+    # Helm keeps its releases in PostgreSQL: it would send the cluster's own as protobuf.
+    address = f"postgres:{postgres.password}@127.0.0.1:{postgres.port}/{database}?sslmode=disable"
+    helm = cluster.helm(tmp_path, HELM_DRIVER="sql",
+                        HELM_DRIVER_SQL_CONNECTION_STRING=f"postgresql://{address}")
+
+    def take(verb: str, where: str = "", changes: dict[str, Any] | None = None) -> str:
+        """What helm complains of, with CHANGES to the values at WHERE."""
+        whole = {f"{each}{key}": value for each, name in names.items()
+                 for key, value in overlay(WHOLE, {"fullnameOverride": name}).items()}
+        changed = {f"{where}{path}": value for path, value in (changes or {}).items()}
+        ran = helm.run(verb, "db", str(chart), "--disable-openapi-validation", major=major,
+                       **overlay({}, {**whole, **changed}))
+        assert (ran.returncode == 0) == (ran.stderr == ""), ran.stderr
+        return ran.stderr
+
+    last = [*names][-1]
+    there: set[str] = set()
+    # A second one is added; then nothing changes.
+    for verb, changes in ("install", {"enabled": not parts}), ("upgrade", {}), ("upgrade", {}):
+        assert take(verb, last, changes) == ""
+        assert set(cluster.statefulsets()) >= there
+        there = set(cluster.statefulsets())
+    assert there >= {f"{name}-statefulset" for name in names.values()}
+    objects = dict(cluster.objects)
+    for where, name in names.items():
+        for change in ({"fullnameOverride": "renamed"},
+                       {"database.enabled": False, "database.host": "other"}):
+            said = take("upgrade", where, change)
+            assert f"- The StatefulSet {name}-statefulset would be deleted, with the pod" in said
+            assert said.count("StatefulSet") == 1 and cluster.objects == objects, said
+
+
+OF_ANOTHER_RELEASE = {"metadata.labels": {"helm.sh/chart": f"{CHART_NAME}-1.0.0",
+                                          "app.kubernetes.io/instance": "other"}}
+OLDER = {"metadata.labels": {"app": "timescaledb"}, "spec.serviceName": "timescaledb-internal"}
+OLDER_HERE = {**OLDER, "metadata.annotations": {"meta.helm.sh/release-name": "db"}}
+ELSEWHERE = {"database.enabled": False, "database.host": "other"}
+
+
 @pytest.mark.parametrize("there, changes, sentence", [
-    ({}, {}, ""),
-    ({}, {"fullnameOverride": "second"}, "timescaledb-statefulset would be deleted, with the pod"),
-    ({}, {"database.enabled": False, "database.host": "other"}, "would be deleted, with the pod"),
-    ({"metadata.labels": {"app.kubernetes.io/instance": "other"}}, {"fullnameOverride": "s"}, ""),
-    ({"metadata.labels": {"app": "timescaledb"}, "spec.serviceName": "timescaledb-internal"}, {},
-     "timescaledb-statefulset is that of an older chart")])
-def chart_refuses_an_upgrade_that_would_take_a_database_away(
-        helm: Helm, there: dict[str, Any], changes: dict[str, Any], sentence: str) -> None:
+    (OF_ANOTHER_RELEASE, {"fullnameOverride": "s"}, ""),
+    (OLDER, {}, "timescaledb-statefulset is that of an older chart"),
+    (OLDER, ELSEWHERE, ""),
+    (OLDER_HERE, ELSEWHERE, "timescaledb-statefulset is that of an older chart"),
+    (OLDER_HERE, {"fullnameOverride": "s"}, "timescaledb-statefulset is that of an older chart")])
+def chart_refuses_to_take_over_or_to_delete_what_an_older_one_made_in_its_release(
+        helm: Helm, cluster: Cluster, tmp_path: Path, there: dict[str, Any],
+        changes: dict[str, Any], sentence: str) -> None:
     [installed] = helm.render(WHOLE).kind("StatefulSet")
-    with cluster(overlay(installed, there)) as address:
-        for major in (4, 3):
-            ran = helm.run(
-                "template", "db", str(CHART), "--namespace=prod", "--dry-run=server",
-                f"--kube-apiserver={address}", "--is-upgrade", "--disable-openapi-validation",
-                major=major, **overlay(WHOLE, changes))
-            assert ran.returncode == bool(sentence) and sentence in ran.stderr, ran.stderr
+    cluster.objects[f"{cluster.STATEFULSETS}/one"] = overlay(installed, there)
+    for major in (4, 3):
+        ran = cluster.helm(tmp_path).run(
+            "template", "db", str(CHART), "--dry-run=server", "--is-upgrade",
+            "--disable-openapi-validation", major=major, **overlay(WHOLE, changes))
+        assert ran.returncode == bool(sentence) and sentence in ran.stderr, ran.stderr
 
 
 def chart_prints_what_readme_says(helm: Helm) -> None:

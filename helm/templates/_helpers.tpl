@@ -17,7 +17,16 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{ include "timescaledb.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
+helm.sh/chart: {{ include "timescaledb.chart" . }}
+{{- end }}
+
+{{- define "timescaledb.chart" -}}
+{{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
+{{- end }}
+
+{{/* Where the parents have this chart, `charts/ALIAS/`; empty without a parent. */}}
+{{- define "timescaledb.path" -}}
+{{- regexReplaceAll "^[^/]+/|templates$" .Template.BasePath "" }}
 {{- end }}
 
 {{- define "timescaledb.serviceAccountName" -}}

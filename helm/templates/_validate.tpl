@@ -126,18 +126,35 @@
 {{- end }}
 {{- end }}
 
-{{- /* Looked up in the cluster; where there is none, as in `helm template`, nothing is found. */}}
-{{- if and .Release.IsUpgrade .Chart.IsRoot }}
+{{- /*
+Looked up in the cluster; where there is none, as in `helm template`, nothing is found. As a
+subchart, too, whose Chart.Name is its alias: other charts, and this one under other aliases, have
+StatefulSets of their own in the release. Two of one alias, below two charts, differ in the path.
+*/}}
+{{- if .Release.IsUpgrade }}
 {{- $name := include "timescaledb.fullname" . }}
+{{- $path := include "timescaledb.path" . }}
+{{- $label := include "timescaledb.chart" . }}
+{{- $pattern := regexQuoteMeta .Chart.Name | printf "^%s-[0-9]+[.]" }}
 {{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace "").items }}
 {{- $labels := .metadata.labels | default dict }}
-{{- $chart := get $labels "helm.sh/chart" | hasPrefix (printf "%s-" $.Chart.Name) }}
-{{- $mine := eq .metadata.name (printf "%s-statefulset" $name) }}
-{{- if and $mine (ne .spec.serviceName (printf "%s-headless" $name)) }}
+{{- $annotations := .metadata.annotations | default dict }}
+{{- $chart := get $labels "helm.sh/chart" }}
+{{- $kept := and $.Values.database.enabled (eq .metadata.name (printf "%s-statefulset" $name)) }}
+
+{{- $ours := or (regexMatch $pattern $chart) (eq $chart $label) }}
+{{- $ours = and $ours (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) }}
+{{- $there := get $annotations "timescaledb.chart/path" | default $path }}
+{{- $ours = and $ours (or (eq $path "") (eq $path $there)) }}
+
+{{- /* Its labels name neither chart nor release; Helm's own annotation does the release. */}}
+{{- $older := and $kept (ne (get .spec "serviceName") (printf "%s-headless" $name)) }}
+{{- $here := eq (get $annotations "meta.helm.sh/release-name") $.Release.Name }}
+{{- $older = or $older (and $.Chart.IsRoot $here (not $chart)) }}
+{{- if $older }}
 - The StatefulSet {{ .metadata.name }} is that of an older chart, which this one cannot take over:
   see README, "Come from the older chart".
-{{- else if and $chart (eq (get $labels "app.kubernetes.io/instance") $.Release.Name)
-    (not (and $mine $.Values.database.enabled)) }}
+{{- else if and $ours (not $kept) }}
 - The StatefulSet {{ .metadata.name }} would be deleted, with the pod of the database: the names and
   database.enabled must stay as they were.
 {{- end }}
