@@ -232,19 +232,21 @@ def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, o
         timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:
     """Run a program to its end; its stdout.
 
-    options: of libpq, where it CONNECTs. timeout: seconds. tick: called each second meanwhile; what
-    it raises stops the program. Raises Failure, with the program's own words, unless it exits 0.
+    options: of libpq, where it CONNECTs. timeout: seconds. tick: called each second meanwhile, more
+    often at first; what it raises stops the program. Raises Failure, with the program's own words,
+    unless it exits 0.
     """
     if connect:
         argv = connecting(s, argv)
     program = start(argv, environment(s, connect, options), stderr=subprocess.PIPE)
-    end = time.monotonic() + timeout
+    end, pause = time.monotonic() + timeout, 0.1
     try:
         while True:
             try:
-                stdout, stderr = program.communicate(timeout=1)
+                stdout, stderr = program.communicate(timeout=pause)
                 break
             except subprocess.TimeoutExpired:
+                pause = min(pause * 1.5, 1)
                 tick()
             require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
     finally:
@@ -539,7 +541,7 @@ class Window:
         self.before = read_json(s, "Reading the tables", READ_TABLES)
         self.is_open = True
         self.next_look = time.monotonic()
-        self.interval = 1.0  # seconds; it grows: a database without rows is never copied from
+        self.interval = 0.1  # seconds; it grows: a database without rows is never copied from
     def look(self) -> bool:
         """Close it if pg_dump has its locks by now; whether it is closed. Raises Failure: void.
 
@@ -548,7 +550,7 @@ class Window:
         """
         if self.is_open and time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + self.interval
-            self.interval = min(self.interval * 1.5, 30)
+            self.interval = min(self.interval * 1.5, 5)
             copying = COPYING.format(self.before["time"])
             try:
                 if psql(self.s, "Looking at pg_dump", copying, 20).strip() != "t":
@@ -742,7 +744,7 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
             if window.look():
                 release()
         run(s, "Backing up database", command, tick=tick, options=gone_client(server))
-    window.end()
+        window.end()  # before what waits for us goes on
     return int(time.monotonic() - begun)
 def seal(s: Namespace, server: Namespace, journal: Journal, took: int) -> None:
     """Have pg_restore read the archive's table of contents back, and note what the archive is."""

@@ -459,7 +459,7 @@ class Postgres(Server):
             [str(self.bin / "postgres"), "-D", str(self.folder / "data"),
              *(f"-c{name}={value}" for name, value in settings.items())],
             self._environment(), cwd=self.folder, nobody=ROOT, last_signal=signal.SIGQUIT)
-        self.program.wait_for("database system is ready to accept connections")
+        self.program.wait_for("database system is ready to accept (read-only )?connections")
         return self
 
     def _initdb(self) -> None:
@@ -508,7 +508,7 @@ class Postgres(Server):
         env = self._environment(PGHOST="127.0.0.1", PGPORT=str(self.port), PGUSER="postgres",
                                 PGPASSWORD=self.password, PGDATABASE=database)
         result = subprocess.run([str(self.bin / program), *arguments], env=env, input=stdin,
-                                capture_output=True, text=True, check=False)
+                                capture_output=True, text=True, check=False, timeout=300)
         if result.returncode:
             raise RuntimeError(f"{program} ended with {result.returncode}: {result.stderr}")
         return result.stdout.rstrip("\n")
@@ -4257,7 +4257,8 @@ class Scene:
         env = self.postgres._environment(
             PGHOST="127.0.0.1", PGPORT=str(self.postgres.port), PGUSER="postgres",
             PGPASSWORD=self.postgres.password, PGDATABASE=self.database)
-        with subprocess.Popen([str(self.postgres.bin / "psql"), "-XAtq"], env=env, text=True,
+        with subprocess.Popen([str(self.postgres.bin / "psql"), "-XAtqvON_ERROR_STOP=1"],
+                              env=env, text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
             yield session
 
@@ -4742,6 +4743,87 @@ def test_a_backup_fails_whose_tables_are_truncated_each_time(scene: Scene) -> No
     executor.wait_for("level=error .*3 dumps failed.* public.truncated; keep jobs and policies")
     assert len(re.findall("Making the dump again", executor.log)) == 2
     assert scene.files() == [] and not scene.objects()
+
+
+@pytest.fixture
+def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
+    """A database of its own whose dump takes seconds, most of them to copy t."""
+    name = f"slow_{secrets.token_hex(4)}"
+    backup_servers[0].sql(f"CREATE DATABASE {name} TEMPLATE big")
+    backup_servers[0].sql(TABLES, name)
+    with temporary_folder() as folder:
+        scene = Scene(*backup_servers, folder, name, name)
+        scene.settings |= {"BACKUP_COMPRESSION": "gzip:9", "BACKUP_TIME_SCALE": "0.05"}
+        yield scene
+    backup_servers[0].sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_copies_is_seen(
+        slow: Scene) -> None:
+    assert slow.postgres.program
+    cancelled = "canceling statement due to user request"  # what pg_dump asks for when it stops
+    before = slow.postgres.program.log.count(cancelled)
+    with slow.locked() as unlock, slow.start() as executor:
+        slow.waiting()
+        slow.sql(TRUNCATED)
+        unlock()
+        executor.wait_for(r"Making the dump again .*public\.truncated")
+        slow.postgres.program.wait_for(cancelled, count=before + 1)
+        becomes_true(lambda: slow.sql(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'COPY %' AND state ="
+            " 'active' AND datname = current_database()") == "t")
+        slow.sql(MOVED)
+        executor.wait_for("Making the dump again .*1 schemas were replaced")
+        assert executor.wait() == 0, executor.log
+    result = result_of(executor)
+    assert len(result["made_again"]) == 2
+    same_databases(slow, slow.restored(result["filename"]))
+
+
+def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
+        scene: Scene, tmp_path: Path) -> None:
+    """It was not there when the tables were read for the first time."""
+    program, real = tmp_path / "pg_dump", client_programs()[0]
+    program.write_text(f"""#!/bin/sh
+[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \\
+    'CREATE TABLE IF NOT EXISTS truncated AS SELECT 1 AS i'
+exec '{real}/pg_dump' "$@"
+""")
+    program.chmod(0o755)
+    executor = beside(scene, TRUNCATED, PATH=f"{tmp_path}:{real}:/usr/bin:/bin",
+                      BACKUP_TIME_SCALE="0.05")
+    [why] = result_of(executor)["made_again"]
+    assert why.endswith(": public.truncated")
+    same_databases(scene, scene.restored(result_of(executor)["filename"]))
+
+
+def test_a_dump_of_a_standby_that_recovery_ends_or_empties_is_made_again(scene: Scene) -> None:
+    with (temporary_folder() as folder, Postgres(folder / "primary") as primary):
+        standby = Postgres(folder / "standby", password=primary.password)
+        primary.sql(f"CREATE TABLE early (i int); INSERT INTO early VALUES (1); {FILLED}; {TABLES}")
+        primary.run("pg_basebackup", "-D", str(standby.folder / "data"), "-R", "-cfast")
+        with open(standby.folder / "data/postgresql.auto.conf", "a") as file:
+            file.write("max_standby_streaming_delay = 0\n")
+        if ROOT:
+            for path in (standby.folder, *standby.folder.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        source = Scene(primary, scene.s3, scene.folder, "postgres", scene.prefix)
+        there = Scene(standby, scene.s3, scene.folder, "postgres", scene.prefix)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(standby)
+            unlock = stack.enter_context(source.locked())
+            source.sql("CREATE TABLE last (i int)")  # this commit makes the lock known there, too
+            becomes_true(lambda: there.sql("SELECT to_regclass('public.last')") == "last")
+            executor = stack.enter_context(there.start(BACKUP_TIME_SCALE="0.05"))
+            waiting = there.waiting()
+            source.sql("TRUNCATE early")  # which that pg_dump has locked: recovery cancels it
+            executor.wait_for("Making the dump again .*conflict with recovery")
+            there.waiting(but=waiting)
+            source.sql(TRUNCATED)  # which it has not locked yet
+            unlock()
+            assert executor.wait() == 0, executor.log
+        assert result_of(executor)["made_again"][1].endswith(": public.truncated")
+        same_databases(source, source.restored(result_of(executor)["filename"]))
 
 
 # ---- Before the dump ---------------------------------------------------------------------------
@@ -8139,6 +8221,87 @@ def test_a_restore_that_is_stopped_during_post_restore_leaves_no_database(
         assert paused(sensors.server) == target
         assert executor.stop() == 1
     assert sensors.server.databases() == before
+
+
+@pytest.fixture
+def compressing(sensors: Sensors, target: str) -> Iterator[Scene]:
+    """A copy of `sensors` whose chunks can be compressed."""
+    sensors.server.sql(f"CREATE DATABASE {target} TEMPLATE sensors")
+    with temporary_folder() as folder:
+        scene = Scene(sensors.server, sensors.s3, folder, target, target)
+        scene.settings |= {"BACKUP_TIME_SCALE": "0.05", **verifying(sensors.server)}
+        yield scene
+
+
+COMPRESS = "SELECT 'done' FROM compress_chunk('_timescaledb_internal._hyper_1_2_chunk');"
+
+
+def ask(session: subprocess.Popen[str], statements: str, answer: str = "") -> None:
+    """Have a session do something; wait for its ANSWER, if there is to be one."""
+    assert session.stdin and session.stdout
+    print(statements, file=session.stdin, flush=True)
+    assert not answer or session.stdout.readline() == f"{answer}\n"
+
+
+def all_rows_are_in(scene: Scene, executor: Executor) -> bool:
+    """Whether the backup that an executor has made restores, with all rows."""
+    report = json.loads(scene.run("verify", result_of(executor)["filename"]).stdout)
+    return bool(report["rows"]["public.readings"] == 800 - 99)
+
+
+def test_a_compression_waits_until_pg_dump_has_its_locks(compressing: Scene) -> None:
+    with compressing.session() as gate, compressing.session() as policy:
+        ask(gate, "BEGIN; LOCK TABLE places; SELECT 'locked';", "locked")
+        with compressing.start() as executor:
+            waiting = compressing.waiting()
+            ask(policy, COMPRESS)
+            compressing.waiting(but=waiting)
+            ask(gate, "COMMIT;")
+            assert policy.stdout and policy.stdout.readline() == "done\n"
+            assert executor.wait() == 0, executor.log
+    assert result_of(executor)["made_again"] == []
+    assert all_rows_are_in(compressing, executor)
+
+
+def test_pg_dump_waits_for_a_compression_that_is_about_to_truncate(compressing: Scene) -> None:
+    """It has done with compression_settings, and locks its chunk to the end."""
+    with compressing.session() as gate, compressing.session() as policy:
+        ask(policy, """SET session_replication_role = 'replica';
+            BEGIN; LOCK TABLE _timescaledb_catalog.chunk IN ROW EXCLUSIVE MODE;
+            CREATE TEMPORARY TABLE packed AS TABLE _timescaledb_internal._hyper_1_2_chunk;
+            SELECT 'locked';""", "locked")
+        ask(gate, "BEGIN; LOCK TABLE places; SELECT 'locked';", "locked")
+        with compressing.start() as executor:
+            becomes_true(lambda: compressing.sql(
+                "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND"
+                " application_name LIKE 'colonies-backup%' AND query LIKE '%DO $$%'") == "t")
+            ask(policy, """TRUNCATE _timescaledb_internal._hyper_1_2_chunk;
+                INSERT INTO _timescaledb_internal._hyper_1_2_chunk TABLE packed;
+                COMMIT; SELECT 'done';""", "done")
+            compressing.waiting()
+            ask(gate, "COMMIT;")
+            assert executor.wait() == 0, executor.log
+    assert result_of(executor)["made_again"] == []
+    assert all_rows_are_in(compressing, executor)
+
+
+def test_a_role_that_cannot_hold_compression_off_dumps_again(compressing: Scene) -> None:
+    role = compressing.database
+    compressing.sql(re.sub(r"\b(sensors|backup)\b", role, least_privileges("sql")[0]))
+    try:
+        with compressing.session() as gate:
+            ask(gate, "BEGIN; LOCK TABLE places; SELECT 'locked';", "locked")
+            with compressing.start(DB_USER=role, DB_PASSWORD="change me") as executor:
+                compressing.waiting()
+                compressing.sql(COMPRESS)
+                ask(gate, "COMMIT;")
+                assert executor.wait() == 0, executor.log
+        executor.wait_for("not held off.* permission denied for table compression_settings")
+        [why] = result_of(executor)["made_again"]
+        assert why.endswith(": _timescaledb_internal._hyper_1_2_chunk")
+        assert all_rows_are_in(compressing, executor)
+    finally:
+        compressing.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 # ---- A machine that fails, and neighbours ------------------------------------------------------
