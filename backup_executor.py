@@ -275,6 +275,9 @@ def body(answer: Any) -> Any:  # of an answer, for boto3, which would read an en
     return answer._content
 NEEDED = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
           "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # in their answers
+def content_md5(digest: bytes) -> str:
+    """An MD5 as the header Content-MD5 spells it."""
+    return base64.b64encode(digest).decode()
 class S3:  # the bucket; `call` is the one place where a request leaves
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
@@ -321,6 +324,10 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             if not again or time.monotonic() + pause > end: raise Failure(text, status, again)
             if tries == 3: log("warning", "S3 is away, trying again ...", Error=text)
             time.sleep(pause)
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small object, with the Content-MD5 that AWS asks for where it locks objects."""
+        md5 = hashlib.md5(data, usedforsecurity=False)
+        self.call("put_object", Key=key, Body=data, ContentMD5=content_md5(md5.digest()))
     def key(self, name: str) -> str:
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
     def head(self, key: str) -> Any:  # its metadata in lower case; None: not there
@@ -561,7 +568,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
         with ReadFileChunk.from_filename(journal.file, start, step) as part:
             while data := part.read(BLOCK): md5.update(data)
             answer = s3.call("upload_part", **target, PartNumber=start // step + 1, Body=part,
-                             ContentMD5=base64.b64encode(md5.digest()).decode())
+                             ContentMD5=content_md5(md5.digest()))
         return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
     sent = list(slices("Upload in progress", size, step, send))
     plain = {part["ETag"].strip('"') == md5.hex() for part, md5 in sent}  # with KMS none is one
@@ -867,7 +874,7 @@ def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retent
     known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
     known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
     text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
-    s3.call("put_object", Key=s3.key("verified.json"), Body=text.encode())
+    s3.put(s3.key("verified.json"), text.encode())
 # ---- The executor --------------------------------------------------------------------------------
 FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves one; argument: none or a name"}
 ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
@@ -1116,12 +1123,15 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
     with trying("bucket") as say:
         s3, text = S3(s, 10), os.urandom(32)
         key = s3.key(f"check_{text[:8].hex()}")
-        s3.call("put_object", Key=key, Body=text)
+        s3.put(key, text)
         try: same = s3.call("get_object", Key=key) == text
-        finally: s3.call("delete_object", Key=key)
+        finally: gone = s3.call("delete_object", Key=key)
         require(same, f"{s3.where}: it gives back something else than it took")
         backups = proven(s3.backups(), server.system_identifier, s.db_database)
-        say(f"{s3.where}: written, read, deleted; {len(backups)} proven backups of this database")
+        how = "deleted"
+        if gone.get("DeleteMarker"):
+            how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
+        say(f"{s3.where}: written, read, {how}; {len(backups)} proven backups of this database")
     with trying("staging volume") as say:
         say(look_for_room(s, backups[-1].size if backups else 0, server.size))
     with trying("newest backup") as say:
