@@ -312,13 +312,20 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
         return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
     return 0
 # ---- S3 ------------------------------------------------------------------------------------------
-Found = collections.namedtuple("Found", "seconds key size metadata")  # None: cannot be looked at
+Found = collections.namedtuple(  # metadata None: it cannot be looked at; etag: as listed, or ""
+    "Found", "seconds key size metadata etag", defaults=("",))
 def body(answer: Any) -> Any:  # of an answer, for boto3, which would read an endless one on and on
     read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
     require(len(read) <= 8192, "an answer of 8 MiB, or more"); answer._content = b"".join(read)
     return answer._content
 NEEDED = {"create_multipart_upload": "UploadId", "upload_part": "ETag",
           "head_object": "ContentLength", "list_objects_v2": "IsTruncated"}  # in their answers
+def plain_etag(answer: Mapping[str, Any]) -> str:
+    """An answer's ETag as its bare text; "" where it has none."""
+    return str(answer.get("ETag", "")).strip('W/"')
+def content_md5(digest: bytes) -> str:
+    """An MD5 as the header Content-MD5 spells it."""
+    return base64.b64encode(digest).decode()
 class S3:  # the bucket; `call` is the one place where a request leaves
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
@@ -365,6 +372,10 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             if not again or time.monotonic() + pause > end: raise Failure(text, status, again)
             if tries == 3: log("warning", "S3 is away, trying again ...", Error=text)
             time.sleep(pause)
+    def put(self, key: str, data: bytes) -> None:
+        """Write a small object, with the Content-MD5 that AWS asks for where it locks objects."""
+        md5 = hashlib.md5(data, usedforsecurity=False)
+        self.call("put_object", Key=key, Body=data, ContentMD5=content_md5(md5.digest()))
     def key(self, name: str) -> str:
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
     def head(self, key: str) -> Any:  # its metadata in lower case; None: not there
@@ -378,7 +389,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
                 if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
-                    found.append(Found(int(n[1]), key, item["Size"], item.get("ETag", "")))
+                    found.append(Found(int(n[1]), key, item["Size"], None, plain_etag(item)))
             found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
             if not page["IsTruncated"]: break
             require(key > before, f"{self.where}: its listing does not go on")
@@ -386,9 +397,24 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         for i, f in enumerate(found):
             head = dict[str, Any]()
             with allowing(400, 403, 405): head = self.head(f.key) or {}
-            same = f.metadata.strip('W/"') in ("", head.get("ETag", "").strip('W/"'))  # S3's own
+            same = f.etag in ("", plain_etag(head))  # S3's own
             found[i] = f._replace(metadata=head.get("Metadata") if same else None)
         return sorted(found, key=lambda f: (f.seconds, f.key))
+    def beginning(self, f: Found) -> bytes:
+        """The first bytes, 4 kB at most, of an object without metadata, as `backups` found it.
+
+        Failure: it is another one by now, or the server gives something else than was asked for.
+        """
+        end = min(f.size, 4096)
+        if not end:
+            return b""  # there is no such range
+        def take(answer: Any) -> tuple[bool, bytes]:
+            same = f.etag in ("", plain_etag(answer)) and not answer["Metadata"]
+            asked = answer.get("ContentRange") == f"bytes 0-{end - 1}/{f.size}"
+            return same and asked, answer["Body"].read(end)
+        right, data = self.call("get_object", 10, take, Key=f.key, Range=f"bytes=0-{end - 1}")
+        require(right, f"{self.where}: {f.key}: it gives something else than it listed")
+        return bytes(data)
 # ---- Retention -----------------------------------------------------------------------------------
 def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
     whose = dict[tuple[str, str], list[Found]]()
@@ -406,27 +432,129 @@ def doubtful(backups: list[Found]) -> set[str]:  # keys: half as large as the la
         else: last_good = b.size
     return doubts
 def superseded(found: list[Found], ours: list[Found], keep: int, made: str) -> list[Found]:
-    """What retention removes of `found`, where `ours` are proven; never `made`, the new one."""
+    """What retention lets go of `found`, where `ours` are proven; never `made`, the new one.
+
+    An object without metadata is among them only as far as its age goes: see `strangers`.
+    """
     doubts = doubtful(ours)
     good, bad = [b for b in ours if b.key not in doubts], [b for b in ours if b.key in doubts]
     legacy = [f for f in found if f.metadata == {}
               and sum(b.seconds > f.seconds for b in ours) >= keep]  # older executors'
     return [b for b in good[:-keep] + bad[:-keep] + legacy if b.key != made]
-def prune(s3: S3, system: str, database: str, made: str) -> dict[str, Any]:  # never fails a backup
-    log("info", "Removing old backup files ..."); found, removed = list[Found](), list[str]()
-    try: found = s3.backups()
-    except Exception as error: log("warning", "Removing none: cannot list them", Error=error)
-    if unknown := sum(f.metadata is None for f in found):
-        log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
-    doubts = doubtful(ours := proven(found, system, database))
-    kept = {b.key: "proven" for b in ours} | dict.fromkeys(doubts, "doubtful: less than half")
-    if made in doubts: log("warning", "The new backup is doubtful: half as large", Key=made)
-    for old in superseded(found, ours, s3.s.full_backups, made):
-        try: s3.call("delete_object", Key=old.key)
+# What an archive of pg_dump -Fc begins with, by WriteHead in PostgreSQL's pg_backup_archiver.c:
+# PGDMP, the format's version (1.12 to 1.16 are those of PostgreSQL 9.0 to 18), the size of an int
+# and of an offset, 1 for "custom", the compression (an int; a byte from 1.15 on), seven ints of
+# local time. An int is a sign and four bytes, the lowest first.
+ARCHIVE = re.compile(
+    rb"PGDMP\x01(?:[\x0c-\x0e].\x04[\x04\x08]\x01[\x00\x01].{4}|[\x0f\x10].\x04[\x04\x08]\x01.)"
+    rb"(?:[\x00\x01].{4}){7}", re.DOTALL)
+def archive_origin(head: bytes) -> tuple[str, str]:
+    """The database's name and the server's version that an archive's first bytes tell.
+
+    Both are "" where these are no archive's, are cut off, or tell no such texts.
+    """
+    fixed = ARCHIVE.match(head)
+    at = fixed.end() if fixed else len(head)
+    texts = list[str]()
+    for _ in ("database", "server version"):
+        end = at + 5 + int.from_bytes(head[at + 1:at + 5], "little")
+        sign, text = head[at:at + 1], head[at + 5:end]
+        # A text that is missing has the length -1, so another sign.
+        if sign != b"\0" or end > len(head) or not text or b"\0" in text:
+            return "", ""
+        try:
+            texts.append(text.decode())
+        except UnicodeDecodeError:
+            return "", ""
+        at = end
+    return texts[0], texts[1]
+def unlike(head: bytes, database: str, postgresql: str) -> str:
+    """Why an archive that begins so is not this database's; "" where it may well be.
+
+    Another major version of the server is another server: pg_upgrade and a restore make a new
+    one, with a system identifier of its own, whose backups count apart.
+    """
+    name, version = archive_origin(head)
+    if not name:
+        return "no archive of pg_dump"
+    if name != database:
+        return f"an archive of database {name!r}"
+    if re.split(r"\D", version)[0] != re.split(r"\D", postgresql)[0]:
+        return f"an archive of PostgreSQL {version}"
+    return ""
+HEADS = 100  # archives' beginnings that one backup reads: one small request for each
+def strangers(s3: S3, aged: list[Found], database: str, postgresql: str, twin: bool
+              ) -> dict[str, str]:
+    """Which of the objects without metadata stay, and why, by key.
+
+    A server may have forgotten the metadata (`rclone serve s3` does when it restarts), so these may
+    be another database's. What tells is the archive's own head. With `twin`, another server's
+    database of this name has backups here, it tells nothing. More than `HEADS` are looked at by
+    lot, so that none is passed over for ever. When S3 goes away the rest is not asked for.
+    """
+    kept, away = dict[str, str](), ""
+    for tries, old in enumerate(random.sample(aged, len(aged))):
+        if twin:
+            why = "another server's database of this name has backups here"
+        elif away or tries >= HEADS:
+            why = away or f"only {HEADS} are looked at"
+        else:
+            try:
+                why = unlike(s3.beginning(old), database, postgresql)
+            except Failure as error:
+                why = f"not looked at: {error}"
+                away = why if error.again else ""
+        if why:
+            kept[old.key] = f"no metadata: {why}"
+    if kept:
+        some = "; ".join(f"{key}: {kept[key]}" for key in sorted(kept)[:5])
+        log("warning", "Leaving alone what has no metadata and may be another database's",
+            Objects=len(kept), Some=some)
+    return kept
+def remove(s3: S3, going: list[Found]) -> tuple[list[str], dict[str, str]]:
+    """Remove these, a line in the log for each; the keys removed, and why others were not."""
+    removed, refused = list[str](), dict[str, str]()
+    for old in going:
+        why = "proven" if old.metadata else "no metadata; its archive names this database"
+        try:
+            s3.call("delete_object", Key=old.key)
         except Failure as error:
-            kept[old.key] = f"not removed: {error}"
+            refused[old.key] = f"not removed: {error}"
             log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
-        else: removed.append(old.key)
+        else:
+            removed.append(old.key)
+            log("info", "Removed an old backup", Key=old.key, Why=why)
+    return removed, refused
+def known_backups(s3: S3) -> list[Found]:
+    """What is in the bucket, as far as it is known; a warning says of what it is not."""
+    try:
+        found = s3.backups()
+    except Exception as error:
+        log("warning", "Removing none: cannot list them", Error=error)
+        return []
+    unknown = sum(f.metadata is None for f in found)
+    if unknown:
+        log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
+    return found
+def prune(s3: S3, system: str, database: str, made: str, postgresql: str) -> dict[str, Any]:
+    """Remove what retention lets go of; what was removed, and what is kept and why, by key.
+
+    It never fails a backup: what goes wrong is a warning, and the object stays.
+    """
+    log("info", "Removing old backup files ...")
+    found = known_backups(s3)
+    ours = proven(found, system, database)
+    doubts = doubtful(ours)
+    kept = {b.key: "proven" for b in ours} | dict.fromkeys(doubts, "doubtful: less than half")
+    if made in doubts:
+        log("warning", "The new backup is doubtful: half as large", Key=made)
+    beyond = superseded(found, ours, s3.s.full_backups, made)
+    twin = any(name == database and of != system for of, name in by_database(found))
+    aged = [old for old in beyond if old.metadata == {}]
+    others = strangers(s3, aged, database, postgresql, twin)
+    going = [old for old in beyond if old.key not in others]
+    removed, refused = remove(s3, going)
+    kept |= dict(sorted(others.items())[:HEADS]) | refused
     return {"removed": removed, "kept": {key: kept[key] for key in kept if key not in removed}}
 # ---- The staging volume --------------------------------------------------------------------------
 class Journal(dict[str, Any]):
@@ -817,7 +945,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
         with ReadFileChunk.from_filename(journal.file, start, step) as part:
             while data := part.read(BLOCK): md5.update(data)
             answer = s3.call("upload_part", **target, PartNumber=start // step + 1, Body=part,
-                             ContentMD5=base64.b64encode(md5.digest()).decode())
+                             ContentMD5=content_md5(md5.digest()))
         return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
     sent = list(slices("Upload in progress", size, step, send))
     plain = {part["ETag"].strip('"') == md5.hex() for part, md5 in sent}  # with KMS none is one
@@ -856,7 +984,8 @@ def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to i
         log("info", "Removed local backup file", Filepath=journal.file); journal.save(gone=True)
     result = {name: journal[name] for name in RESULT}
     result["made_again"] = journal.get("made_again", [])  # an older version's journal has none
-    result |= prune(s3, result["system_identifier"], result["database"], result["filepath_s3"][1:])
+    result |= prune(s3, result["system_identifier"], result["database"],
+                    result["filepath_s3"][1:], result["postgresql"])
     if not journal["process"]: journal.remove()  # else it is kept until the process is closed
     return result
 def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the process's own
@@ -1124,7 +1253,7 @@ def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retent
     known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
     known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
     text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
-    s3.call("put_object", Key=s3.key("verified.json"), Body=text.encode())
+    s3.put(s3.key("verified.json"), text.encode())
 # ---- The executor --------------------------------------------------------------------------------
 FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves one; argument: none or a name"}
 ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
@@ -1373,12 +1502,15 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
     with trying("bucket") as say:
         s3, text = S3(s, 10), os.urandom(32)
         key = s3.key(f"check_{text[:8].hex()}")
-        s3.call("put_object", Key=key, Body=text)
+        s3.put(key, text)
         try: same = s3.call("get_object", Key=key) == text
-        finally: s3.call("delete_object", Key=key)
+        finally: gone = s3.call("delete_object", Key=key)
         require(same, f"{s3.where}: it gives back something else than it took")
         backups = proven(s3.backups(), server.system_identifier, s.db_database)
-        say(f"{s3.where}: written, read, deleted; {len(backups)} proven backups of this database")
+        how = "deleted"
+        if gone.get("DeleteMarker"):
+            how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
+        say(f"{s3.where}: written, read, {how}; {len(backups)} proven backups of this database")
     with trying("staging volume") as say:
         say(look_for_room(s, backups[-1].size if backups else 0, server.size))
     with trying("newest backup") as say:

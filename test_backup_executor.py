@@ -4471,6 +4471,33 @@ def test_each_part_carries_its_md5(big: Scene, meddler: Meddler) -> None:
         f'"{hashlib.md5(digests).hexdigest()}-{len(parts)}"'
 
 
+def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
+        scene: Scene, meddler: Meddler) -> None:
+    bucket = f"locked-{secrets.token_hex(4)}"
+    scene.client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    scene.client.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={
+        "ObjectLockEnabled": "Enabled",
+        "Rule": {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": 1}}})
+    scene.settings |= {"AWS_S3_BUCKET_NAME": bucket, "FULL_BACKUPS": "1", **through(meddler)}
+    said = scene.run("check").stdout
+    assert re.search("(?m)^ok +bucket: .*written, read, marked as deleted.*versions", said)
+    first, second = scene.backup(), scene.backup()
+    assert second["removed"] == [first["filepath_s3"][1:]]
+    for _ in range(2):  # the second verdict overwrites the first one
+        scene.run("verify")
+    [row] = json.loads(scene.run("list", "--json").stdout)
+    assert row["name"] == second["filename"] and row["verified"]["verdict"] == "readable"
+    versions = scene.client.list_object_versions(Bucket=bucket)["Versions"]
+    assert len(versions) == 5 and first["filepath_s3"][1:] in {  # nothing is gone for good
+        each["Key"] for each in versions}
+    puts = [x for x in meddler.requests if x.startswith(b"PUT ")]
+    assert len(puts) == 5  # AWS refuses one without; this server, one with a wrong one
+    for request in puts:
+        assert re.search(rb"(?im)^content-md5: [a-z0-9+/]{22}==", request)
+    with pytest.raises(botocore.exceptions.ClientError, match="BadDigest"):
+        scene.client.put_object(Bucket=bucket, Key="x", Body=b"x", ContentMD5="A" * 22 + "==")
+
+
 def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: Meddler) -> None:
     scene.sql("INSERT INTO t VALUES (0, 'undamaged marker')")
     damaged: list[bytes] = []
@@ -5425,7 +5452,7 @@ def test_retention_removes_this_databases_older_proven_backups_and_nothing_else(
     ours = {f"backup_{i}.bak" for i in (1000, 2000, 3000)}
     for name in ours:
         scene.put(name, scene.objects()[first], **metadata)
-    scene.put("backup_1500.bak")  # an older executor's
+    scene.put("backup_1500.bak", scene.objects()[first])  # an older executor's, of which server?
     young = f"backup_{int(time.time()) + 1000}.bak"
     scene.put(young)
     others = {"backup_1.bak/x", "backup_\u0661.bak", "backup_.bak", "xbackup_1.bak", "notes.txt",
@@ -5441,21 +5468,141 @@ def test_retention_removes_this_databases_older_proven_backups_and_nothing_else(
         scene.put(name, **{**metadata, **change})
     before = scene.objects()
     result = scene.backup(FULL_BACKUPS="2")
-    assert set(before) - set(scene.objects()) == ours | {"backup_1500.bak"}
-    assert set(scene.objects()) == {first, young, result["filename"]} | others
-    assert sorted(result["removed"]) == sorted(
-        f"{scene.prefix}/{name}" for name in ours | {"backup_1500.bak"})
+    assert set(before) - set(scene.objects()) == ours
+    assert set(scene.objects()) == {first, young, result["filename"], "backup_1500.bak"} | others
+    assert sorted(result["removed"]) == sorted(f"{scene.prefix}/{name}" for name in ours)
+    assert "another server" in result["kept"][f"{scene.prefix}/backup_1500.bak"]
 
 
 def test_an_older_executors_backups_stay_until_enough_proven_ones_are_newer(scene: Scene) -> None:
     legacy = {f"backup_{i}.bak" for i in (1000, 2000, 3000, 4000)}
+    first = scene.backup(FULL_BACKUPS="3")["filename"]
     for name in legacy:
-        scene.put(name, b"x" * 10**6)
-    for count in (1, 2):
-        scene.backup(FULL_BACKUPS="3")
-        assert len(scene.objects()) == 4 + count and legacy < set(scene.objects())
+        scene.put(name, scene.objects()[first])
     scene.backup(FULL_BACKUPS="3")
+    assert len(scene.objects()) == 6 and legacy < set(scene.objects())
+    ran = scene.run("backup", FULL_BACKUPS="3")
     assert len(scene.objects()) == 3 and not legacy & set(scene.objects())
+    for name in legacy:
+        assert re.search(rf'level=info msg="Removed an old backup" Key=\S*/{name} ', ran.stderr)
+
+
+def test_an_object_without_metadata_goes_only_if_its_archive_names_this_database(
+        scene: Scene, meddler: Meddler) -> None:
+    scene.backup()
+    body = archive(scene)
+    other = body.replace(scene.database.encode(), scene.database[:-1].encode() + b"_", 1)
+    stays = {
+        1: (b"", "no archive"), 2: (b"somebody's", "no archive"), 3: (body[:60], "no archive"),
+        4: (b"PGDMP" + body, "no archive"), 5: (other, f"of database '{scene.database[:-1]}_'"),
+        6: (body.replace(b"17.10", b"16.10", 1), "PostgreSQL 16.10"), 7: (body, "AccessDenied"),
+        8: (body, "something else")}
+    for number, (what, _) in stays.items():
+        scene.put(f"backup_{number}.bak", what)
+    scene.put("backup_9.bak", body)
+    scene.put("backup_10.bak", body[:200])  # as much as it takes to say whose it is
+    meddler.reply(rb"^GET \S*backup_7\.bak", FORBIDDEN, times=10)
+    meddler.reply(rb"^GET \S*backup_8\.bak", http_reply("200 OK", body), times=1)
+    ran = scene.run("backup", FULL_BACKUPS="1", **through(meddler))
+    result = json.loads(ran.stdout)
+    gone = {"backup_9.bak", "backup_10.bak"}
+    assert gone < {os.path.basename(key) for key in result["removed"]}
+    assert set(scene.objects()) == {f"backup_{number}.bak" for number in stays} | {
+        result["filename"]}
+    for number, (_, why) in stays.items():
+        said = result["kept"][f"{scene.prefix}/backup_{number}.bak"]
+        assert said.startswith("no metadata: ") and why in said
+    assert len(re.findall("level=warning .*no metadata.*Objects=8", ran.stderr)) == 1
+    for key in result["removed"]:  # a proven one, too
+        assert re.search(rf'level=info msg="Removed an old backup" Key={key} ', ran.stderr)
+    for number in (*stays, 9, 10):
+        assert number == 1 or meddler.seen(rf"^GET \S*backup_{number}\.bak".encode()) == 1
+
+
+def test_an_s3_that_goes_away_while_heads_are_read_is_asked_for_no_other(
+        scene: Scene, meddler: Meddler) -> None:
+    body = archive(scene)
+    for number in range(1, 9):
+        scene.put(f"backup_{number}.bak", body)
+    away = http_answer("503 Service Unavailable", "SlowDown")
+    meddler.reply(rb"^GET \S*backup_\d\.bak", away, times=1000)
+    result = scene.backup(FULL_BACKUPS="1", **through(meddler, 0.001))
+    assert len(scene.objects()) == 9 and not result["removed"]
+    assert all(said == "proven" or "SlowDown" in said for said in result["kept"].values())
+    asked = {x.split()[1] for x in meddler.requests if re.match(rb"GET \S*backup_\d\.bak", x)}
+    assert len(result["kept"]) == 9 and len(asked) == 1
+
+
+def test_the_objects_whose_heads_one_backup_reads_are_few_and_others_have_their_turn(
+        scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scene.backup()
+    body, key = scene.objects()[first["filename"]], first["filepath_s3"][1:]
+    for number in range(1, 6):
+        scene.put(f"backup_{number}.bak", body if number % 2 else b"somebody's")
+    environment = executor_environment(
+        {**scene.settings, "FULL_BACKUPS": "1"}, str(scene.folder), 17)
+    s3 = backup_executor.S3(backup_executor.read_settings(environment))
+    monkeypatch.setattr(backup_executor, "HEADS", 2)
+    removed = set[str]()
+    for _ in range(1000):  # two of the five, three of which are ours, are looked at
+        report = backup_executor.prune(
+            s3, first["system_identifier"], scene.database, key, first["postgresql"])
+        assert len(report["removed"]) <= 2
+        removed |= set(report["removed"])
+        if len(removed) == 3:
+            break
+    assert sorted(scene.objects()) == sorted(
+        ["backup_2.bak", "backup_4.bak", first["filename"]])
+
+
+def test_what_a_server_forgot_of_another_database_costs_it_no_backup(
+        scene: Scene, tmp_path: Path) -> None:
+    scene.sql("CREATE DATABASE " + (neighbour := f"{scene.database}_billing"))
+    with RcloneS3(tmp_path / "s3") as s3:
+        s3.client().create_bucket(Bucket="backup")
+        ours, theirs = (Scene(scene.postgres, s3, scene.folder, database, "shared")
+                        for database in (scene.database, neighbour))
+        theirs.sql(FILLED)
+        mine = [ours.backup(FULL_BACKUPS="2")["filename"] for _ in range(2)]
+        only = theirs.backup(FULL_BACKUPS="2")["filename"]
+        s3.kill()
+        s3.start()  # it keeps metadata in its memory
+        assert not ours.head(mine[0])["Metadata"] and not ours.head(only)["Metadata"]
+        mine.append(ours.backup(FULL_BACKUPS="2")["filename"])
+        assert set(ours.objects()) == {*mine, only}  # one is proven, of two that must be newer
+        ran = ours.run("backup", FULL_BACKUPS="2")
+        last = json.loads(ran.stdout)
+        assert set(ours.objects()) == {mine[2], last["filename"], only}
+        assert set(last["removed"]) == {f"shared/{name}" for name in mine[:2]}
+        assert f"of database '{neighbour}'" in last["kept"][f"shared/{only}"]
+        [line] = [x for x in ran.stderr.splitlines() if "level=warning" in x and only in x]
+        assert neighbour in line
+        theirs.restored(only)
+
+
+def test_the_head_of_an_archive_that_is_damaged_or_cut_off_names_no_database(scene: Scene) -> None:
+    head = archive(scene)[:4096]
+    whole = backup_executor.archive_origin(head)
+    assert whole == (scene.database, "17.10")
+    end = head.index(b"17.10") + len(b"17.10")
+    for size in range(end):
+        assert backup_executor.archive_origin(head[:size]) == ("", "")
+    assert backup_executor.archive_origin(head[:end]) == whole
+
+    @hypothesis.given(strategies.integers(0, end - 1), strategies.binary(max_size=9))
+    def damaged(place: int, instead: bytes) -> None:
+        what = head[:place] + instead + head[place + len(instead):end]
+        name, version = backup_executor.archive_origin(what)
+        assert bool(name) == bool(version) and len(name.encode() + version.encode()) < len(what)
+        assert name in ("", scene.database) or name.encode() in what
+
+    @hypothesis.given(strategies.binary(max_size=200), strategies.integers(0, 46))
+    def garbage(noise: bytes, kept: int) -> None:  # 46: all but the texts and the last of an int
+        assert backup_executor.archive_origin(noise) == ("", "")
+        backup_executor.archive_origin(head[:kept] + noise)  # whatever it says: no error
+
+    damaged()
+    garbage()
 
 
 def test_an_object_with_metadata_of_somebodys_is_no_older_executors(scene: Scene) -> None:
@@ -5791,8 +5938,9 @@ def test_a_listing_that_does_not_go_on_is_a_clear_failure(scene: Scene, meddler:
 
 def test_an_object_that_answers_400_stays_and_does_not_fail_a_backup(
         scene: Scene, meddler: Meddler) -> None:
+    body = archive(scene)
     for number in range(5, 8):  # encrypted with a key of somebody's, they answer so
-        scene.put(f"backup_{number}.bak")
+        scene.put(f"backup_{number}.bak", body)
     meddler.reply(rb"^HEAD \S*backup_5\.bak", http_answer("400 Bad Request", ""), 100)
     result = scene.backup(FULL_BACKUPS="1", **through(meddler, 0.01))
     assert sorted(scene.objects()) == sorted(["backup_5.bak", result["filename"]])
@@ -6363,7 +6511,7 @@ def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_littl
         del proxy.keys[5000:]  # enough to be too many
         metadata = scene.head(made[0])["Metadata"]
         report = backup_executor.prune(s3, metadata["system-identifier"], scene.database,
-                                       f"{scene.prefix}/{made[2]}")
+                                       f"{scene.prefix}/{made[2]}", metadata["postgresql"])
         assert report["removed"] == [f"{scene.prefix}/{made[0]}"]
         assert os.path.basename(backup_executor.chosen(s3, "latest").key) == made[2]
         scene.put("backup_7.bak")  # too old to be among those that are looked at
@@ -6839,6 +6987,8 @@ def test_postgresql_15_is_restored_and_verified_by_its_own_programs_and_by_newer
             before.sql("CREATE TABLE picky (i int CHECK (current_database() = 'source'));"
                        " INSERT INTO picky VALUES (1)")
         before.run("backup", clients=clients)
+        [body] = before.objects().values()
+        assert backup_executor.archive_origin(body[:200]) == ("source", "15.19")
         proof = {"VERIFY_DB_HOST": "127.0.0.1", "VERIFY_DB_PORT": str(old.port),
                  "VERIFY_DB_PASSWORD": old.password, "status": 0 if whole else 1}
         report = json.loads(before.run("verify", clients=clients, **proof).stdout)
@@ -7517,6 +7667,7 @@ def test_readmes_policy_for_s3_is_enough_for_every_command_and_all_of_it_is_used
     with Guard(big) as guard:
         big.settings |= {"FULL_BACKUPS": "1", **through(guard)}
         stuck_upload(big, guard)
+        big.put("backup_1.bak", archive(big)[:4096])  # an older executor's: its head is read
         first = big.backup()
         assert len(big.objects()) == 1 and not first["kept"].keys() - {first["filepath_s3"][1:]}
         assert big.uploads() == [] and big.files() == []
@@ -7553,6 +7704,7 @@ def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
         for statement in policy["Statement"]:
             statement["Principal"] = "*"
         client.put_bucket_policy(Bucket="backup", Policy=json.dumps(policy))
+        policed.put("backup_1.bak", archive(policed))
         for _ in range(2):
             policed.backup(**limited)
         assert len(policed.objects()) == 1
