@@ -616,6 +616,16 @@ def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str
                options=f"-c statement_timeout=0 -c search_path=pg_catalog {options}")
 def read_json(s: Namespace, step: str, query: str, **more: Any) -> Any:
     return json.loads(psql(s, step, query, **more))
+def read_patiently(s: Namespace, step: str, query: str) -> Any:
+    """The JSON that a query answers; asked again for a minute, since a whole dump depends on it."""
+    end = time.monotonic() + 60 * TIME_SCALE
+    for pause in backoff():
+        try:
+            return read_json(s, step, query)
+        except Failure:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
 def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
     return Namespace(**read_json(s, step, query, **more))
 def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
@@ -661,8 +671,9 @@ class Window:
     snapshot sees none of the table's rows then. Each gives the table a new file node. So does
     TimescaleDB's compress_chunk (2.28.3). And pg_dump goes by names: what has taken another table's
     name since its snapshot is dumped in its place, as it was then. Made before pg_dump starts, this
-    knows each table's oid and file nodes, and compares them when pg_dump has its locks, which
-    keep all of that out from then on. It needs no privilege: pg_class is open to every role.
+    knows each table's oid, its file node and its TOAST table's, and compares them when pg_dump has
+    its locks, which keep all of that out from then on. It needs no privilege: pg_class is open to
+    every role.
     """
     def __init__(self, s: Namespace):
         self.s = s
@@ -683,16 +694,12 @@ class Window:
             try:
                 if psql(self.s, "Looking at pg_dump", copying, 20).strip() != "t":
                     return False
-                tables = self.read()
+                tables = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
             except Failure as error:
                 log("debug", "Cannot look at the tables yet", Error=error)
                 return False
             self.compare(tables)
         return not self.is_open
-    def read(self) -> dict[str, str]:
-        """Each table's oid, file node and, if it has one, its TOAST table's file node."""
-        tables: dict[str, str] = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
-        return tables
     def compare(self, tables: Mapping[str, str]) -> None:
         """Raise Failure if tables that pg_dump may have dumped were emptied or replaced."""
         self.is_open = False
@@ -717,8 +724,8 @@ class Window:
         its place while pg_dump went on.
         """
         if self.is_open:
-            self.compare(self.read())
-        schemas = read_json(self.s, "Reading the schemas", READ_SCHEMAS)
+            self.compare(read_patiently(self.s, "Reading the tables", READ_TABLES)["tables"])
+        schemas = read_patiently(self.s, "Reading the schemas", READ_SCHEMAS)
         was = self.before["schemas"]
         replaced = [name for name, oid in schemas.items() if was.get(name, oid) != oid]
         if replaced:
@@ -1475,6 +1482,43 @@ def list_backups(s: Namespace, as_json: bool) -> None:
         lines.append(form.format(name, when, size, *("yes" if fact else "no" for fact in facts),
                                  quoted(how).strip('"'), quoted(database or "-")))
     write(1, (json.dumps(rows, indent=4) if as_json else "\n".join(lines)) + "\n")
+# `next` is NULL for a job that has not run yet: it starts at once.
+JOBS = """SELECT json_build_object(
+    'may_hold_off', coalesce(has_table_privilege(
+        to_regclass('_timescaledb_catalog.compression_settings'), '{}'), false),
+    'jobs', (SELECT coalesce(json_agg(json_build_object(
+            'name', concat_ws(' ', proc_name, job_id, 'of ' || hypertable_name),
+            'next', extract(epoch FROM nullif(next_start, '-infinity')),
+            'every', extract(epoch FROM schedule_interval)) ORDER BY job_id), '[]')
+        FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
+def look_at_jobs(s: Namespace, server: Namespace, backups: list[Found]) -> tuple[str, str]:
+    """What TimescaleDB's jobs and our dumps do to each other, in words; "note" if there is any.
+
+    backups: this database's; the newest one's hour and duration are taken for those of the next.
+    """
+    enough = "UPDATE, DELETE, TRUNCATE"  # any of them allows LOCK TABLE … IN SHARE MODE
+    if int(re.split(r"\D", server.postgresql)[0]) >= 17:
+        enough += ", MAINTAIN"
+    there = look(s, "Looking at the jobs", JOBS.format(enough))
+    texts = []
+    if not there.may_hold_off:
+        texts.append(f"{s.db_user} may not hold compression off while pg_dump takes its locks (see "
+                     "README, Least privileges): a dump that it disturbs is made again")
+    newest = backups[-1] if backups else Found(0, "", 0, None)
+    took = int((newest.metadata or {}).get("exectime-backup", 0))
+    names = [job["name"] for job in there.jobs if meets(job, newest.seconds, took)]
+    if names:
+        texts.append(f"these start while a dump like the newest one ({took} seconds) runs, and may "
+                     f"wait for it, and readers of their tables behind them: {', '.join(names)}")
+    return "; ".join(texts) or f"none of {len(there.jobs)} starts while a dump runs", (
+        "note" if texts else "ok")
+def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
+    """Whether a job starts in the seconds that a dump takes that begins at that time each day."""
+    if not began or job["next"] is None:
+        return bool(began)
+    period: float = min(job["every"] or 86400, 86400)
+    into: float = (job["next"] - began) % period  # seconds after a dump's beginning
+    return into <= took
 def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; exit status
     server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
     @contextmanager
@@ -1513,6 +1557,11 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
         say(f"{s3.where}: written, read, {how}; {len(backups)} proven backups of this database")
     with trying("staging volume") as say:
         say(look_for_room(s, backups[-1].size if backups else 0, server.size))
+    with trying("jobs") as say:
+        if getattr(server, "timescaledb", None):
+            say(*look_at_jobs(s, server, backups))
+        else:
+            say("no TimescaleDB, so none of its jobs and policies")
     with trying("newest backup") as say:
         hours = (time.time() - backups[-1].seconds) / 3600 if backups else FOREVER
         age = f"{backups[-1].key} is {hours:.1f} hours old" if backups else "no proven backup"
