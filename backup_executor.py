@@ -570,6 +570,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
     journal.save(etag=f"{whole}-{len(sent)}" if plain == {True} else "")
     return target | {"MultipartUpload": {"Parts": [part for part, _ in sent]}}
 # ---- A backup: as a whole ------------------------------------------------------------------------
+DEATHS = 3  # children that a process may lose: what kills three kills the next one, too
 RESULT = ("filename", "bucket", "filepath_s3", "exectime_backup", "size", "size_s3",
           "exectime_upload_s3", "sha256", *FACTS, "tables", "starttime")
 def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -> Any:
@@ -579,7 +580,8 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
         journal = sweep(s, s3, process)
         if resume: return s.verify_db_host and drop_scratch(s) and None
         attempts = journal.get("attempts", 0) + 1
-        require(attempts < 4 or "gone" in journal, "killed three times: is the memory limit low?")
+        require(attempts <= DEATHS or "gone" in journal,
+                "killed three times: is the memory limit low?")
         try:
             if "sha256" in journal: journal.save(attempts=attempts)
             else: journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
@@ -613,7 +615,10 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
                 abort(s3, journal); journal.remove(); continue
             tries = journal.get("attempts", 0) + bool(process)  # may it kill this process, too?
-            if not own and tries < 5: journal.save(attempts=tries); finish(s3, journal)
+            # It may cost a process two children, not the third: that one is for its own backup.
+            if not own and (tries < DEATHS or not process):
+                journal.save(attempts=tries)
+                finish(s3, journal)
         else:
             with suppress(OSError): os.unlink(journal.partial)
             if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 86400:
@@ -890,6 +895,12 @@ class Job:  # a command of ours as a child, told for which process it works, if 
                 if level == "error": self.errors.append(text)
             else: self.result += line + b"\n"
         return not data and self.child.wait() is not None
+def signal_name(number: int) -> str:
+    """A signal's name; real-time ones have none, only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 class Executor:  # has each process done by a child, closes it; its state follows the answers
     def __init__(self, s: Namespace):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
@@ -905,6 +916,9 @@ class Executor:  # has each process done by a child, closes it; its state follow
         self.queue = dict[str, Mapping[str, Any]]()  # assigned to us; the one at work, too
         self.done = dict[str, dict[str, Any]]()  # what to close with: `out` or `errors`
         self.satisfied = 0, ""  # when the newest backup's process started, and its result
+        # How often a process's child was killed. A journal counts it, too, over our restarts; but a
+        # child may be killed before it has one.
+        self.deaths = collections.Counter[str]()
     def take_keys(self, s: Namespace) -> None:  # they may have changed since
         self.owner: int | None = s.colonies_colony_prvkey
         self.key: int = s.colonies_executor_prvkey or own_key(
@@ -932,7 +946,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 if not self.joined: self.join()
                 elif self.job: self.attend(self.job)
                 elif self.queue: self.see_to(min(self.queue, key=lambda name: (
-                    name not in self.done, self.spec(name)[0] != "backup")))
+                    name not in self.done, self.spec(name)[0] != "backup", self.rest(name))))
                 else: self.idle()
                 pauses = backoff()
                 if self.times.pop("complain", 0): log("info", "Colonies is back")
@@ -1019,9 +1033,15 @@ class Executor:  # has each process done by a child, closes it; its state follow
             log("info", "A backup begun after this request satisfies it", ProcessId=name)
             self.done[name] = {"out": [self.satisfied[1]]}
         elif funcname == "verify" and self.assign(timeout=-1): pass  # one that may go before it
+        elif self.rest(name):
+            if self.due("watch", 60): self.known()
+            time.sleep(min(self.rest(name), 1))
         else:
             log("info", "Beginning process", ProcessId=name)
             self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
+    def rest(self, name: str) -> float:
+        """Seconds that a process whose child was killed has yet to wait for the next."""
+        return max(0, self.times.get(f"again {name}", 0) - time.monotonic())
     def fail(self, name: str, *errors: str) -> None:
         log("error", "Process failed", ProcessId=name, Errors="; ".join(errors))
         self.done[name] = {"errors": [error.replace("\0", "") for error in errors]}
@@ -1039,16 +1059,34 @@ class Executor:  # has each process done by a child, closes it; its state follow
             with allowing(*range(1, 600)):
                 self.call("addlogmsg", processid=job.id, message="\n".join(job.news) + "\n")
             job.news.clear()
-    def conclude(self, job: Job) -> None:  # it ended: what to close its process with
+    def conclude(self, job: Job) -> None:
+        """Decide, when a child has ended, with what its process is closed, or that it begins anew.
+
+        A backup that was killed begins anew after a pause, twice: the third time it has failed.
+        """
         name, status, self.job = job.id, job.child.returncode, None
-        if status < 0 and name and self.spec(name)[0] == "backup":
-            log("warning", "It was killed, beginning it again", ProcessId=name, Signal=-status)
-        elif status and name:
-            self.fail(name, *job.errors or [f"it ended with status {status}: memory limit?"])
-        elif name:
+        killer = signal_name(-status)
+        if not name:
+            if status < 0:
+                log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+        elif status < 0 and self.spec(name)[0] == "backup":
+            self.deaths[name] += 1
+            if self.deaths[name] < DEATHS:
+                pause = next(itertools.islice(backoff(), self.deaths[name] - 1, None))
+                self.times[f"again {name}"] = time.monotonic() + pause
+                log("warning", "It was killed, beginning it again", ProcessId=name, Signal=killer)
+            else:
+                self.fail(name, f"killed three times, at last by {killer}: is the memory limit "
+                          "low?", *job.errors)
+        elif status < 0:
+            self.fail(name, f"killed by {killer}: is the memory limit low?", *job.errors)
+        elif status:
+            self.fail(name, *job.errors or [f"it ended with exit status {status}"])
+        else:
             text = job.result.decode().strip()
             started = server_time(json.loads(text).get("starttime"))  # of a verify: 0
-            self.done[name], self.satisfied = {"out": [text]}, max(self.satisfied, (started, text))
+            self.done[name] = {"out": [text]}
+            self.satisfied = max(self.satisfied, (started, text))
     def close(self, name: str, within: float = 15) -> None:  # if refused: again in a minute
         how = "successful" if "out" in self.done[name] else "failed"
         try: self.call(f"close{how}msg", within, processid=name, **self.done[name])
@@ -1060,6 +1098,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def forget(self, name: str) -> None:  # it is closed: nobody needs what was kept for it
         log("info", "Closed process", ProcessId=name)
         del self.queue[name]; self.done.pop(name, None)
+        del self.deaths[name]; self.times.pop(f"again {name}", None)
         for journal in journals(self.s):
             if journal.get("process") == name and not journal.pending(): journal.remove()
     def leave(self) -> None:  # hand back, deregister; within 10 s

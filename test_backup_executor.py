@@ -5632,9 +5632,9 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
             AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}") as executor:
         proxy.reply(COMPLETING, FORBIDDEN)
         site.client.wait(site.submit(), FAILED)  # its dump is kept
-        proxy.reply(PART, lambda: silence(60), times=4)
+        proxy.reply(PART, lambda: silence(60), times=2)
         before, process = proxy.seen(PART), site.submit()
-        for count in range(1, 5):
+        for count in (1, 2):  # a third time it would have failed
             proxy.wait_seen(PART, before + count)
             kill_child(executor)
         site.succeeds(process)
@@ -5713,6 +5713,57 @@ def test_a_backup_that_is_killed_three_times_is_a_failure_that_says_so(site: Sit
             kill_child(executor)
         assert "killed three times" in site.client.wait(process, FAILED)["errors"][0]
     assert site.objects() == []
+
+
+def deadly(folder: Path) -> Path:
+    """As PYTHONPATH it kills each child as it starts; returned is a file, a letter for each."""
+    begun = folder / "begun"
+    begun.touch()
+    (folder / "sitecustomize.py").write_text(
+        f"import os\nif 'BACKUP_PROCESS' in os.environ:\n    open({str(begun)!r}, 'a').write('.')\n"
+        "    os.kill(os.getpid(), 9)\n")
+    return begun
+
+
+@standin(None)
+def test_a_child_that_is_killed_before_it_notes_anything_is_begun_three_times(
+        site: Site, tmp_path: Path) -> None:
+    begun = deadly(tmp_path)
+    with site.serve(PYTHONPATH=str(tmp_path)) as executor:
+        for count, funcname in ((3, "backup"), (4, "verify"), (7, "backup")):
+            (error,) = site.client.wait(site.submit(funcname), FAILED)["errors"]
+            assert "killed" in error and "SIGKILL" in error and "memory limit" in error
+            assert ("three times" in error) == (funcname == "backup")
+            assert len(begun.read_text()) == count
+        assert executor.log.count("beginning it again") == 4
+        (tmp_path / "sitecustomize.py").write_text("")
+        site.succeeds(site.submit())
+
+
+@standin()
+def test_between_a_killed_child_and_the_next_colonies_is_heard(site: Site, tmp_path: Path) -> None:
+    begun = deadly(tmp_path)
+    with site.serve(PYTHONPATH=str(tmp_path), BACKUP_TIME_SCALE="60") as executor:
+        process = site.submit()  # the pause takes 15 s, or more
+        executor.wait_for("beginning it again")
+        site.standin.wait_call("getprocessmsg", count=4)  # one was before the child
+        site.client.cancel(process)
+        executor.wait_for(f"Closed process.*{process}")
+        assert begun.read_text() == "."
+
+
+@standin()
+def test_what_was_left_is_tried_once_in_a_while_where_that_kills(
+        site: Site, tmp_path: Path) -> None:
+    with Proxy(site.s3.port) as proxy:
+        proxy.reply(PART, FORBIDDEN, 100)
+        endpoint = f"127.0.0.1:{proxy.port}"
+        assert run(site.settings(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
+    begun = deadly(tmp_path)
+    with site.serve(PYTHONPATH=str(tmp_path)) as executor:
+        executor.wait_for("level=warning .*killed.*SIGKILL")
+        site.standin.wait_call("assignprocessmsg", 404, 3)  # it goes on, and waits for work
+        assert begun.read_text() == "." and len(site.left()) == 2
 
 
 @standin(*GENERATIONS)
