@@ -9,7 +9,7 @@ that is not provably an old backup of this database. `verify` proves one, `resto
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
 import importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl
-import subprocess, sys, tempfile, threading, time, traceback, urllib.parse, urllib.request
+import subprocess, sys, tempfile, threading, time, traceback, typing, urllib.parse, urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
@@ -477,6 +477,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:  # all that comes befor
     options = "-c client_connection_check_interval=10s" if float(server.postgresql[:2]) > 13 else ""
     journal = Journal(os.path.join(s.backup_path, f"backup_{seconds}.bak"), by=s.journals, **begun)
     psql(s, "Ending sessions of an earlier run", END_SESSIONS)  # of a pg_dump killed by -9
+    log("info", "It is for", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ..."); show = progress("Backup in progress", newest.size)
     partial, start_time = journal.partial, time.monotonic()
     def tick() -> None:
@@ -895,6 +896,38 @@ class Job:  # a command of ours as a child, told for which process it works, if 
                 if level == "error": self.errors.append(text)
             else: self.result += line + b"\n"
         return not data and self.child.wait() is not None
+class Cron(typing.NamedTuple):
+    """A cron of the colony; its workflow is one function of ours for executors of our type."""
+    id: str
+    name: str
+    expression: str  # when, seconds first
+    names: list[str]  # of the executors that may take its processes (2026); none: any of the type
+    ids: list[str]  # likewise (2023)
+def says_nothing(value: Any) -> bool:
+    """Whether a server or its command line filled a field in that nobody set."""
+    if isinstance(value, dict):
+        return all(map(says_nothing, value.values()))
+    return value in (None, "", 0, -1, [])
+def plain_crons(listed: list[Any], function: str, kind: str) -> list[Cron]:
+    """The crons for FUNCTION among those LISTED, in the order of their ids.
+
+    Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
+    """
+    found = list[Cron]()
+    for cron in listed:
+        with suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            (node,) = json.loads(cron["workflowspec"])["functionspecs"]
+            where = node.pop("conditions")
+            names = [str(x) for x in where.pop("executornames", None) or []]
+            ids = [str(x) for x in where.pop("executorids", None) or []]
+            wants = (node.pop("funcname"), where.pop("executortype"))
+            for named in ("nodename", "colonyname", "colonyid"):
+                node.pop(named, None)
+                where.pop(named, None)
+            if wants == (function, kind) and says_nothing(node) and says_nothing(where):
+                found.append(Cron(str(cron["cronid"]), str(cron["name"]),
+                                  str(cron["cronexpression"]), names, ids))
+    return sorted(found)
 def signal_name(number: int) -> str:
     """A signal's name; real-time ones have none, only a number."""
     try:
@@ -910,6 +943,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         if s.colonies_insecure_skip_verify:
             self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
+        self.database = f"{s.db_host}:{s.db_port}/{s.db_database}"
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
         self.take_keys(s); self.joined: bool | None = None  # None: never yet
         self.times = dict[str, float]()  # when what is due again
@@ -919,6 +953,8 @@ class Executor:  # has each process done by a child, closes it; its state follow
         # How often a process's child was killed. A journal counts it, too, over our restarts; but a
         # child may be killed before it has one.
         self.deaths = collections.Counter[str]()
+        self.alone = False  # at the last look at the crons no other executor of our type was there
+        self.warned = set[str]()  # of crons, once each
     def take_keys(self, s: Namespace) -> None:  # they may have changed since
         self.owner: int | None = s.colonies_colony_prvkey
         self.key: int = s.colonies_executor_prvkey or own_key(
@@ -974,6 +1010,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
             fun = executor | dict.fromkeys(("desc", "description"), FUNCTIONS[name])
             with allowing(403): self.call("addfunctionmsg", fun=fun | {"funcname": name})
         self.joined = True
+        self.times["cron"] = 0  # while we were away another may have taken it for a former one's
         log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
     def known(self) -> Any:  # give a sign of life (nothing needs less than no CPU)
         with allowing(403): return self.assign(timeout=-1, availablecpu="-1m") is not None
@@ -988,27 +1025,121 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 if x["assignedexecutorid"] == self.id}
     def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
         if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
-        for function in FUNCTIONS if self.due("cron", 3600) else (): self.ensure_cron(function)
+        if self.due("cron", 3600): self.see_to_crons()
         if self.queue or self.assign(timeout=10): return
         self.satisfied = 0, ""  # what it could satisfy has come, so an odd time does no harm
         if not self.due("poll", 1): time.sleep(1)
-    def ensure_cron(self, function: str) -> None:  # the new one before others go
+    def see_to_crons(self) -> None:
+        """Have the colony hold our crons, once an hour and whenever we join it."""
+        if not (self.s.backup_cron or self.s.verify_cron):
+            return
+        listed = self.call("getcronsmsg", count=1000, **self.colony) or []
+        others = self.others()
+        for function in FUNCTIONS:
+            self.ensure_cron(function, listed, others)
+        for text in self.odd_crons(listed, others):
+            if text not in self.warned:
+                self.warned.add(text)
+                log("warning", text)
+        self.alone = not others
+    def others(self) -> set[str]:
+        """The names of the other executors of our type that are in the colony, or may come in."""
+        return {str(x["executorname"]) for x in self.call("getexecutorsmsg", **self.colony) or []
+                if x["executortype"] == self.type and x["state"] in (0, 1)  # pending, approved
+                and self.name != x["executorname"]}
+    def odd_crons(self, listed: list[Any], others: set[str]) -> list[str]:
+        """What to tell of crons by which a database among several may get no backup."""
+        said, there = list[str](), ", ".join(sorted(others)[:5])
+        if not others:
+            return said
+        for cron in [c for f in FUNCTIONS for c in plain_crons(listed, f, self.type)]:
+            if not cron.names + cron.ids:
+                fault = (f"names no executor, and {there} of type {self.type!r} may take what it "
+                         "submits: with several databases some get no backup")
+            elif cron.names and not (others | {self.name}).intersection(cron.names):
+                fault = f"names {cron.names[0]!r}, which is not in the colony"
+            else:
+                continue
+            said.append(f"Colonies: the cron {cron.name!r} {fault}. If that is not meant, remove it"
+                        f" (colonies cron remove --cronid {cron.id}): within an hour each executor "
+                        "with BACKUP_CRON has its own")
+        return said
+    def ensure_cron(self, function: str, listed: list[Any], others: set[str]) -> None:
+        """See to it that one cron for FUNCTION names us, and remove our outdated ones.
+
+        Abandoned ones are ours, too, if no other executor of the type is in the colony. One that
+        was away at one look only may just be starting again, and is not gone.
+        """
         name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
-        if not wanted: return
-        marks = [f'"{key}": ?{re.escape(json.dumps(value))}'
-                 for key, value in (("executortype", self.type), ("funcname", function))]
-        ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or [] if
-                cron["name"] == name and all(re.search(x, cron["workflowspec"]) for x in marks)]
-        same = sorted((x for x in ours if x["cronexpression"] == wanted), key=lambda x: x["cronid"])
-        if not same:
-            node = {"nodename": function, "funcname": function,
-                    "conditions": {"executortype": self.type, **self.colony}}
-            self.call("addcronmsg", cron=self.colony | {
-                "name": name, "cronexpression": wanted, "interval": -1, "random": False,
-                "workflowspec": json.dumps({"functionspecs": [node], **self.colony})})
-            log("info", "Added the cron", Name=name, Expression=wanted)
-        for cron in ours:  # a request may have arrived twice
-            if cron not in same[:1]: self.remove("cron", cronid=cron["cronid"], **self.colony)
+        if not wanted:
+            return
+        crons = plain_crons(listed, function, self.type)
+        crons.sort(key=lambda cron: len(cron.name))  # of two that are right NAME stays
+        right, outdated, abandoned = list[Cron](), list[Cron](), list[Cron]()
+        for cron in crons:
+            if self.names_us(cron, name):
+                fits = not right and cron[2:] == (wanted, [self.name], [self.id])
+                (right if fits else outdated).append(cron)
+            elif self.abandoned(cron, name):
+                abandoned.append(cron)
+        serving = not right and (wanted, [], []) in [cron[2:] for cron in abandoned]
+        if serving and (others or not self.alone):
+            return
+        if not others:
+            outdated += [c for c in abandoned if self.alone or not (right or c.names)]
+        if not right:
+            self.add_cron(function, name, wanted, outdated)
+        for cron in outdated:
+            self.remove("cron", cronid=cron.id, **self.colony)
+    def names_us(self, cron: Cron, name: str) -> bool:
+        """Whether it is for us alone, perhaps with a former key or under a former name."""
+        if cron.name not in (name, f"{name}-{self.name}"):
+            return False
+        return cron.names == [self.name] or cron.ids == [self.id]
+    def abandoned(self, cron: Cron, name: str) -> bool:
+        """Whether, of executors of this type, none but us could want it, should there be none.
+
+        An older version's cron names nobody; one of ours may name us as a former host was called.
+        """
+        if not cron.names:
+            return cron.name == name and not cron.ids
+        return len(cron.names) == 1 and cron.name in (name, f"{name}-{cron.names[0]}")
+    def added(self, function: str, name: str) -> bool:
+        """Whether there is such a cron for us: our own request may have arrived twice."""
+        listed = self.call("getcronsmsg", count=1000, **self.colony) or []
+        return any(cron.name == name and cron.names == [self.name]
+                   for cron in plain_crons(listed, function, self.type))
+    def add_cron(self, function: str, name: str, wanted: str, outdated: list[Cron]) -> None:
+        """Add it under NAME, or NAME-EXECUTOR where that is somebody else's; or Failure.
+
+        A name is one cron's in a colony (2026), in all of them (2023). The server looks at that
+        last: only when all else of the new cron is right an OUTDATED one goes, for its name.
+        """
+        node = {"nodename": function, "funcname": function, "conditions": {
+            "executortype": self.type, "executornames": [self.name], "executorids": [self.id],
+            **self.colony}}
+        cron = {"cronexpression": wanted, "interval": -1, "random": False, **self.colony,
+                "workflowspec": json.dumps({"functionspecs": [node], **self.colony})}
+        for called in (name, f"{name}-{self.name}"):
+            try:
+                self.call("addcronmsg", cron=cron | {"name": called})
+            except Failure as refused:
+                if not re.search("already exists|duplicate key", str(refused)):
+                    raise
+                holding = [c for c in outdated if c.name == called]
+                if not holding and self.added(function, called):
+                    return
+                if not holding:
+                    continue
+                self.times["cron"] = time.monotonic() + 60 * TIME_SCALE  # if it is refused below
+                for old in holding:
+                    self.remove("cron", cronid=old.id, **self.colony)
+                    outdated.remove(old)
+                self.call("addcronmsg", cron=cron | {"name": called})
+            log("info", "Added the cron", Name=called, Expression=wanted, Executor=self.name)
+            return
+        raise Failure(f"Colonies: the cron names {name!r} and \"{name}-{self.name}\" are taken by "
+                      f"others: set {function.upper()}_CRON_NAME", 409, again=True)
     def remove(self, what: str, **message: Any) -> None:
         for verb in ("remove", "delete"):  # 2026, 2023
             with allowing(403): self.call(f"{verb}{what}msg", **message)
@@ -1030,14 +1161,15 @@ class Executor:  # has each process done by a child, closes it; its state follow
         elif kwargs or not re.fullmatch(ARGUMENTS.get(funcname, ""), json.dumps(args)):
             self.fail(name, f"no function {funcname!r} with such arguments, only {FUNCTIONS}")
         elif funcname == "backup" and 0 < submitted <= self.satisfied[0]:
-            log("info", "A backup begun after this request satisfies it", ProcessId=name)
+            log("info", "A backup begun after this request satisfies it", ProcessId=name,
+                Database=self.database)
             self.done[name] = {"out": [self.satisfied[1]]}
         elif funcname == "verify" and self.assign(timeout=-1): pass  # one that may go before it
         elif self.rest(name):
             if self.due("watch", 60): self.known()
             time.sleep(min(self.rest(name), 1))
         else:
-            log("info", "Beginning process", ProcessId=name)
+            log("info", "Beginning process", ProcessId=name, Database=self.database)
             self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
     def rest(self, name: str) -> float:
         """Seconds that a process whose child was killed has yet to wait for the next."""
@@ -1131,7 +1263,7 @@ def list_backups(s: Namespace, as_json: bool) -> None:
 def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; exit status
     server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
     @contextmanager
-    def trying(name: str) -> Iterator[Callable[[str], None]]:
+    def trying(name: str) -> Iterator[Callable[..., None]]:
         def say(text: str, mark: str = "ok") -> None:
             write(1, f"{mark:<5} {name}: {' '.join(text.split())}\n")
         try: yield say
@@ -1141,8 +1273,14 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
     with trying("colonies") as say:
         if s.colonies_server_host:
             executor = Executor(s)
-            with allowing(403 if executor.owner else -1): executor.running()  # it may not be there
+            odd = list[str]()
+            with allowing(403 if executor.owner else -1):  # it may not be there
+                executor.running()
+                listed = executor.call("getcronsmsg", count=1000, **executor.colony) or []
+                odd = executor.odd_crons(listed, executor.others())
             say(f"{executor.url} answers; the executor is {executor.name}")
+            for fault in odd:
+                say(fault, "warn")
         else: say("COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not")
     with trying("database") as say:
         server = look_at_database(s)
