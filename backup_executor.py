@@ -1036,7 +1036,8 @@ class Executor:  # has each process done by a child, closes it; its state follow
         listed = self.call("getcronsmsg", count=1000, **self.colony) or []
         others = self.others()
         for function in FUNCTIONS:
-            self.ensure_cron(function, listed, others)
+            if getattr(self.s, f"{function}_cron"):
+                self.ensure_cron(function, listed, others)
         for text in self.odd_crons(listed, others):
             if text not in self.warned:
                 self.warned.add(text)
@@ -1070,18 +1071,9 @@ class Executor:  # has each process done by a child, closes it; its state follow
         Abandoned ones are ours, too, if no other executor of the type is in the colony. One that
         was away at one look only may just be starting again, and is not gone.
         """
-        name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
-        if not wanted:
-            return
+        name, wanted = getattr(self.s, f"{function}_cron_name"), getattr(self.s, f"{function}_cron")
         crons = plain_crons(listed, function, self.type)
-        crons.sort(key=lambda cron: len(cron.name))  # of two that are right NAME stays
-        right, outdated, abandoned = list[Cron](), list[Cron](), list[Cron]()
-        for cron in crons:
-            if self.names_us(cron, name):
-                fits = not right and cron[2:] == (wanted, [self.name], [self.id])
-                (right if fits else outdated).append(cron)
-            elif self.abandoned(cron, name):
-                abandoned.append(cron)
+        right, outdated, abandoned = self.sort_crons(crons, name, wanted)
         serving = not right and (wanted, [], []) in [cron[2:] for cron in abandoned]
         if serving and (others or not self.alone):
             return
@@ -1091,6 +1083,18 @@ class Executor:  # has each process done by a child, closes it; its state follow
             self.add_cron(function, name, wanted, outdated)
         for cron in outdated:
             self.remove("cron", cronid=cron.id, **self.colony)
+    def sort_crons(self, crons: list[Cron], name: str, wanted: str) -> list[list[Cron]]:
+        """The one that is as it shall be, if any; the rest of ours; the abandoned."""
+        right, outdated, abandoned = list[Cron](), list[Cron](), list[Cron]()
+        for cron in sorted(crons, key=lambda cron: len(cron.name)):  # NAME before NAME-EXECUTOR
+            fits = cron[2:] == (wanted, [self.name], [self.id])
+            if not self.names_us(cron, name):
+                abandoned += [cron] if self.abandoned(cron, name) else []
+            elif fits and not right:
+                right.append(cron)
+            else:
+                outdated.append(cron)
+        return [right, outdated, abandoned]
     def names_us(self, cron: Cron, name: str) -> bool:
         """Whether it is for us alone, perhaps with a former key or under a former name."""
         if cron.name not in (name, f"{name}-{self.name}"):
