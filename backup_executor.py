@@ -9,7 +9,7 @@ that is not provably an old backup of this database. `verify` proves one, `resto
 from __future__ import annotations
 import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
 import importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl
-import subprocess, sys, tempfile, threading, time, traceback, urllib.parse, urllib.request
+import subprocess, sys, tempfile, threading, time, traceback, typing, urllib.parse, urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
@@ -787,6 +787,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
     journal = Journal(file, by=s.journals, made_again=[], **begun)
     psql(s, "Ending sessions of an earlier run", END_SESSIONS)  # of a pg_dump killed by -9
+    log("info", "It is for", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
         journal.save()
@@ -961,6 +962,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what wi
     journal.save(etag=f"{whole}-{len(sent)}" if plain == {True} else "")
     return target | {"MultipartUpload": {"Parts": [part for part, _ in sent]}}
 # ---- A backup: as a whole ------------------------------------------------------------------------
+DEATHS = 3  # children that a process may lose: what kills three kills the next one, too
 RESULT = ("filename", "bucket", "filepath_s3", "exectime_backup", "size", "size_s3",
           "exectime_upload_s3", "sha256", *FACTS, "tables", "starttime")  # and `made_again`
 def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -> Any:
@@ -970,7 +972,8 @@ def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -
         journal = sweep(s, s3, process)
         if resume: return s.verify_db_host and drop_scratch(s) and None
         attempts = journal.get("attempts", 0) + 1
-        require(attempts < 4 or "gone" in journal, "killed three times: is the memory limit low?")
+        require(attempts <= DEATHS or "gone" in journal,
+                "killed three times: is the memory limit low?")
         try:
             if "sha256" in journal: journal.save(attempts=attempts)
             else: journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
@@ -1006,7 +1009,10 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
                 log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
                 abort(s3, journal); journal.remove(); continue
             tries = journal.get("attempts", 0) + bool(process)  # may it kill this process, too?
-            if not own and tries < 5: journal.save(attempts=tries); finish(s3, journal)
+            # It may cost a process two children, not the third: that one is for its own backup.
+            if not own and (tries < DEATHS or not process):
+                journal.save(attempts=tries)
+                finish(s3, journal)
         else:
             with suppress(OSError): os.unlink(journal.partial)
             if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 86400:
@@ -1283,6 +1289,44 @@ class Job:  # a command of ours as a child, told for which process it works, if 
                 if level == "error": self.errors.append(text)
             else: self.result += line + b"\n"
         return not data and self.child.wait() is not None
+class Cron(typing.NamedTuple):
+    """A cron of the colony; its workflow is one function of ours for executors of our type."""
+    id: str
+    name: str
+    expression: str  # when, seconds first
+    names: list[str]  # of the executors that may take its processes (2026); none: any of the type
+    ids: list[str]  # likewise (2023)
+def says_nothing(value: Any) -> bool:
+    """Whether a server or its command line filled a field in that nobody set."""
+    if isinstance(value, dict):
+        return all(map(says_nothing, value.values()))
+    return value in (None, "", 0, -1, [])
+def plain_crons(listed: list[Any], function: str, kind: str) -> list[Cron]:
+    """The crons for FUNCTION among those LISTED, in the order of their ids.
+
+    Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
+    """
+    found = list[Cron]()
+    for cron in listed:
+        with suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            (node,) = json.loads(cron["workflowspec"])["functionspecs"]
+            where = node.pop("conditions")
+            names = [str(x) for x in where.pop("executornames", None) or []]
+            ids = [str(x) for x in where.pop("executorids", None) or []]
+            wants = (node.pop("funcname"), where.pop("executortype"))
+            for named in ("nodename", "colonyname", "colonyid"):
+                node.pop(named, None)
+                where.pop(named, None)
+            if wants == (function, kind) and says_nothing(node) and says_nothing(where):
+                found.append(Cron(str(cron["cronid"]), str(cron["name"]),
+                                  str(cron["cronexpression"]), names, ids))
+    return sorted(found)
+def signal_name(number: int) -> str:
+    """A signal's name; real-time ones have none, only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 class Executor:  # has each process done by a child, closes it; its state follows the answers
     def __init__(self, s: Namespace):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
@@ -1292,12 +1336,18 @@ class Executor:  # has each process done by a child, closes it; its state follow
         if s.colonies_insecure_skip_verify:
             self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
+        self.database = f"{s.db_host}:{s.db_port}/{s.db_database}"
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
         self.take_keys(s); self.joined: bool | None = None  # None: never yet
         self.times = dict[str, float]()  # when what is due again
         self.queue = dict[str, Mapping[str, Any]]()  # assigned to us; the one at work, too
         self.done = dict[str, dict[str, Any]]()  # what to close with: `out` or `errors`
         self.satisfied = 0, ""  # when the newest backup's process started, and its result
+        # How often a process's child was killed. A journal counts it, too, over our restarts; but a
+        # child may be killed before it has one.
+        self.deaths = collections.Counter[str]()
+        self.alone = False  # at the last look at the crons no other executor of our type was there
+        self.warned = set[str]()  # of crons, once each
     def take_keys(self, s: Namespace) -> None:  # they may have changed since
         self.owner: int | None = s.colonies_colony_prvkey
         self.key: int = s.colonies_executor_prvkey or own_key(
@@ -1325,7 +1375,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 if not self.joined: self.join()
                 elif self.job: self.attend(self.job)
                 elif self.queue: self.see_to(min(self.queue, key=lambda name: (
-                    name not in self.done, self.spec(name)[0] != "backup")))
+                    name not in self.done, self.spec(name)[0] != "backup", self.rest(name))))
                 else: self.idle()
                 pauses = backoff()
                 if self.times.pop("complain", 0): log("info", "Colonies is back")
@@ -1353,6 +1403,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
             fun = executor | dict.fromkeys(("desc", "description"), FUNCTIONS[name])
             with allowing(403): self.call("addfunctionmsg", fun=fun | {"funcname": name})
         self.joined = True
+        self.times["cron"] = 0  # while we were away another may have taken it for a former one's
         log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
     def known(self) -> Any:  # give a sign of life (nothing needs less than no CPU)
         with allowing(403): return self.assign(timeout=-1, availablecpu="-1m") is not None
@@ -1367,27 +1418,125 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 if x["assignedexecutorid"] == self.id}
     def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
         if self.due("look", 60): self.queue |= self.running()  # lost answers', an earlier run's
-        for function in FUNCTIONS if self.due("cron", 3600) else (): self.ensure_cron(function)
+        if self.due("cron", 3600): self.see_to_crons()
         if self.queue or self.assign(timeout=10): return
         self.satisfied = 0, ""  # what it could satisfy has come, so an odd time does no harm
         if not self.due("poll", 1): time.sleep(1)
-    def ensure_cron(self, function: str) -> None:  # the new one before others go
-        name, wanted = (getattr(self.s, f"{function}_cron{x}") for x in ("_name", ""))
-        if not wanted: return
-        marks = [f'"{key}": ?{re.escape(json.dumps(value))}'
-                 for key, value in (("executortype", self.type), ("funcname", function))]
-        ours = [cron for cron in self.call("getcronsmsg", count=1000, **self.colony) or [] if
-                cron["name"] == name and all(re.search(x, cron["workflowspec"]) for x in marks)]
-        same = sorted((x for x in ours if x["cronexpression"] == wanted), key=lambda x: x["cronid"])
-        if not same:
-            node = {"nodename": function, "funcname": function,
-                    "conditions": {"executortype": self.type, **self.colony}}
-            self.call("addcronmsg", cron=self.colony | {
-                "name": name, "cronexpression": wanted, "interval": -1, "random": False,
-                "workflowspec": json.dumps({"functionspecs": [node], **self.colony})})
-            log("info", "Added the cron", Name=name, Expression=wanted)
-        for cron in ours:  # a request may have arrived twice
-            if cron not in same[:1]: self.remove("cron", cronid=cron["cronid"], **self.colony)
+    def see_to_crons(self) -> None:
+        """Have the colony hold our crons, once an hour and whenever we join it."""
+        if not (self.s.backup_cron or self.s.verify_cron):
+            return
+        listed = self.call("getcronsmsg", count=1000, **self.colony) or []
+        others = self.others()
+        for function in FUNCTIONS:
+            if getattr(self.s, f"{function}_cron"):
+                self.ensure_cron(function, listed, others)
+        for text in self.odd_crons(listed, others):
+            if text not in self.warned:
+                self.warned.add(text)
+                log("warning", text)
+        self.alone = not others
+    def others(self) -> set[str]:
+        """The names of the other executors of our type that are in the colony, or may come in."""
+        return {str(x["executorname"]) for x in self.call("getexecutorsmsg", **self.colony) or []
+                if x["executortype"] == self.type and x["state"] in (0, 1)  # pending, approved
+                and self.name != x["executorname"]}
+    def odd_crons(self, listed: list[Any], others: set[str]) -> list[str]:
+        """What to tell of crons by which a database among several may get no backup."""
+        said, there = list[str](), ", ".join(sorted(others)[:5])
+        if not others:
+            return said
+        for cron in [c for f in FUNCTIONS for c in plain_crons(listed, f, self.type)]:
+            if not cron.names + cron.ids:
+                fault = (f"names no executor, and {there} of type {self.type!r} may take what it "
+                         "submits: with several databases some get no backup")
+            elif cron.names and not (others | {self.name}).intersection(cron.names):
+                fault = f"names {cron.names[0]!r}, which is not in the colony"
+            else:
+                continue
+            said.append(f"Colonies: the cron {cron.name!r} {fault}. If that is not meant, remove it"
+                        f" (colonies cron remove --cronid {cron.id}): within an hour each executor "
+                        "with BACKUP_CRON has its own")
+        return said
+    def ensure_cron(self, function: str, listed: list[Any], others: set[str]) -> None:
+        """See to it that one cron for FUNCTION names us, and remove our outdated ones.
+
+        Abandoned ones are ours, too, if no other executor of the type is in the colony. One that
+        was away at one look only may just be starting again, and is not gone.
+        """
+        name, wanted = getattr(self.s, f"{function}_cron_name"), getattr(self.s, f"{function}_cron")
+        crons = plain_crons(listed, function, self.type)
+        right, outdated, abandoned = self.sort_crons(crons, name, wanted)
+        serving = not right and (wanted, [], []) in [cron[2:] for cron in abandoned]
+        if serving and (others or not self.alone):
+            return
+        if not others:
+            outdated += [c for c in abandoned if self.alone or not (right or c.names)]
+        if not right:
+            self.add_cron(function, name, wanted, outdated)
+        for cron in outdated:
+            self.remove("cron", cronid=cron.id, **self.colony)
+    def sort_crons(self, crons: list[Cron], name: str, wanted: str) -> list[list[Cron]]:
+        """The one that is as it shall be, if any; the rest of ours; the abandoned."""
+        right, outdated, abandoned = list[Cron](), list[Cron](), list[Cron]()
+        for cron in sorted(crons, key=lambda cron: len(cron.name)):  # NAME before NAME-EXECUTOR
+            fits = cron[2:] == (wanted, [self.name], [self.id])
+            if not self.names_us(cron, name):
+                abandoned += [cron] if self.abandoned(cron, name) else []
+            elif fits and not right:
+                right.append(cron)
+            else:
+                outdated.append(cron)
+        return [right, outdated, abandoned]
+    def names_us(self, cron: Cron, name: str) -> bool:
+        """Whether it is for us alone, perhaps with a former key or under a former name."""
+        if cron.name not in (name, f"{name}-{self.name}"):
+            return False
+        return cron.names == [self.name] or cron.ids == [self.id]
+    def abandoned(self, cron: Cron, name: str) -> bool:
+        """Whether, of executors of this type, none but us could want it, should there be none.
+
+        An older version's cron names nobody; one of ours may name us as a former host was called.
+        """
+        if not cron.names:
+            return cron.name == name and not cron.ids
+        return len(cron.names) == 1 and cron.name in (name, f"{name}-{cron.names[0]}")
+    def added(self, function: str, name: str) -> bool:
+        """Whether there is such a cron for us: our own request may have arrived twice."""
+        listed = self.call("getcronsmsg", count=1000, **self.colony) or []
+        return any(cron.name == name and cron.names == [self.name]
+                   for cron in plain_crons(listed, function, self.type))
+    def add_cron(self, function: str, name: str, wanted: str, outdated: list[Cron]) -> None:
+        """Add it under NAME, or NAME-EXECUTOR where that is somebody else's; or Failure.
+
+        A name is one cron's in a colony (2026), in all of them (2023). The server looks at that
+        last: only when all else of the new cron is right an OUTDATED one goes, for its name.
+        """
+        node = {"nodename": function, "funcname": function, "conditions": {
+            "executortype": self.type, "executornames": [self.name], "executorids": [self.id],
+            **self.colony}}
+        cron = {"cronexpression": wanted, "interval": -1, "random": False, **self.colony,
+                "workflowspec": json.dumps({"functionspecs": [node], **self.colony})}
+        for called in (name, f"{name}-{self.name}"):
+            try:
+                self.call("addcronmsg", cron=cron | {"name": called})
+            except Failure as refused:
+                if not re.search("already exists|duplicate key", str(refused)):
+                    raise
+                holding = [c for c in outdated if c.name == called]
+                if not holding and self.added(function, called):
+                    return
+                if not holding:
+                    continue
+                self.times["cron"] = time.monotonic() + 60 * TIME_SCALE  # if it is refused below
+                for old in holding:
+                    self.remove("cron", cronid=old.id, **self.colony)
+                    outdated.remove(old)
+                self.call("addcronmsg", cron=cron | {"name": called})
+            log("info", "Added the cron", Name=called, Expression=wanted, Executor=self.name)
+            return
+        raise Failure(f"Colonies: the cron names {name!r} and \"{name}-{self.name}\" are taken by "
+                      f"others: set {function.upper()}_CRON_NAME", 409, again=True)
     def remove(self, what: str, **message: Any) -> None:
         for verb in ("remove", "delete"):  # 2026, 2023
             with allowing(403): self.call(f"{verb}{what}msg", **message)
@@ -1409,12 +1558,19 @@ class Executor:  # has each process done by a child, closes it; its state follow
         elif kwargs or not re.fullmatch(ARGUMENTS.get(funcname, ""), json.dumps(args)):
             self.fail(name, f"no function {funcname!r} with such arguments, only {FUNCTIONS}")
         elif funcname == "backup" and 0 < submitted <= self.satisfied[0]:
-            log("info", "A backup begun after this request satisfies it", ProcessId=name)
+            log("info", "A backup begun after this request satisfies it", ProcessId=name,
+                Database=self.database)
             self.done[name] = {"out": [self.satisfied[1]]}
         elif funcname == "verify" and self.assign(timeout=-1): pass  # one that may go before it
+        elif self.rest(name):
+            if self.due("watch", 60): self.known()
+            time.sleep(min(self.rest(name), 1))
         else:
-            log("info", "Beginning process", ProcessId=name)
+            log("info", "Beginning process", ProcessId=name, Database=self.database)
             self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
+    def rest(self, name: str) -> float:
+        """Seconds that a process whose child was killed has yet to wait for the next."""
+        return max(0, self.times.get(f"again {name}", 0) - time.monotonic())
     def fail(self, name: str, *errors: str) -> None:
         log("error", "Process failed", ProcessId=name, Errors="; ".join(errors))
         self.done[name] = {"errors": [error.replace("\0", "") for error in errors]}
@@ -1432,16 +1588,34 @@ class Executor:  # has each process done by a child, closes it; its state follow
             with allowing(*range(1, 600)):
                 self.call("addlogmsg", processid=job.id, message="\n".join(job.news) + "\n")
             job.news.clear()
-    def conclude(self, job: Job) -> None:  # it ended: what to close its process with
+    def conclude(self, job: Job) -> None:
+        """Decide, when a child has ended, with what its process is closed, or that it begins anew.
+
+        A backup that was killed begins anew after a pause, twice: the third time it has failed.
+        """
         name, status, self.job = job.id, job.child.returncode, None
-        if status < 0 and name and self.spec(name)[0] == "backup":
-            log("warning", "It was killed, beginning it again", ProcessId=name, Signal=-status)
-        elif status and name:
-            self.fail(name, *job.errors or [f"it ended with status {status}: memory limit?"])
-        elif name:
+        killer = signal_name(-status)
+        if not name:
+            if status < 0:
+                log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+        elif status < 0 and self.spec(name)[0] == "backup":
+            self.deaths[name] += 1
+            if self.deaths[name] < DEATHS:
+                pause = next(itertools.islice(backoff(), self.deaths[name] - 1, None))
+                self.times[f"again {name}"] = time.monotonic() + pause
+                log("warning", "It was killed, beginning it again", ProcessId=name, Signal=killer)
+            else:
+                self.fail(name, f"killed three times, at last by {killer}: is the memory limit "
+                          "low?", *job.errors)
+        elif status < 0:
+            self.fail(name, f"killed by {killer}: is the memory limit low?", *job.errors)
+        elif status:
+            self.fail(name, *job.errors or [f"it ended with exit status {status}"])
+        else:
             text = job.result.decode().strip()
             started = server_time(json.loads(text).get("starttime"))  # of a verify: 0
-            self.done[name], self.satisfied = {"out": [text]}, max(self.satisfied, (started, text))
+            self.done[name] = {"out": [text]}
+            self.satisfied = max(self.satisfied, (started, text))
     def close(self, name: str, within: float = 15) -> None:  # if refused: again in a minute
         how = "successful" if "out" in self.done[name] else "failed"
         try: self.call(f"close{how}msg", within, processid=name, **self.done[name])
@@ -1453,6 +1627,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
     def forget(self, name: str) -> None:  # it is closed: nobody needs what was kept for it
         log("info", "Closed process", ProcessId=name)
         del self.queue[name]; self.done.pop(name, None)
+        del self.deaths[name]; self.times.pop(f"again {name}", None)
         for journal in journals(self.s):
             if journal.get("process") == name and not journal.pending(): journal.remove()
     def leave(self) -> None:  # hand back, deregister; within 10 s
@@ -1522,7 +1697,7 @@ def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
 def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; exit status
     server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
     @contextmanager
-    def trying(name: str) -> Iterator[Callable[[str], None]]:
+    def trying(name: str) -> Iterator[Callable[..., None]]:
         def say(text: str, mark: str = "ok") -> None:
             write(1, f"{mark:<5} {name}: {' '.join(text.split())}\n")
         try: yield say
@@ -1532,8 +1707,14 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
     with trying("colonies") as say:
         if s.colonies_server_host:
             executor = Executor(s)
-            with allowing(403 if executor.owner else -1): executor.running()  # it may not be there
+            odd = list[str]()
+            with allowing(403 if executor.owner else -1):  # it may not be there
+                executor.running()
+                listed = executor.call("getcronsmsg", count=1000, **executor.colony) or []
+                odd = executor.odd_crons(listed, executor.others())
             say(f"{executor.url} answers; the executor is {executor.name}")
+            for fault in odd:
+                say(fault, "warn")
         else: say("COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not")
     with trying("database") as say:
         server = look_at_database(s)

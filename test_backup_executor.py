@@ -1102,6 +1102,7 @@ class Standin(Server):
             cpu = int(fields["availablecpu"][:-1])
         self.heard[executor["executorname"]] = time.monotonic()
         executor["lastheardfromtime"] = rfc3339()
+        which = "executorname" if self.generation == 2026 else "executorid"
         stopping = self.stopping
         deadline = time.monotonic() + max(fields["timeout"], 0)
         waiting = False
@@ -1110,8 +1111,8 @@ class Standin(Server):
                 conditions = process["spec"]["conditions"]
                 if (process["state"] == WAITING and cpu >= 0 and executor["state"] == APPROVED
                         and conditions["executortype"] == executor["executortype"]
-                        and (executor["executorname"] in conditions["executornames"]
-                             or not conditions["executornames"])):
+                        and (executor[which] in conditions[f"{which}s"]
+                             or not conditions[f"{which}s"])):
                     if gone():  # a poll that was given up takes no work
                         raise ConnectionAbortedError
                     process.update(state=RUNNING, isassigned=True, assignedexecutorid=caller,
@@ -1211,6 +1212,10 @@ class Standin(Server):
             due = next_run(cron["cronexpression"], datetime.now(ZONE))
         except (ValueError, TypeError) as error:
             raise Refused(400, str(error)) from None
+        if any(other["name"] == cron["name"] for other in self.crons.values()):  # it looks last
+            raise Refused(400, f"Cron with name <{cron['name']}> in Colony <{COLONY_NAME}> already"
+                          " exists" if self.generation == 2026 else "pq: duplicate key value"
+                          ' violates unique constraint "prod_crons_name_key"')
         cron.update(cronid=secrets.token_hex(32), initiatorid=caller, initiatorname=name,
                     nextrun=rfc3339(due.timestamp()), lastrun=NEVER,
                     prevprocessgraphid="", waitforprevprocessgraph=False, checkerperiod=1000)
@@ -3417,7 +3422,7 @@ def test_standin_answers_a_long_poll_when_work_is_submitted() -> None:
 
 # ---- One test's own surroundings ---------------------------------------------------------------
 
-EXECUTOR_KEY = VECTORS[2][0]
+EXECUTOR_KEY, OTHER_KEY = VECTORS[2][0], f"{7:064x}"
 BRISK = "0.016"  # a BACKUP_TIME_SCALE at which what happens each minute happens each second
 
 
@@ -3723,11 +3728,15 @@ def test_the_cron_is_added_left_alone_when_equal_and_replaced_when_changed(site:
     assert crons_after(3, "0 0 1 * * *") == [added]
     (changed,) = crons_after(4, "0 30 2 * * *")
     assert changed[:2] == ("nightly", "0 30 2 * * *")
+    with site.serve(BACKUP_CRON="at 3", BACKUP_CRON_NAME="nightly") as executor:
+        executor.wait_for("level=error .*addcronmsg")
+        site.succeeds(site.submit())
+    assert [cron["cronid"] for cron in site.client.crons()] == [changed[2]]
     with site.standin.lock:
         changes = [kind for kind, _, status in site.standin.calls
                    if "cronmsg" in kind and status == 200 and not kind.startswith("run")]
     remove = "removecronmsg" if site.where.generation == 2026 else "deletecronmsg"
-    assert changes == ["addcronmsg", "addcronmsg", remove]
+    assert changes == ["addcronmsg", remove, "addcronmsg"]  # two of one name there can't be
 
 
 @standin(*GENERATIONS)
@@ -5970,9 +5979,9 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
             AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}") as executor:
         proxy.reply(COMPLETING, FORBIDDEN)
         site.client.wait(site.submit(), FAILED)  # its dump is kept
-        proxy.reply(PART, lambda: silence(60), times=4)
+        proxy.reply(PART, lambda: silence(60), times=2)
         before, process = proxy.seen(PART), site.submit()
-        for count in range(1, 5):
+        for count in (1, 2):  # a third time it would have failed
             proxy.wait_seen(PART, before + count)
             kill_child(executor)
         site.succeeds(process)
@@ -6051,6 +6060,179 @@ def test_a_backup_that_is_killed_three_times_is_a_failure_that_says_so(site: Sit
             kill_child(executor)
         assert "killed three times" in site.client.wait(process, FAILED)["errors"][0]
     assert site.objects() == []
+
+
+def crons_for(site: Site) -> dict[str, tuple[list[str], str]]:
+    """Whom the first node of each cron names, and when it is due."""
+    return {cron["name"]: (json.loads(cron["workflowspec"])["functionspecs"][0]["conditions"].get(
+        "executornames") or [], cron["cronexpression"]) for cron in site.client.crons()}
+
+
+def made_by_hand(site: Site, name: str = "backupcron", **more: Any) -> str:
+    """Make a cron as of backup_workflow.json, as older versions did, too; its id."""
+    node = {"nodename": "backup", "funcname": "backup",
+            "conditions": {"executortype": site.name, **site.client.colony}, **more}
+    return site.client.call("addcronmsg", cron={
+        "name": name, "cronexpression": DAILY, "interval": -1, "random": False,
+        "workflowspec": json.dumps({"functionspecs": [node], **site.client.colony}),
+        **site.client.colony})["cronid"]
+
+
+DAILY = "0 0 1 * * *"
+
+
+@standin(*GENERATIONS)
+def test_two_installations_with_defaults_each_back_up_at_each_run_of_their_crons(
+        site: Site) -> None:
+    crons: dict[str, Any] = {"BACKUP_CRON": DAILY, "VERIFY_CRON": "0 0 4 * * *"}
+    other = f"{site.name}-other"
+    site.postgres.run("createdb", other)
+    site.postgres.sql("CREATE TABLE t AS SELECT 1 AS one", other)
+    (site.folder / "other").mkdir()
+    second = site.settings(
+        **crons, COLONIES_EXECUTOR_NAME="second", DB_DATABASE=other, AWS_S3_PREFIX=other,
+        BACKUP_PATH=str(site.folder / "other"))
+    wanted = {"backupcron": ([site.name], DAILY), "verifycron": ([site.name], "0 0 4 * * *"),
+              "backupcron-second": (["second"], DAILY),
+              "verifycron-second": (["second"], "0 0 4 * * *")}
+    with site.serve(**crons) as one:
+        one.wait_for("Added the cron", count=2)
+        with Executor(second) as two:
+            two.wait_for("Added the cron", count=2)
+            assert crons_for(site) == wanted
+            for count in (1, 2, 3):
+                for cron in site.client.crons():
+                    if cron["name"].startswith("backup"):
+                        site.client.call("runcronmsg", cronid=cron["cronid"])
+                for executor, database in ((one, site.name), (two, other)):
+                    executor.wait_for("Closed process", count=count)
+                    for line in ("Beginning process", "It is for"):
+                        executor.wait_for(f'{line}.*Database="?[^ ]*/{database}"?$', count=count)
+            assert not re.search("level=(warning|error)", one.log + two.log)
+            with site.serve(**crons) as again:  # beside itself, as after a crash
+                again.wait_for("Waiting for processes")
+                site.succeeds(site.submit())
+            assert crons_for(site) == wanted
+
+
+@standin(*GENERATIONS)
+def test_a_cron_that_names_nobody_is_taken_over_where_nobody_else_is(site: Site) -> None:
+    site.admit(name="elsewhere")
+    cron = made_by_hand(site)
+    warning = f"backupcron.*elsewhere.*--cronid {cron}"
+    with site.serve(BACKUP_CRON=DAILY) as executor:
+        executor.wait_for(f"level=warning .*{warning}")
+        checked = run(site.settings(), "check")
+        assert re.search(f"(?m)^warn  colonies: .*{warning}", checked.stdout)
+        assert crons_for(site) == {"backupcron": ([], DAILY)}
+    later = {f"backupcron-{site.name}": ([site.name], "0 0 2 * * *")}
+    with site.serve(BACKUP_CRON="0 0 2 * * *") as executor:  # that is when it shall be
+        executor.wait_for("Added the cron")
+        assert crons_for(site) == {"backupcron": ([], DAILY), **later}
+    leave = "removeexecutormsg" if site.where.generation == 2026 else "deleteexecutormsg"
+    site.client.call(leave, site.where.owner_key, executorname="elsewhere",
+                     executorid=identity(EXECUTOR_KEY))
+    with site.serve(BACKUP_CRON="0 0 2 * * *", BACKUP_TIME_SCALE="0.001") as executor:
+        becomes_true(lambda: crons_for(site) == later, 60)
+        assert "level=warning" not in executor.log
+    for scale, when in (("0.001", DAILY), ("1", "0 0 3 * * *")):  # an equal one after a while
+        for each in site.client.crons():
+            site.client.call(leave.replace("executor", "cron"), cronid=each["cronid"])
+        made_by_hand(site)
+        with site.serve(BACKUP_CRON=when, BACKUP_TIME_SCALE=scale):
+            becomes_true(lambda: crons_for(site).get("backupcron", ([],))[0] == [site.name], 60)
+        assert crons_for(site) == {"backupcron": ([site.name], when)}
+
+
+@standin(*GENERATIONS)
+def test_a_cron_that_somebody_made_for_more_than_that_is_never_touched(site: Site) -> None:
+    theirs = [made_by_hand(site, maxexectime=3600),
+              made_by_hand(site, "verifycron", funcname="verify", args=["latest"])]
+    with site.serve(BACKUP_CRON=DAILY, VERIFY_CRON=DAILY) as executor:
+        executor.wait_for("Added the cron", count=2)
+        assert {f"{name}cron-{site.name}" for name in ("backup", "verify")} <= {*crons_for(site)}
+    assert set(theirs) < {cron["cronid"] for cron in site.client.crons()}
+    made_by_hand(site, "a", label="mine")
+    made_by_hand(site, f"a-{site.name}", label="mine")
+    with site.serve(BACKUP_CRON=DAILY, BACKUP_CRON_NAME="a") as executor:
+        executor.wait_for("level=error .*taken by others: set BACKUP_CRON_NAME")
+        site.succeeds(site.submit())
+    assert len(site.client.crons()) == 6
+
+
+@standin(*GENERATIONS)
+def test_an_executor_with_another_key_or_name_has_its_cron_and_leaves_no_former_ones(
+        site: Site) -> None:
+    def served(name: str, key: str, **crons: Any) -> None:
+        with site.serve(BACKUP_CRON=DAILY, COLONIES_EXECUTOR_NAME=name,
+                        COLONIES_EXECUTOR_PRVKEY=key, BACKUP_TIME_SCALE="0.001") as executor:
+            executor.wait_for("Added the cron")  # one with the key's id, for 2023
+            becomes_true(lambda: crons_for(site) == crons, 60)
+            (cron,) = site.client.crons()
+            site.client.call("runcronmsg", cronid=cron["cronid"])
+            executor.wait_for("Closed process")
+            assert executor.stop() == 0
+
+    served("one", EXECUTOR_KEY, backupcron=(["one"], DAILY))
+    served("one", OTHER_KEY, backupcron=(["one"], DAILY))
+    served("two", OTHER_KEY, backupcron=(["two"], DAILY))
+    served("three", EXECUTOR_KEY, **{"backupcron-three": (["three"], DAILY)})
+    site.admit(OTHER_KEY, "elsewhere")
+    with site.serve(BACKUP_CRON=DAILY) as executor:
+        executor.wait_for("level=warning .*backupcron-three.*'three'.*not in the colony")
+        executor.wait_for("Added the cron")
+    assert len(site.client.crons()) == 2
+
+
+def deadly(folder: Path) -> Path:
+    """As PYTHONPATH it kills each child as it starts; returned is a file, a letter for each."""
+    begun = folder / "begun"
+    begun.touch()
+    (folder / "sitecustomize.py").write_text(
+        f"import os\nif 'BACKUP_PROCESS' in os.environ:\n    open({str(begun)!r}, 'a').write('.')\n"
+        "    os.kill(os.getpid(), 9)\n")
+    return begun
+
+
+@standin(None)
+def test_a_child_that_is_killed_before_it_notes_anything_is_begun_three_times(
+        site: Site, tmp_path: Path) -> None:
+    begun = deadly(tmp_path)
+    with site.serve(PYTHONPATH=str(tmp_path)) as executor:
+        for count, funcname in ((3, "backup"), (4, "verify"), (7, "backup")):
+            (error,) = site.client.wait(site.submit(funcname), FAILED)["errors"]
+            assert "killed" in error and "SIGKILL" in error and "memory limit" in error
+            assert ("three times" in error) == (funcname == "backup")
+            assert len(begun.read_text()) == count
+        assert executor.log.count("beginning it again") == 4
+        (tmp_path / "sitecustomize.py").write_text("")
+        site.succeeds(site.submit())
+
+
+@standin()
+def test_between_a_killed_child_and_the_next_colonies_is_heard(site: Site, tmp_path: Path) -> None:
+    begun = deadly(tmp_path)
+    with site.serve(PYTHONPATH=str(tmp_path), BACKUP_TIME_SCALE="60") as executor:
+        process = site.submit()  # the pause takes 15 s, or more
+        executor.wait_for("beginning it again")
+        site.standin.wait_call("getprocessmsg", count=4)  # one was before the child
+        site.client.cancel(process)
+        executor.wait_for(f"Closed process.*{process}")
+        assert begun.read_text() == "."
+
+
+@standin()
+def test_what_was_left_is_tried_once_in_a_while_where_that_kills(
+        site: Site, tmp_path: Path) -> None:
+    with Proxy(site.s3.port) as proxy:
+        proxy.reply(PART, FORBIDDEN, 100)
+        endpoint = f"127.0.0.1:{proxy.port}"
+        assert run(site.settings(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
+    begun = deadly(tmp_path)
+    with site.serve(PYTHONPATH=str(tmp_path)) as executor:
+        executor.wait_for("level=warning .*killed.*SIGKILL")
+        site.standin.wait_call("assignprocessmsg", 404, 3)  # it goes on, and waits for work
+        assert begun.read_text() == "." and len(site.left()) == 2
 
 
 @standin(*GENERATIONS)
@@ -6249,7 +6431,7 @@ def lies(mine: str) -> list[tuple[str, str]]:
         return "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}"
 
     found = [(kind, text) for text in [*ODD, "", "{", "\x00"] for kind in (
-        "assignprocessmsg", "getprocessesmsg", "getprocessmsg", "getcronsmsg")]
+        "assignprocessmsg", "getprocessesmsg", "getprocessmsg", "getcronsmsg", "getexecutorsmsg")]
     for field in ODD_FIELDS:
         odd = [written({**process, field: text}) for text in ODD]
         found += [("assignprocessmsg", text) for text in odd]
