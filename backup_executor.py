@@ -12,9 +12,8 @@ import importlib.util, itertools, json, marshal, os, random, re, resource, selec
 import subprocess, sys, tempfile, threading, time, traceback, urllib.parse, urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from types import SimpleNamespace as Namespace
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 __version__ = "1.0.0"
 BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
 PATIENCE, NAMES = 15 * 60, 10_000  # seconds to wait for S3; names of a bucket to look at
@@ -757,13 +756,12 @@ GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dr
 ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}  # what COPY writes so
 
 
-@dataclass
-class Copied:
+class Copied(NamedTuple):
     """A table's rows as a script of pg_restore copies them; none where it does not."""
 
     table: str = ""  # with its schema
     columns: str = ""  # as COPY names them
-    rows: list[dict[str, str]] = field(default_factory=list)  # values as COPY writes them
+    rows: Sequence[dict[str, str]] = ()  # values as COPY writes them
 
     def values(self, column: str) -> list[str]:
         """The plain values of a column, in order; none where there is no such column."""
