@@ -13,7 +13,7 @@ import subprocess, sys, tempfile, threading, time, traceback, typing, urllib.par
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 __version__ = "1.0.0"
 BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
 PATIENCE, NAMES = 15 * 60, 10_000  # seconds to wait for S3; names of a bucket to look at
@@ -1034,7 +1034,11 @@ COUNT = """SELECT json_build_object('size', pg_database_size(current_database())
     pg_inherits WHERE inhrelid = c.oid)), '{}')) FROM pg_class c JOIN pg_namespace n ON n.oid =
     relnamespace WHERE relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'"""
 SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
-POST_RESTORE = "SELECT timescaledb_post_restore()"
+# TimescaleDB's functions for users are where the extension is, which need not be in public.
+POST_RESTORE = """DO $$ BEGIN EXECUTE (
+    SELECT format('SELECT %I.timescaledb_post_restore()', nspname)
+    FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
+    WHERE extname = 'timescaledb'); END $$"""
 PUBLIC = "-c search_path=public -c default_transaction_read_only=off"  # against the database's own
 NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
 OF_DATABASE = (rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
@@ -1116,7 +1120,7 @@ def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  
     a = Namespace(path=path, options=options, entries=re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed),
                   format="".join(re.findall("; +Dump Version: (.*)", listed)), roles=set[str](),
                   create="TEMPLATE = template0", database="", properties=[], timescaledb="",
-                  left=list[str](), tables=len(re.findall(TABLES, listed)))
+                  left=list[str](), tables=len(re.findall(TABLES, listed)), jobs=Copied())
     a.client = pg_restore_for(s, "".join(re.findall(r"; +Dumped by pg_dump version: (.*)", listed)))
     kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
     with listing([entry for entry in a.entries if re.match(kinds, entry)]) as chosen:
@@ -1131,9 +1135,157 @@ def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  
             a.properties.append(found.groups())
             if found[2].startswith(" OWNER TO "): a.create += found[2][:-1].replace(" TO", "", 1)
     if any(" EXTENSION - timescaledb " in entry for entry in a.entries):
-        catalog = read("-a", "-f-", "-n_timescaledb_catalog", "-tmetadata")
-        a.timescaledb = (*re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog), "?")[0]
+        look_at_timescaledb(a, read)
     return a
+# ---- Restore: TimescaleDB ------------------------------------------------------------------------
+# The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
+CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
+OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
+NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
+SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")  # entries of a table of contents, as all of these
+FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
+JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
+# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
+LATE = re.compile(r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
+                  r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) ")
+OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) ELSE user END
+    FROM pg_attribute WHERE attname = 'owner' AND attrelid IN (to_regclass(
+    '_timescaledb_catalog.bgw_job'), to_regclass('_timescaledb_config.bgw_job')) LIMIT 1"""
+GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
+ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}  # what COPY writes so
+
+
+class Copied(NamedTuple):
+    """A table's rows as a script of pg_restore copies them; none where it does not."""
+
+    table: str = ""  # with its schema
+    columns: str = ""  # as COPY names them
+    rows: Sequence[dict[str, str]] = ()  # values as COPY writes them
+
+    def values(self, column: str) -> list[str]:
+        """The plain values of a column, in order; none where there is no such column."""
+        return [
+            re.sub(r"\\(.)", lambda found: ESCAPED.get(found[1], found[1]), row[column])
+            for row in self.rows
+            if column in row
+        ]
+
+
+def copied(script: str, table: str) -> Copied:
+    """The rows of a table of TimescaleDB's catalog in a script of pg_restore."""
+    schemas = "|".join(CATALOG)
+    head = rf"(?m)^COPY ((?:{schemas})\.{table}) \(([\w, ]+)\) FROM stdin;\n"
+    found = re.search(head + r"((?s:.*?))^\\\.$", script)
+    if not found:
+        return Copied()
+    names, lines = found[2].split(", "), found[3].split("\n")[:-1]
+    return Copied(found[1], found[2], [dict(zip(names, line.split("\t"))) for line in lines])
+
+
+def unquoted(identifier: str) -> str:
+    """The name that an identifier stands for; a name that is none is itself."""
+    if identifier[:1] == '"':
+        return identifier[1:-1].replace('""', '"')
+    return identifier
+
+
+def look_at_timescaledb(a: Namespace, read: Callable[..., str]) -> None:
+    """Add what restoring TimescaleDB takes: version, schema, jobs, and what has to come late."""
+    catalog = read("-a", "-f-", *OF_CATALOG, "-tmetadata", "-thypertable", "-tbgw_job")
+    version = re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog)
+    a.timescaledb = version[0] if version else "?"
+    a.jobs = copied(catalog, "bgw_job")
+    owners = set(a.jobs.values("owner"))
+    a.adopted = {owner for owner in owners if GONE.fullmatch(owner) or "--no-owner" in a.options}
+    a.roles |= {unquoted(owner) for owner in owners - a.adopted}
+
+    keys = [entry for entry in a.entries if FOREIGN_KEY.match(entry)]
+    extension = [entry for entry in a.entries if " EXTENSION - timescaledb " in entry]
+    with listing(extension + keys) as chosen:
+        made = statements(read("-f-", chosen))
+    schema = re.findall(rf"CREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});", "\n".join(made))
+    a.schema = schema[0] if schema else "public"
+    added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
+    require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
+    a.late = set(filter(LATE.match, a.entries))
+    a.late |= pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
+
+
+def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
+    """The entries, of all foreign keys with their statements, whose key points at a hypertable.
+
+    With `timescaledb.restoring` on, it finds no rows there; with it off, a key *of* a hypertable
+    is refused. No key is both: TimescaleDB allows none. (2.28.3, 2.30.0-dev)
+    """
+    names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
+    found = set()
+    for entry, statement in keys.items():
+        target = re.search(rf" REFERENCES ({NAME})\.({NAME})\(", statement)
+        if target and (unquoted(target[1]), unquoted(target[2])) in names:
+            found.add(entry)
+    return found
+
+
+def restore_timescaledb(t: Namespace, a: Namespace, many: str, restore_part: Callable[..., None],
+                        off: str) -> None:
+    """Restore it in the one order that loses no rows, up to timescaledb_post_restore().
+
+    The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev; OFF is for sessions that see all
+    rows, MANY the option for several jobs at once.
+    """
+    with listing(list(filter(SCHEMA.match, a.entries))) as schemas:
+        restore_part([schemas])  # the extension may be in one of them
+    version = "" if a.timescaledb == "?" else f"VERSION '{a.timescaledb}'"
+    # One transaction: between two, the extension's own jobs ran at once.
+    psql(t, "Restoring", f"CREATE EXTENSION timescaledb WITH SCHEMA {a.schema} {version};"
+         f" SELECT {a.schema}.timescaledb_pre_restore()", options=PUBLIC)
+    with listing(list(itertools.filterfalse(SCHEMA.match, a.entries))) as others:
+        restore_part(["--section=pre-data", others])
+
+    apart = JOBS if a.adopted else re.compile("$")
+    with listing(list(itertools.filterfalse(apart.match, a.entries))) as catalog:
+        restore_part(["--section=data", *OF_CATALOG, catalog])
+    if a.adopted:
+        adopt_jobs(t, a)
+    # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
+    psql(t, "Restoring", "SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',"
+         " 'id'), max(id)) FROM _timescaledb_catalog.tablespace", options=PUBLIC)
+    restore_part(["--section=data", *NOT_OF_CATALOG, many])
+
+    with listing([entry for entry in a.entries if entry not in a.late]) as early:
+        restore_part(["--section=post-data", many, early])
+    with listing([entry for entry in a.entries if entry in a.late]) as late:
+        restore_part([many, late], off)
+
+
+def adopt_jobs(t: Namespace, a: Namespace) -> None:
+    """Copy TimescaleDB's jobs; those of `a.adopted` become the restoring role's, and that is said.
+
+    The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
+    already did not run; it is switched off, lest it runs with more rights than it ever had.
+    """
+    step, ours, said = "Restoring the jobs", psql(t, "Looking for jobs", OWNER).strip(), []
+    with tempfile.NamedTemporaryFile() as script, tempfile.NamedTemporaryFile() as rows:
+        run(t, step, ["pg_restore", "--data-only", *OF_CATALOG, "--table=bgw_job",
+                      f"--file={script.name}", a.path], connect=False)
+        text = script.read().decode("latin-1")  # of whatever encoding: no byte is lost
+        encoding = re.findall(r"SET client_encoding = '(\w+)'", text)[0]
+        jobs = copied(text, "bgw_job")
+        for row, job, owner in zip(jobs.rows, a.jobs.values("id"), a.jobs.values("owner")):
+            if owner in a.adopted:
+                row["owner"] = ours.replace("\\", r"\\")
+                said.append(f"{job} of {unquoted(owner)}")
+            if GONE.fullmatch(owner):
+                row["scheduled"] = "f"
+                said[-1] += " (switched off)"
+            rows.write("\t".join(row.values()).encode("latin-1") + b"\n")
+        rows.flush()
+        psql(t, step, f"\\copy {jobs.table} ({jobs.columns}) FROM '{rows.name}'"
+             f" (ENCODING '{encoding}')", options=PUBLIC)
+    log("warning", "Jobs of TimescaleDB are the restoring role's now", Role=unquoted(ours),
+        Jobs=", ".join(said))
+
+
 def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or Failure
     has, known = server.versions or [], tuple(f" {role}" for role in ["", *server.roles])
     owned = [] if "--no-owner" in a.options else a.entries  # each ends with its owner
@@ -1148,28 +1300,19 @@ def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or
             f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}")
 def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:  # and count
     step, many, off = "Restoring", f"--jobs={jobs}", ""
-    late = r"(\S+ ){3}(FK CONSTRAINT|MATERIALIZED VIEW DATA) "
-    with timed(report, "restore"), listing([x for x in a.entries if re.match(late, x)]) as last, (
-            listing([x for x in a.entries if not re.match(late, x)])) as first:
-        parts = [([many], "")]
+    known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
+    strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
+    def restore_part(part: list[str], options: str = "") -> None:
+        try: run(t, step, ["pg_restore", f"--dbname={t.db_database}", "--no-password", *strict,
+                           *part, *a.options, a.path], options=options)
+        except Failure as error:
+            only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
+            if not (only and re.search("ignored on restore: [12]$", str(error))): raise
+    with timed(report, "restore"):
         if a.timescaledb:
-            off = "-c timescaledb.restoring=off"  # with it on, or in another order, rows get lost
-            catalog = ("_timescaledb_catalog", "_timescaledb_config")
-            parts = [(["--section=pre-data"], ""),
-                     (["--section=data", *(f"--schema={x}" for x in catalog)], ""),
-                     (["--section=data", many, *(f"--exclude-schema={x}" for x in catalog)], ""),
-                     (["--section=post-data", many, first], ""), ([many, last], off)]
-            version = f" VERSION '{a.timescaledb}'".replace(" VERSION '?'", "")  # else its default
-            psql(t, step, f"CREATE EXTENSION timescaledb{version}", options=PUBLIC)
-            psql(t, step, "SELECT timescaledb_pre_restore()", options=PUBLIC)
-        known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
-        strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
-        for part, options in parts:
-            try: run(t, step, ["pg_restore", f"--dbname={t.db_database}", "--no-password", *strict,
-                               *part, *a.options, a.path], options=options)
-            except Failure as error:
-                only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
-                if not (only and re.search("ignored on restore: [12]$", str(error))): raise
+            off = "-c timescaledb.restoring=off"  # with it on, rows of hypertables are not seen
+            restore_timescaledb(t, a, many, restore_part, off)
+        else: restore_part([many])
     with timed(report, "analyze"): psql(t, step, "ANALYZE", FOREVER, off)
     with timed(report, "count"): found = look(t, step, COUNT, timeout=FOREVER, options=off)
     report |= {"tables": a.tables, "database_size": found.size, "rows": found.rows}
@@ -1251,6 +1394,7 @@ def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, A
         rebuild(at(s, scratch, "verify_db"), a, 1, report)
     drop(hub, scratch); report["verdict"] = "restored"
     unproven.append("owners, privileges, tablespaces, publications: restored without")
+    if a.jobs.rows: unproven.append(f"the owners of {len(a.jobs.rows)} jobs of TimescaleDB")
     if a.timescaledb: unproven.append("timescaledb_post_restore(), which starts the policies")
 def drop_scratch(s: Namespace) -> Namespace:  # what a crash of `verify` left; the server
     server = look(hub := at(s, "postgres", "verify_db"), "Looking at the server", SERVER)

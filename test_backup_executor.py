@@ -8180,6 +8180,8 @@ DECLARE job text; BEGIN
         EXECUTE job;
     END LOOP;
     RETURN true; END $$;
+CREATE FUNCTION @extschema@.time_bucket(width int, at int) RETURNS int LANGUAGE sql AS
+    'SELECT $2 / $1 * $1';
 CREATE FUNCTION @extschema@.attach_tablespace(tablespace name, hypertable regclass) RETURNS void
     LANGUAGE sql AS $$ INSERT INTO _timescaledb_catalog.tablespace (hypertable_id, tablespace_name)
     SELECT id, $1 FROM _timescaledb_catalog.hypertable
@@ -8256,7 +8258,7 @@ PAUSING = {"PGOPTIONS": "-c tests.pause=600"}  # settings of an executor for whi
 SENSORS = PAUSE + """;
 SET timescaledb.restoring = 'on';
 CREATE TABLE places (id int PRIMARY KEY); INSERT INTO places SELECT generate_series(1, 9);
-CREATE TABLE readings (at int PRIMARY KEY, value text, place int);
+CREATE TABLE readings (at int PRIMARY KEY, value text, place int REFERENCES places);
 CREATE TABLE notes (id serial PRIMARY KEY, note text);
 INSERT INTO notes (note) SELECT 'note ' || i FROM generate_series(1, 40) i;
 CREATE TABLE _timescaledb_internal._hyper_1_1_chunk (CHECK (at < 200),
@@ -8289,8 +8291,8 @@ SELECT attach_tablespace('pg_default', 'readings')"""
 ALARMS_KEY = """ALTER TABLE ONLY public.alarms
     ADD CONSTRAINT alarms_at FOREIGN KEY (at) REFERENCES public.readings(at)"""
 # In a session of its own, which sees all rows: what reads a hypertable when it is restored.
-ALARMS = """CREATE TABLE alarms (at int); INSERT INTO alarms VALUES (150), (250), (500);
-CREATE MATERIALIZED VIEW total AS SELECT count(*) AS n FROM readings"""
+ALARMS = f"""CREATE TABLE alarms (at int); INSERT INTO alarms VALUES (150), (250), (500);
+{ALARMS_KEY}; CREATE MATERIALIZED VIEW total AS SELECT count(*) AS n FROM readings"""
 SENSORS_ROWS = {"public.readings": 800, "public.notes": 40, "public.places": 9, "public.alarms": 3}
 
 
@@ -8406,8 +8408,9 @@ BEGIN = ["CREATE EXTENSION timescaledb VERSION '2.1.0'", "SELECT timescaledb_pre
 
 
 @pytest.mark.parametrize(("begin", "jobs", "says"), [
-    ([], 1, "could not find hypertable"), (BEGIN, 2, '"(chunk|dimension)[a-z_]*" violates')],
-    ids=["without-pre_restore", "parallel"])
+    ([], 1, "could not find hypertable"), (BEGIN, 2, '"(chunk|dimension)[a-z_]*" violates'),
+    (BEGIN, 1, r'\(at\)=\(150\) is not present in table "readings"')],
+    ids=["without-pre_restore", "parallel", "in-one-go"])
 def test_the_stand_in_for_timescaledb_fails_the_careless_as_the_real_one_does(
         sensors: Sensors, target: str, tmp_path: Path, begin: list[str], jobs: int,
         says: str) -> None:
@@ -8421,16 +8424,19 @@ def test_the_stand_in_for_timescaledb_hides_rows_until_post_restore_and_then_run
         sensors: Sensors, target: str, tmp_path: Path) -> None:
     sensors.server.run("createdb", "-T", "template0", target)
     sensors.server.sql(";".join(BEGIN), target)
-    sensors.server.run("pg_restore", "-d", target, sensors.archive(tmp_path))
+    with pytest.raises(RuntimeError, match=r"ignored on restore: 1$"):  # the key above
+        sensors.server.run("pg_restore", "-d", target, sensors.archive(tmp_path))
     for rows in ("300", "701"):
         assert sensors.server.sql("SELECT count(*) FROM readings", target) == rows
         sensors.server.sql("SELECT timescaledb_post_restore()", target)
+    sensors.server.sql(ALARMS_KEY, target)
     assert sensors.server.text(target) == sensors.expected
 
 
 def test_the_stand_in_for_timescaledb_takes_each_key_in_one_way_only_as_the_real_one_does(
         sensors: Sensors, target: str) -> None:
     sensors.server.sql(f"CREATE DATABASE {target} TEMPLATE sensors")
+    sensors.server.sql("ALTER TABLE alarms DROP CONSTRAINT alarms_at", target)
     add = "ALTER TABLE {} ADD CONSTRAINT {} FOREIGN KEY ({}) REFERENCES {}"
     for key, wrong, right, says in (
             (add.format("ONLY public.readings", "of", "place", "public.places(id)"), "off", "on",
@@ -8476,10 +8482,11 @@ def test_a_timescaledb_restore_brings_everything_back_in_the_one_order_that_work
     ran = sensors.run("restore", "latest", "--database", target, "--jobs", str(jobs))
     log = "\n".join(sensors.server.logged(since))
     steps = [[at.start() for at in re.finditer(regex, log)] for regex in (
-        "CREATE EXTENSION timescaledb", r"SELECT timescaledb_pre_restore\(",
+        r"CREATE EXTENSION timescaledb .*; SELECT public\.timescaledb_pre_restore\(",
         r"CREATE TABLE public\.readings", r"COPY _timescaledb_ca", r"COPY _timescaledb_int",
-        "CREATE INDEX", r"SELECT timescaledb_post_restore\(")]
-    assert [len(step) for step in steps] == [1, 1, 1, 8, 3, 2, 1], log
+        "CREATE INDEX|REFERENCES public.places", "REFERENCES public.readings|REFRESH",
+        r"SELECT .*timescaledb_post_restore\(")]
+    assert [len(step) for step in steps] == [1, 1, 8, 3, 5, 2, 1], log
     order = [at for step in steps for at in step]
     assert order == sorted(order), log
     assert sensors.server.text(target) == sensors.expected
@@ -8536,6 +8543,80 @@ def test_the_version_of_timescaledb_is_the_archives_where_nothing_else_is_known_
     sensors.run("restore", "--file", sensors.archive(tmp_path), "--database", target)
     assert sensors.server.sql("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'",
                               target) == "2.1.0"  # the server's default is 2.2.0
+
+
+# Another one: the extension in a schema of its own, in the version that has its jobs elsewhere; a
+# job of a role, and one whose role was dropped; a byte that is no UTF-8; and what refuses DDL, made
+# last by pg_restore. The name in it is the database's and the role's.
+STATION = r"""CREATE ROLE {0}; CREATE SCHEMA "its own" AUTHORIZATION {0};
+CREATE EXTENSION timescaledb VERSION '2.2.0' SCHEMA "its own";
+CREATE TABLE "Hyper ""T" (at int PRIMARY KEY); SET timescaledb.restoring = 'on';
+CREATE TABLE _timescaledb_internal.chunk () INHERITS ("Hyper ""T"); RESET timescaledb.restoring;
+INSERT INTO _timescaledb_internal.chunk VALUES (7);
+INSERT INTO _timescaledb_catalog.hypertable (schema_name, table_name) VALUES ('public', 'Hyper "T');
+CREATE VIEW buckets AS SELECT "its own".time_bucket(5, at) FROM "Hyper ""T";
+CREATE TABLE plain (at int); INSERT INTO plain VALUES (7);
+ALTER TABLE plain ADD CONSTRAINT "a;b" FOREIGN KEY (at) REFERENCES public."Hyper ""T"(at);
+COMMENT ON CONSTRAINT "a;b" ON plain IS 'REFERENCES public.plain(at);';
+INSERT INTO _timescaledb_catalog.bgw_job VALUES (1000, '{0}', 1, true, 'SELECT 1'),
+    (1001, '4000000000', NULL, true, concat('SELECT ''', chr(228), E'\\\t\n'''));
+SELECT "its own".attach_tablespace('pg_default', '"Hyper ""T"');
+CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE 'refused: %', tg_tag; END $$;
+CREATE EVENT TRIGGER refusing ON ddl_command_start
+    WHEN TAG IN ('ALTER TABLE', 'COMMENT', 'CREATE INDEX') EXECUTE FUNCTION refuse()"""
+STATION_JOBS = """SELECT string_agg(concat_ws(' ', id, owner, scheduled, md5(statement)), ', '
+    ORDER BY id) FROM _timescaledb_catalog.bgw_job WHERE id > 999"""
+
+
+@pytest.fixture
+def station(timescale: Timescale, sensors: Sensors, tmp_path: Path) -> Iterator[Scene]:
+    name = f"station_{secrets.token_hex(4)}"
+    timescale.sql(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1'")
+    timescale.sql(STATION.format(name), name)
+    scene = Scene(timescale, sensors.s3, tmp_path, name, name)
+    scene.backup()
+    yield scene
+    timescale.sql(f"DROP DATABASE {name}")
+    timescale.sql(f"DROP ROLE IF EXISTS {name}")
+
+
+def test_a_timescaledb_restore_finds_the_extensions_schema_its_jobs_and_odd_names(
+        station: Scene, timescale: Timescale, target: str) -> None:
+    ran = station.run("restore", "latest", "--database", target)
+    jobs = timescale.sql(STATION_JOBS, station.database)
+    assert timescale.sql(STATION_JOBS, target) == jobs.replace("4000000000 t", "postgres f")
+    assert '"1001 of 4000000000 (switched off)"' in ran.stderr
+    timescale.sql("UPDATE _timescaledb_catalog.bgw_job SET owner = '4000000000', scheduled = true"
+                  " WHERE id = 1001", target)
+    texts = [re.sub(r"(?m)^\\(un)?restrict .*", "", timescale.run(
+        "pg_dump", "--encoding=UTF8", database=each)) for each in (station.database, target)]
+    assert texts[0] == texts[1]
+    assert timescale.sql("SELECT * FROM buckets", target) == "5"
+    timescale.sql("INSERT INTO _timescaledb_catalog.hypertable VALUES (9, 'public', 'plain');"
+                  "SELECT \"its own\".attach_tablespace('pg_default', 'plain')", target)
+
+
+def test_jobs_of_a_role_that_the_server_lacks_are_named_or_the_restoring_roles(
+        station: Scene, timescale: Timescale, target: str) -> None:
+    name = station.database
+    timescale.sql('ALTER SCHEMA "its own" OWNER TO postgres', name)
+    station.backup()
+    jobs = timescale.sql(STATION_JOBS, name).replace("4000000000 t", "postgres f")
+    timescale.sql(f"DROP ROLE {name}")
+    since = len(timescale.logged())
+    ran = station.run("restore", "latest", "--database", target, status=1)
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert f"lacks these roles, or the owners of these: {name};" in error
+    assert not any("CREATE DATABASE" in line for line in timescale.logged(since))
+    said = f"1000 of {name}, 1001 of 4000000000 (switched off)"
+    ran = station.run("restore", "latest", "--database", target, "--no-owner")
+    assert said in ran.stderr
+    assert timescale.sql(STATION_JOBS, target) == jobs.replace(name, "postgres")
+    ran = station.run("verify", **verifying(timescale))
+    report = json.loads(ran.stdout)
+    assert report["verdict"] == "restored" and said in ran.stderr
+    assert "the owners of 2 jobs of TimescaleDB" in report["not_proven"]
 
 
 def test_a_timescaledb_archive_whose_post_restore_refuses_leaves_no_database(
