@@ -1802,7 +1802,7 @@ def list_backups(s: Namespace, as_json: bool) -> None:
                                  quoted(how).strip('"'), quoted(database or "-")))
     write(1, (json.dumps(rows, indent=4) if as_json else "\n".join(lines)) + "\n")
 # `next` is NULL for a job that has not run yet: it starts at once.
-JOBS = """SELECT json_build_object(
+NEXT_JOBS = """SELECT json_build_object(
     'may_hold_off', coalesce(has_table_privilege(
         to_regclass('_timescaledb_catalog.compression_settings'), '{}'), false),
     'jobs', (SELECT coalesce(json_agg(json_build_object(
@@ -1818,7 +1818,7 @@ def look_at_jobs(s: Namespace, server: Namespace, backups: list[Found]) -> tuple
     enough = "UPDATE, DELETE, TRUNCATE"  # any of them allows LOCK TABLE … IN SHARE MODE
     if int(re.split(r"\D", server.postgresql)[0]) >= 17:
         enough += ", MAINTAIN"
-    there = look(s, "Looking at the jobs", JOBS.format(enough))
+    there = look(s, "Looking at the jobs", NEXT_JOBS.format(enough))
     texts = []
     if not there.may_hold_off:
         texts.append(f"{s.db_user} may not hold compression off while pg_dump takes its locks (see "

@@ -4785,8 +4785,8 @@ def test_a_backup_fails_whose_tables_are_truncated_each_time(scene: Scene) -> No
 def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """A database of its own whose dump takes seconds, most of them to copy t."""
     name = f"slow_{secrets.token_hex(4)}"
-    backup_servers[0].sql(f"CREATE DATABASE {name} TEMPLATE big")
-    backup_servers[0].sql(TABLES, name)
+    backup_servers[0].sql(f"CREATE DATABASE {name}")
+    backup_servers[0].sql(f"{BIG.replace('(1, 100)', '(1, 40)')}; {TABLES}", name)
     with temporary_folder() as folder:
         scene = Scene(*backup_servers, folder, name, name)
         scene.settings |= {"BACKUP_COMPRESSION": "gzip:9", "BACKUP_TIME_SCALE": "0.05"}
@@ -4813,7 +4813,9 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
         assert executor.wait() == 0, executor.log
     result = result_of(executor)
     assert len(result["made_again"]) == 2
-    same_databases(slow, slow.restored(result["filename"]))
+    restored = slow.restored(result["filename"])
+    assert slow.postgres.sql("SELECT count(*) FROM truncated UNION ALL SELECT count(*) FROM"
+                             " zone.moved", restored) == "40\n40"
 
 
 def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
@@ -8142,6 +8144,13 @@ CREATE TABLE @jobs.bgw_job (id int PRIMARY KEY, owner regrole NOT NULL DEFAULT
     scheduled boolean NOT NULL DEFAULT true, statement text);
 INSERT INTO metadata VALUES ('uuid', gen_random_uuid()), ('timescaledb_version', '@version');
 INSERT INTO @jobs.bgw_job VALUES (3, DEFAULT, NULL, true, 'SELECT');
+CREATE SCHEMA timescaledb_information;
+CREATE VIEW timescaledb_information.jobs AS SELECT j.id AS job_id, 'policy' AS proc_name, scheduled,
+    to_timestamp(current_setting('tests.next', true)::float) AS next_start,
+    interval '1 day' AS schedule_interval, table_name AS hypertable_name
+    FROM @jobs.bgw_job j LEFT JOIN hypertable h ON h.id = hypertable_id;
+GRANT USAGE ON SCHEMA timescaledb_information TO PUBLIC;
+GRANT SELECT ON timescaledb_information.jobs TO PUBLIC;
 DO $$ DECLARE table_or_sequence regclass; BEGIN
     FOR table_or_sequence IN SELECT oid FROM pg_class WHERE relkind IN ('r', 'S')
             AND relnamespace = '_timescaledb_catalog'::regnamespace
@@ -8700,6 +8709,19 @@ def test_pg_dump_waits_for_a_compression_that_is_about_to_truncate(compressing: 
     assert all_rows_are_in(compressing, executor)
 
 
+def jobs_in_check(scene: Scene, **settings: str) -> list[str]:
+    """What `check` says of TimescaleDB's jobs."""
+    return re.findall("(?m)^.* jobs: .*", scene.run("check", **settings).stdout)
+
+
+def test_check_names_the_jobs_that_start_while_a_dump_runs(sensors: Sensors) -> None:
+    began = int(sensors.name[7:-4])  # a second later it has ended
+    for start, named in ((began + 3 * 86400, True), (began - 100, False)):
+        [said] = jobs_in_check(sensors, PGOPTIONS=f"-c tests.next={start}")
+        assert said.startswith("note" if named else "ok"), said
+        assert ("policy 1000 of readings, policy 1001 of readings" in said) == named, said
+
+
 def test_a_role_that_cannot_hold_compression_off_dumps_again(compressing: Scene) -> None:
     role = compressing.database
     compressing.sql(re.sub(r"\b(sensors|backup)\b", role, least_privileges("sql")[0]))
@@ -8715,6 +8737,12 @@ def test_a_role_that_cannot_hold_compression_off_dumps_again(compressing: Scene)
         [why] = result_of(executor)["made_again"]
         assert why.endswith(": _timescaledb_internal._hyper_1_2_chunk")
         assert all_rows_are_in(compressing, executor)
+        compressing.settings |= {"DB_USER": role, "DB_PASSWORD": "change me"}
+        [said] = jobs_in_check(compressing)
+        assert said.startswith("note  jobs: ") and "may not hold compression off" in said
+        compressing.postgres.sql("GRANT DELETE ON _timescaledb_catalog.compression_settings"
+                                 f" TO {role}", compressing.database)
+        assert "may not hold" not in jobs_in_check(compressing)[0]
     finally:
         compressing.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
