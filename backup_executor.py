@@ -1214,15 +1214,19 @@ def look_at_timescaledb(a: Namespace, read: Callable[..., str]) -> None:
 def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
     """The entries, of all foreign keys with their statements, whose key points at a hypertable.
 
-    With `timescaledb.restoring` on, it finds no rows there; with it off, a key *of* a hypertable
-    is refused. No key is both: TimescaleDB allows none. (2.28.3, 2.30.0-dev)
+    With `timescaledb.restoring` on, it finds no rows there, or is not passed on to the chunks;
+    with it off, a key *of* a hypertable is refused. One at itself, which only an older table can
+    have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
     """
     names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
     found = set()
     for entry, statement in keys.items():
-        target = re.search(rf" REFERENCES ({NAME})\.({NAME})\(", statement)
-        if target and (unquoted(target[1]), unquoted(target[2])) in names:
-            found.add(entry)
+        key = re.match(rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s.* REFERENCES ({NAME})"
+                       rf"\.({NAME})\(", statement)
+        if key:
+            schema, table, *target = map(unquoted, key.groups())
+            if tuple(target) in names and (schema, table) not in names:
+                found.add(entry)
     return found
 
 

@@ -8563,6 +8563,10 @@ CREATE TABLE "Hyper ""T" (at int PRIMARY KEY); SET timescaledb.restoring = 'on';
 CREATE TABLE _timescaledb_internal.chunk () INHERITS ("Hyper ""T"); RESET timescaledb.restoring;
 INSERT INTO _timescaledb_internal.chunk VALUES (7);
 INSERT INTO _timescaledb_catalog.hypertable (schema_name, table_name) VALUES ('public', 'Hyper "T');
+ALTER TABLE ONLY _timescaledb_internal.chunk ADD CONSTRAINT itself FOREIGN KEY (at)
+    REFERENCES public."Hyper ""T"(at); SET timescaledb.restoring = 'on';
+ALTER TABLE ONLY "Hyper ""T" ADD CONSTRAINT itself FOREIGN KEY (at) REFERENCES "Hyper ""T";
+RESET timescaledb.restoring;
 CREATE VIEW buckets AS SELECT "its own".time_bucket(5, at) FROM "Hyper ""T";
 CREATE TABLE plain (at int); INSERT INTO plain VALUES (7);
 ALTER TABLE plain ADD CONSTRAINT "a;b" FOREIGN KEY (at) REFERENCES public."Hyper ""T"(at);
