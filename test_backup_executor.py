@@ -6913,10 +6913,22 @@ def test_what_cannot_be_applied_is_listed_and_the_rest_is_there(scene: Scene, ne
 def test_a_statistic_that_fails_loses_nothing(scene: Scene, new: str) -> None:
     scene.sql("""CREATE FUNCTION sulk(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
         IF current_query() ~ 'ANALYZE' THEN RAISE 'no statistics'; END IF; RETURN i; END $$;
-        CREATE INDEX ON t (public.sulk(id))""")
+        CREATE INDEX ON t (public.sulk(id)); CREATE TABLE z AS SELECT 1 AS one""")
     ran = restored(scene, stored(scene, archive(scene)), "--database", new, status=1)
     [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
-    assert "no statistics" in error and "500  public.t" in ran.stdout
+    assert "public.t: not analyzed: no statistics" in error and "500  public.t" in ran.stdout
+    same_databases(scene, new)
+    assert scene.postgres.sql("SELECT reltuples FROM pg_class WHERE relname = 'z'", new) == "1"
+
+
+def test_a_session_that_is_cut_when_all_is_restored_loses_nothing(scene: Scene, new: str) -> None:
+    scene.sql(GATE.format(GATES["count"]))
+    name = stored(scene, archive(scene))
+    with shut(scene), Executor(scene.settings, "restore", name, "--database", new) as executor:
+        scene.postgres.sql(f"SELECT pg_terminate_backend({at_the_gate(scene)})")
+        assert executor.wait() == 1, executor.log
+    [error] = re.findall("level=error .*", executor.log)
+    assert "Not analyzed: " in error and any("500  public.t" in line for line in executor.out)
     same_databases(scene, new)
 
 
