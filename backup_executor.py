@@ -978,7 +978,7 @@ def hand_over(s: Namespace, new: Target, a: Namespace, due: dict[str, str], work
         name_database(new, a)
         del due["name"]
         if "work" in due and work:
-            psql(at(s, new.name), "Not ended", POST_RESTORE, FOREVER, PUBLIC)
+            psql(at(s, new.name), "timescaledb_post_restore()", POST_RESTORE, FOREVER, PUBLIC)
             del due["work"]
             start_workers(at(s, new.name))
     except Failure as error:
