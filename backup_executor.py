@@ -990,7 +990,10 @@ def hand_over(s: Namespace, new: Target, a: Namespace, due: dict[str, str], work
             a.left.append(str(error))
 def due_for(new: Target, a: Namespace) -> dict[str, str]:
     """What makes of a whole database what its name promises, for `psql -d postgres`."""
-    due = {"name": "\n".join(["BEGIN;", *naming(new, a), "COMMIT;"])}
+    lines = ["BEGIN;", *naming(new, a), "COMMIT;"]
+    if new.workers:
+        lines += [connecting(f"before_{new.scratch}"), f"{START_WORKERS};"]
+    due = {"name": "\n".join(lines)}
     if a.timescaledb:
         due["work"] = f"{connecting(new.name)}\nSET search_path = public;\n{POST_RESTORE};"
     return due

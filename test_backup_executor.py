@@ -8125,6 +8125,30 @@ def test_a_database_with_timescaledb_alone_is_empty_and_keeps_its_scheduler(
     assert sensors.server.text(target) == sensors.expected
 
 
+def test_a_naming_that_is_refused_is_told_and_stops_no_scheduler(
+        sensors: Sensors, target: str) -> None:
+    sensors.server.sql(f"CREATE DATABASE {target}")
+    sensors.server.sql("CREATE EXTENSION timescaledb", target)
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(holding(sensors.server, "LOCK pg_db_role_setting IN SHARE MODE"))
+        executor = lock.enter_context(Executor({**sensors.settings, "BACKUP_TIME_SCALE": "0.01"},
+                                               "restore", "latest", "--database", target))
+        scratch = paused(sensors.server, "wait_event_type = 'Lock'")
+        sensors.server.sql(f"CREATE DATABASE before_{scratch}")
+        since = len(sensors.server.logged())
+        sensors.server.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE granted AND"
+                           " relation = 'pg_db_role_setting'::regclass AND mode = 'ShareLock'")
+        assert executor.wait() == 1, executor.log
+    said = "\n".join(executor.out)
+    assert "Not named" in executor.log and f"into {scratch}:" in said
+    assert started(sensors.server, since) == [target]
+    sensors.server.sql(f"DROP DATABASE before_{scratch}")
+    sensors.server.sql(said.split("connected to it:\n")[1])
+    assert started(sensors.server, since) == [target, f"before_{scratch}"]
+    assert sensors.server.text(target) == sensors.expected
+    sensors.server.sql(f"DROP DATABASE before_{scratch}")
+
+
 @pytest.mark.parametrize("name", ["plain", "a'b\"c\\ d=e"])
 def test_the_printed_swap_has_timescaledbs_scheduler_run_in_both_databases(
         sensors: Sensors, target: str, tmp_path: Path, name: str) -> None:
