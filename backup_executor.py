@@ -611,8 +611,11 @@ LOOK = """SELECT json_build_object('database', current_database(), 'size', pg_da
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
-def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "") -> str:
-    return run(s, step, ["psql", "-XAtqwc", query], timeout=timeout,
+def psql(s: Namespace, step: str, query: str, timeout: float = 120, options: str = "",
+         first: str = "") -> str:
+    """What a query answers. FIRST is run before it, in a transaction of its own."""
+    queries = [f"--command={sql}" for sql in (first, query) if sql]
+    return run(s, step, ["psql", "-XAtqw", *queries], timeout=timeout,
                options=f"-c statement_timeout=0 -c search_path=pg_catalog {options}")
 def read_json(s: Namespace, step: str, query: str, **more: Any) -> Any:
     return json.loads(psql(s, step, query, **more))
@@ -1024,21 +1027,84 @@ SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, 
     pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
     'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
     json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
-EMPTY = """SELECT count(*) = 0 FROM (SELECT objid FROM pg_depend UNION SELECT oid FROM pg_namespace
-    UNION SELECT oid FROM pg_publication UNION SELECT oid FROM pg_default_acl UNION SELECT oid FROM
-    pg_cast UNION SELECT 16384 FROM pg_largeobject_metadata) AS objects WHERE objid >= 16384"""
-COUNT = """SELECT json_build_object('size', pg_database_size(current_database()), 'rows', coalesce(
-    json_object_agg(format('%I.%I', nspname, relname), substring(query_to_xml(format('SELECT
-    count(*) FROM %I.%I', nspname, relname), false, true, '')::text FROM '<count>([0-9]+)')::bigint
-    ORDER BY nspname, relname) FILTER (WHERE nspname !~ '^_timescaledb_' AND NOT EXISTS (SELECT FROM
-    pg_inherits WHERE inhrelid = c.oid)), '{}')) FROM pg_class c JOIN pg_namespace n ON n.oid =
-    relnamespace WHERE relkind IN ('r', 'p') AND nspname !~ '^(pg_|information_schema$)'"""
+# Empty is also what holds nothing but extensions, as images make databases. Their members depend on
+# them ("e"); indexes and the like belong to something else ("i", "a"), which is there, too; and an
+# extension's schema is no member of it.
+EMPTY = """
+    SELECT json_build_object(
+        'timescaledb', EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'),
+        'empty', NOT EXISTS (
+            SELECT FROM (
+                SELECT classid, objid FROM pg_depend
+                UNION SELECT tableoid, oid FROM pg_namespace
+                UNION SELECT tableoid, oid FROM pg_publication
+                UNION SELECT tableoid, oid FROM pg_default_acl
+                UNION SELECT tableoid, oid FROM pg_cast
+                UNION SELECT tableoid, oid FROM pg_foreign_data_wrapper
+                UNION SELECT tableoid, 16384 FROM pg_largeobject_metadata
+            ) AS o
+            WHERE objid >= 16384 AND classid <> 'pg_extension'::regclass
+            AND objid NOT IN (SELECT extnamespace FROM pg_extension)
+            AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid
+                            AND d.objid = o.objid AND deptype IN ('a', 'e', 'i', 'P', 'S'))))
+"""
+# Something for each of PARTS in a transaction of its own, which then lets go of its locks: a server
+# may have no room for those of all tables. An error is noted, and the others have their turn.
+FOR_EACH = """
+    DO $$
+    DECLARE
+        part record;
+        number bigint := 0;
+        answers json[] := ARRAY[]::json[];
+    BEGIN
+        FOR part IN {parts} ORDER BY nspname, relname LOOP
+            BEGIN
+                EXECUTE part.query {into};
+                answers := array_append(answers, json_build_array(part.whole, number, ''));
+            EXCEPTION WHEN others THEN
+                answers := array_append(answers, json_build_array(part.whole, 0, SQLERRM));
+            END;
+            COMMIT;
+        END LOOP;
+        PERFORM set_config('colonies_backup.answers', encode(convert_to(
+            array_to_json(answers)::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII'
+            THEN 'SQL_ASCII' ELSE 'UTF8' END), 'hex'), false);
+    END $$
+"""
+# In hexadecimal, since psql writes names in the database's encoding.
+ANSWERS = """SELECT json_build_object('size', pg_database_size(current_database()),
+    'answers', current_setting('colonies_backup.answers'))"""
+# A table with a partition at another server has no statistics of its own: that is not asked.
+ANALYZE = FOR_EACH.format(into="", parts="""
+    SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE (relkind IN ('r', 'm') AND relpersistence <> 't') OR (relkind = 'p' AND NOT EXISTS (
+        SELECT FROM pg_partition_tree(c.oid) JOIN pg_class f ON f.oid = relid
+        WHERE f.relkind = 'f'))""")
+# Partitions are counted one by one, and added up, but for one at another server, which is in no
+# dump. TimescaleDB's chunks are seen through their hypertable.
+COUNT = FOR_EACH.format(into="INTO number", parts="""
+    SELECT coalesce(pg_partition_root(c.oid)::oid, c.oid)::regclass AS whole,
+        CASE relkind WHEN 'p' THEN 'SELECT 0'
+            ELSE format('SELECT count(*) FROM %s', c.oid::regclass) END AS query
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE relkind IN ('r', 'p')
+    AND nspname !~ '^(pg_|information_schema$|_timescaledb_)'
+    AND (relispartition OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))""")
+THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
+# Of databases. pg_has_role: sessions of others a role that is no superuser may not end.
+END_OTHERS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname IN ({}) AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'MEMBER')"""
 SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 # TimescaleDB's functions for users are where the extension is, which need not be in public.
-POST_RESTORE = """DO $$ BEGIN EXECUTE (
-    SELECT format('SELECT %I.timescaledb_post_restore()', nspname)
-    FROM pg_extension JOIN pg_namespace AS n ON n.oid = extnamespace
-    WHERE extname = 'timescaledb'); END $$"""
+POST_RESTORE = "SELECT {}.timescaledb_post_restore()"
+# ALTER DATABASE … RENAME stops TimescaleDB's scheduler for good, also where it is refused.
+START_WORKERS = "SELECT _timescaledb_functions.start_background_workers()"
+# Those below 1000 are TimescaleDB's own. It is a table up to 2.24, then a view of that.
+PAUSE_JOBS = """WITH paused AS (UPDATE _timescaledb_config.bgw_job SET scheduled = false
+    WHERE scheduled AND id >= 1000 RETURNING id) SELECT array_agg(id ORDER BY id) FROM paused"""
+JOBS_ON = "SELECT {}.alter_job(id, scheduled => true) FROM unnest('{}'::int[]) AS id;"
+ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
 PUBLIC = "-c search_path=public -c default_transaction_read_only=off"  # against the database's own
 NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
 OF_DATABASE = (rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
@@ -1302,8 +1368,8 @@ def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or
     require(server.preloaded and has and a.timescaledb in ["?", *has], "it takes TimescaleDB "
             f"{a.timescaledb} and its preloading (shared_preload_libraries); preloaded: "
             f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}")
-def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:  # and count
-    step, many, off = "Restoring", f"--jobs={jobs}", ""
+def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:
+    step, many = "Restoring", f"--jobs={jobs}"
     known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
     strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
     def restore_part(part: list[str], options: str = "") -> None:
@@ -1314,60 +1380,232 @@ def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> No
             if not (only and re.search("ignored on restore: [12]$", str(error))): raise
     with timed(report, "restore"):
         if a.timescaledb:
-            off = "-c timescaledb.restoring=off"  # with it on, rows of hypertables are not seen
-            restore_timescaledb(t, a, many, restore_part, off)
+            restore_timescaledb(t, a, many, restore_part, ALL_ROWS)
         else: restore_part([many])
-    with timed(report, "analyze"): psql(t, step, "ANALYZE", FOREVER, off)
-    with timed(report, "count"): found = look(t, step, COUNT, timeout=FOREVER, options=off)
-    report |= {"tables": a.tables, "database_size": found.size, "rows": found.rows}
+def for_each(t: Namespace, step: str, sql: str, options: str) -> tuple[list[list[Any]], int]:
+    """Of each table its name, a number and what went wrong, or ""; and the database's size."""
+    told = look(t, step, ANSWERS, timeout=FOREVER, options=options, first=sql)
+    answers = bytes.fromhex(told.answers).decode("utf-8", "surrogateescape")
+    return json.loads(answers), told.size
+def analyze(t: Namespace, a: Namespace, report: dict[str, Any]) -> list[str]:
+    """Have the planner know the tables. What did not come about, a line each."""
+    step = "Not analyzed"
+    with timed(report, "analyze"):
+        try:
+            if a.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
+                psql(t, step, "ANALYZE", FOREVER, ALL_ROWS)
+                return []
+            answers, _ = for_each(t, step, ANALYZE, "")
+        except Failure as error:
+            return [str(error)]
+    return [f"{table}: not analyzed: {reason}" for table, _, reason in answers if reason]
+def count_rows(t: Namespace, a: Namespace, report: dict[str, Any]) -> list[str]:
+    """Put into the report what was restored. What was not counted, a line each."""
+    report |= {"tables": a.tables, "database_size": None, "rows": {}}
+    options = f"-c row_security=off {ALL_ROWS if a.timescaledb else ''}"  # an error, not a part
+    with timed(report, "count"):
+        try:
+            answers, report["database_size"] = for_each(t, "Not counted", COUNT, options)
+        except Failure as error:
+            return [str(error)]
+    rows, why = dict[str, int](), dict[str, str]()
+    for table, number, reason in answers:
+        rows[table] = rows.get(table, 0) + number
+        if reason:
+            why.setdefault(table, reason)
+    report["rows"] = {table: rows[table] for table in rows if table not in why}
+    return [f"{table}: not counted: {why[table]}" for table in why]
 @contextmanager
-def passing(hub: Namespace, name: str, create: str, keep: bool = False) -> Iterator[None]:
+def new_database(hub: Namespace, name: str, create: str, keep: bool = False) -> Iterator[None]:
+    """Make a database. What is not whole, since something raised, is dropped, or kept."""
     psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}", FOREVER)
-    try: yield
+    try:
+        yield
     except BaseException:
         log("warning", "What was restored is not whole", Database=name, Kept=keep)
-        try: keep or drop(hub, name)
-        except Failure as error: log("error", f"It is left on the server: {error}")
+        try:
+            if not keep:
+                drop(hub, name)
+        except Failure as error:
+            log("error", f"It is left on the server: {error}")
         raise
 def drop(hub: Namespace, name: str) -> str:
     return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
-def restore(s: Namespace, options: argparse.Namespace) -> int:  # the command; its exit status
+# ---- The command restore -------------------------------------------------------------------------
+class Target(NamedTuple):
+    """The database that a restore makes, and the name that it is to have."""
+    hub: Namespace  # from where databases are made and named
+    scratch: str  # its name until it is whole, counted and can be named
+    name: str  # as the command line has it
+    taken: bool  # an empty database bears the name; it will be called before_SCRATCH
+    workers: bool  # and has TimescaleDB's extension, so a scheduler
+def identifier(name: str) -> str:
+    """A name, as SQL takes it."""
+    return '"{}"'.format(name.replace('"', '""'))
+def literal(text: str) -> str:
+    """A text, as SQL takes it, whatever standard_conforming_strings is."""
+    return "E'{}'".format(text.replace("\\", "\\\\").replace("'", "''"))
+def connecting(name: str) -> str:
+    """A line for psql. Other names than plain ones might be taken for a connection string."""
+    if re.fullmatch(r"\w+", name):
+        return rf"\connect {name}"
+    value = name.replace("\\", "\\\\").replace("'", "\\'")
+    return r"\connect -reuse-previous=on " + identifier(f"dbname='{value}'")
+def is_there(hub: Namespace, name: str) -> bool:
+    """Whether there is such a database. Raises Failure where the server knows no such letters."""
+    return psql(hub, "Looking at the server", THERE.format(literal(name))).strip() != "0"
+def look_at_target(s: Namespace, name: str) -> Target:
+    """What is to be made. Raises Failure if a database with something in it has that name."""
+    hub, there = at(s, "postgres"), Namespace(timescaledb=False)
+    if taken := is_there(hub, name):
+        there = look(at(s, name), "Looking at the database", EMPTY)
+        require(there.empty, f"the database {identifier(name)} is there, and not empty: "
+                "restore into a new one")
+    scratch = f"restore_{int(time.time())}"
+    return Target(hub, scratch, name, taken, there.timescaledb)
+def naming(new: Target, a: Namespace) -> list[str]:
+    """The statements that name it, of one transaction: who connects then sees all rows."""
+    statements = [f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"]
+    if a.timescaledb:  # or a session that connects before post_restore keeps it on for its life
+        statements.insert(0, f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;")
+    if new.taken:
+        statements.insert(0, f"ALTER DATABASE {identifier(new.name)} RENAME TO "
+                          f"before_{new.scratch};")
+    return statements
+def name_database(new: Target, a: Namespace) -> None:
+    """Give it its name, and end the sessions that are in the way. Raises Failure after a minute.
+
+    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile."""
+    names = [new.scratch, new.name] if new.taken else [new.scratch]
+    end_others = END_OTHERS.format(", ".join(map(literal, names)))
+    end, pauses = time.monotonic() + 60 * TIME_SCALE, backoff()
+    while True:
+        try:
+            psql(new.hub, "Not named", " ".join([f"{end_others};", *naming(new, a)]))
+            return
+        except Failure:
+            if not is_there(new.hub, new.scratch):  # an answer may get lost
+                return
+            if time.monotonic() > end:
+                raise
+        time.sleep(next(pauses))
+def complete(s: Namespace, new: Target, a: Namespace, pause: bool, report: dict[str, Any]) -> None:
+    """Do what pg_restore leaves out, but for the name. What fails is noted in `a.left`.
+
+    Where PAUSE asks for it, the report has then, as SQL, which jobs of TimescaleDB are off."""
+    log("info", "What was restored is whole", Database=new.scratch)
+    for before, after in a.properties:  # before anybody finds it under its name
+        try:
+            psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
+        except Failure as error:
+            a.left.append(f"{before}…{after} {error}")
+    made = at(s, new.scratch)
+    a.left += analyze(made, a, report) + count_rows(made, a, report)
+    if a.timescaledb and pause:
+        try:
+            report["paused"] = psql(made, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
+        except Failure as error:
+            a.left.append(str(error))
+def start_workers(there: Namespace) -> None:
+    """Have TimescaleDB's scheduler run in a database. Raises Failure where it does not."""
+    name = there.db_database
+    answer = psql(there, f"TimescaleDB's scheduler in {name}", START_WORKERS, options=PUBLIC)
+    require(answer.strip() == "t", f"TimescaleDB's scheduler does not run in {name}: no worker "
+            "is free; see timescaledb.max_background_workers, then start_background_workers()")
+def hand_over(s: Namespace, new: Target, a: Namespace, due: dict[str, str], work: bool) -> None:
+    """Name what is whole, then, where TimescaleDB is to WORK in it, tell that so.
+
+    Removes from DUE what is done. What fails is noted in `a.left`, and leaves all as it is."""
+    try:
+        name_database(new, a)
+        del due["name"]
+        if "work" in due and work:
+            psql(at(s, new.name), "timescaledb_post_restore()", POST_RESTORE.format(a.schema),
+                 FOREVER, PUBLIC)
+            del due["work"]
+            start_workers(at(s, new.name))
+    except Failure as error:
+        a.left.append(str(error))
+    if new.workers:
+        try:
+            start_workers(at(s, new.name if "name" in due else f"before_{new.scratch}"))
+        except Failure as error:
+            a.left.append(str(error))
+def due_for(new: Target, a: Namespace) -> dict[str, str]:
+    """What makes of a whole database what its name promises, for `psql -d postgres`."""
+    lines = ["BEGIN;", *naming(new, a), "COMMIT;"]
+    if new.workers:
+        lines += [connecting(f"before_{new.scratch}"), f"{START_WORKERS};"]
+    due = {"name": "\n".join(lines)}
+    if a.timescaledb:
+        due["work"] = f"{connecting(new.name)}\n{POST_RESTORE.format(a.schema)};"
+    return due
+def swapping(new: Target, a: Namespace) -> str:
+    """What puts it in the old one's place, for `psql -d postgres`; "" if it is there."""
+    old = unquoted(a.database)
+    if old in ("", new.name):
+        return ""
+    before = f"before_{new.scratch}"
+    lines = [f"To put it in the place of {a.database}, while nobody is connected to either:",
+             "BEGIN;", f"ALTER DATABASE {a.database} RENAME TO {before};",
+             f"ALTER DATABASE {identifier(new.name)} RENAME TO {a.database};", "COMMIT;"]
+    if a.timescaledb:
+        for name in (old, before):
+            lines += [connecting(name), f"{START_WORKERS};"]
+    return "\n".join([*lines, ""])
+def tell(new: Target, a: Namespace, due: dict[str, str], report: dict[str, Any]) -> None:
+    """The command's answer: the rows, what was made, what is left to do by hand."""
+    rows, facts = report.get("rows", {}), [f"{a.tables} tables"]
+    for table, number in rows.items():
+        write(1, f"{number:>14}  {table}\n")
+    if size := report.get("database_size"):
+        facts += [f"{sum(rows.values())} rows", f"{sum(report['seconds'].values()):.0f} seconds",
+                  f"{size} bytes"]
+    called = new.scratch if "name" in due else identifier(new.name)
+    made = f"Restored {report['object']} into {called}: {', '.join(facts)}"
+    lines = [f"{made}; checksum: {report['sha256']}."]
+    if "name" in due:
+        lines.append("It is whole. To name it, while nobody is connected to it:")
+    elif "work" in due:
+        lines.append("It is whole. To have TimescaleDB's jobs run:")
+    lines += due.values()
+    if paused := report.get("paused"):
+        lines += [f"To switch its jobs on, in {identifier(new.name)}:",
+                  JOBS_ON.format(a.schema, paused)]
+    write(1, "\n".join([*lines, "" if due else swapping(new, a)]))
+def finish_restore(s: Namespace, new: Target, a: Namespace, pause: bool,
+                   report: dict[str, Any]) -> None:
+    """Complete what is whole, hand it over, and tell so: also of what a signal leaves to do."""
+    due = due_for(new, a)
+    try:
+        complete(s, new, a, pause, report)
+        hand_over(s, new, a, due, work="paused" in report or not pause)
+    except BaseException:
+        with suppress(Failure):  # what the server was told last may have come about
+            if "name" in due and not is_there(new.hub, new.scratch):
+                del due["name"]
+        raise
+    finally:
+        tell(new, a, due, report)
+def restore(s: Namespace, options: argparse.Namespace) -> int:
+    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
+    require(0 < len(os.fsencode(options.database)) < 64 and options.jobs > 0 and
+            options.database not in ("postgres", "template1"), "impossible --database or --jobs", 2)
     report: dict[str, Any] = {"object": options.file, "sha256": "absent", "seconds": {}}
-    hub, scratch, final = at(s, "postgres"), f"restore_{int(time.time())}", options.database
-    require(0 < len(os.fsencode(final)) < 64 and options.jobs > 0 and final not in (
-        "postgres", "template1"), "impossible --database or --jobs", 2)
-    there, final = at(s, final), '"{}"'.format(final.replace('"', '""'))
-    server, naming = look(hub, "Looking at the server", SERVER), ""
-    if options.database in server.limits:
-        naming = f"ALTER DATABASE {final} RENAME TO before_{scratch};"
-        empty = psql(there, "Looking at the database", EMPTY).strip() == "t"
-        require(empty, f"the database {final} is there, and not empty: restore into a new one")
+    server = look(at(s, "postgres"), "Looking at the server", SERVER)
+    new = look_at_target(s, options.database)
     with (open(options.file, "rb") if options.file else
           tempfile.TemporaryFile(dir=s.backup_path)) as file:
         known = {} if options.file else fetch(s, S3(s, 60), options.name, file, report)
         a = look_at_archive(s, named(file), SCRATCH[:2] * options.no_owner)
         look_for_needs(server, a, known.get("timescaledb", ""))
-        with passing(hub, scratch, a.create, options.keep):
-            rebuild(at(s, scratch), a, options.jobs, report)
-            for before, after in a.properties:
-                try: psql(hub, "Not restored", f"{before}{scratch}{after}")
-                except Failure as error: a.left.append(f"{before}…{after} {error}")
-            psql(hub, "Naming it", f"{naming} ALTER DATABASE {scratch} RENAME TO {final}")
-            try:
-                if a.timescaledb: psql(there, "Ending", POST_RESTORE, FOREVER, PUBLIC)
-            except BaseException:
-                if options.keep: psql(hub, "Naming", f"ALTER DATABASE {final} RENAME TO {scratch}")
-                else: drop(hub, final)
-                raise
-    for table, rows in report["rows"].items(): write(1, f"{rows:>14}  {table}\n")
-    rows, took = sum(report["rows"].values()), sum(report["seconds"].values())
-    write(1, f"Restored {report['object']} into {final}: {a.tables} tables, {rows} rows, {took:.0f}"
-          f" seconds, {report['database_size']} bytes; checksum: {report['sha256']}.\n")
-    if (old := a.database).strip('"') not in ("", options.database): write(1, "To put it in the "
-        f"place of {old}, while nobody is connected to either:\nBEGIN;\nALTER DATABASE {old} "
-        f"RENAME TO before_{scratch};\nALTER DATABASE {final} RENAME TO {old};\nCOMMIT;\n")
-    for text in a.left: log("error", text)
+        with new_database(new.hub, new.scratch, a.create, options.keep):
+            rebuild(at(s, new.scratch), a, options.jobs, report)
+    finish_restore(s, new, a, options.pause_jobs, report)  # from here on nothing drops it
+    for text in a.left:
+        log("error", text)
     return 1 if a.left else 0
+# ---- The command verify --------------------------------------------------------------------------
 def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
     s3, report = S3(s), dict[str, Any]()
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
@@ -1394,9 +1632,11 @@ def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, A
     scratch = next(name for name in map("verify_{}".format, itertools.count(int(time.time())))
                    if name not in server.limits)
     create = re.sub(f" TABLESPACE = {NAME}", "", a.create)
-    with passing(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
-        rebuild(at(s, scratch, "verify_db"), a, 1, report)
+    with new_database(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
+        rebuild(made := at(s, scratch, "verify_db"), a, 1, report)
+        unproven += (missed := count_rows(made, a, report))
     drop(hub, scratch); report["verdict"] = "restored"
+    if missed: report["verdict"] = "restored, not all counted"
     unproven.append("owners, privileges, tablespaces, publications: restored without")
     if a.jobs.rows: unproven.append(f"the owners of {len(a.jobs.rows)} jobs of TimescaleDB")
     if a.timescaledb: unproven.append("timescaledb_post_restore(), which starts the policies")
@@ -1919,6 +2159,7 @@ def command_line() -> argparse.ArgumentParser:
     verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     verb.add_argument("--no-owner", action="store_true", help="leave owners and privileges out")
+    verb.add_argument("--pause-jobs", action="store_true", help="leave TimescaleDB's jobs off")
     verb.add_argument("--keep", action="store_true", help="keep what is not whole, as restore_…")
     return parser
 signals: list[int] = []

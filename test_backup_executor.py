@@ -6934,6 +6934,66 @@ def test_a_database_whose_name_pg_restore_cannot_write_is_restored(scene: Scene,
     same_databases(scene, new)
 
 
+def test_each_table_is_counted_where_the_server_has_no_room_for_the_locks_of_all(
+        scene: Scene, tmp_path: Path) -> None:
+    """Nor is a partition at another server asked, whose rows are in no dump."""
+    scene.sql("""DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('CREATE TABLE x%s (a int UNIQUE,
+        b int UNIQUE, c int UNIQUE, d int UNIQUE)', i); COMMIT; END LOOP; END $$;
+        CREATE TABLE events (i int) PARTITION BY RANGE (i);
+        CREATE TABLE hot PARTITION OF events FOR VALUES FROM (0) TO (9) PARTITION BY HASH (i);
+        CREATE TABLE "hot; \\! 'this" PARTITION OF hot FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE "hot ""that" PARTITION OF hot FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        INSERT INTO events SELECT generate_series(0, 8);
+        CREATE FOREIGN DATA WRAPPER none; CREATE SERVER away FOREIGN DATA WRAPPER none;
+        CREATE FOREIGN TABLE cold PARTITION OF events FOR VALUES FROM (-9) TO (0) SERVER away""")
+    (tmp_path / "a").write_bytes(archive(scene))
+    with temporary_folder() as folder, Postgres(folder / "small") as small:
+        for setting in ("max_connections = 10", "max_locks_per_transaction = 10",
+                        "max_wal_senders = 0", "max_worker_processes = 0", "wal_level = minimal",
+                        "autovacuum = off"):
+            small.sql(f"ALTER SYSTEM SET {setting}")
+        small.stop()
+        small.start()
+        said = scene.run("restore", "--file", str(tmp_path / "a"), "--database", "many", "--jobs",
+                         "1", DB_PORT=str(small.port), DB_PASSWORD=small.password).stdout
+        assert len(re.findall(r"(?m)^ +0  public\.x\d+$", said)) == 300
+        assert re.findall(r"(?m)^ +(\d+)  public\.([^x].*)$", said) == [
+            ("9", "events"), ("500", "t")]
+
+
+RESTORER = "CREATE ROLE {0} LOGIN CREATEDB PASSWORD 'word'"
+
+
+@pytest.fixture
+def restorer(scene: Scene) -> Iterator[dict[str, str]]:
+    """Settings of a role that can make databases, and no more."""
+    scene.postgres.sql(RESTORER.format(role := f"restorer_{secrets.token_hex(4)}"))
+    yield {f"{of}_{what}": value for of in ("DB", "VERIFY_DB") for what, value in (
+        ("HOST", "127.0.0.1"), ("PORT", str(scene.postgres.port)), ("USER", role),
+        ("PASSWORD", "word"))}
+    for name in scene.postgres.sql(f"""SELECT datname FROM pg_database JOIN pg_roles r
+            ON r.oid = datdba WHERE rolname = '{role}'""").splitlines():
+        scene.postgres.sql(f"DROP DATABASE {identifier(name)} WITH (FORCE)")
+    scene.postgres.sql(f"DROP ROLE {role}")
+
+
+def test_what_cannot_be_counted_is_named_and_loses_nothing(
+        scene: Scene, new: str, restorer: dict[str, str]) -> None:
+    scene.sql("""CREATE TABLE invoices AS SELECT generate_series(1, 900) AS i;
+        CREATE POLICY mine ON invoices USING (i < 9); ALTER TABLE invoices ENABLE ROW LEVEL
+        SECURITY; ALTER TABLE invoices FORCE ROW LEVEL SECURITY""")
+    name = stored(scene, archive(scene))
+    ran = restored(scene, name, "--database", new, "--no-owner", status=1, **restorer)
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert "public.invoices: not counted: " in error and "row-level security" in error
+    assert "500  public.t\n" in ran.stdout and "invoices" not in ran.stdout
+    assert scene.postgres.sql("SELECT count(*) FROM invoices", new) == "900"
+    report = json.loads(scene.run("verify", **restorer).stdout)
+    assert report["verdict"] == "restored, not all counted" and report["rows"] == {"public.t": 500}
+    assert any("public.invoices: not counted" in line for line in report["not_proven"])
+    assert report["verdict"] in scene.run("list").stdout
+
+
 @pytest.mark.parametrize("how", [
     "ENCODING LATIN1 LOCALE 'C'",
     "ENCODING UTF8 LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'"],
@@ -6943,7 +7003,12 @@ def test_encoding_and_locale_are_those_of_the_source(scene: Scene, new: str, how
     scene.postgres.sql(f"CREATE DATABASE {name} TEMPLATE template0 {how}")
     scene.database = name
     scene.sql(r"CREATE TABLE t AS SELECT U&'gr\00fc\00df' AS text")
-    restored(scene, stored(scene, archive(scene)), "--database", new)
+    tables = "SET client_encoding = 'UTF8'; {0} TABLE é {1}; {0} TABLE è {1}"
+    scene.sql(tables.format("CREATE", "()"))
+    said = restored(scene, stored(scene, archive(scene)), "--database", new).stdout
+    assert all(f' 0  public."{table}"\n' in said for table in "éè")
+    for database in (name, new):
+        scene.postgres.sql(tables.format("DROP", ""), database)
     assert scene.postgres.sql(PROPERTIES, new) == scene.sql(PROPERTIES)
     assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(name)
 
@@ -7013,8 +7078,13 @@ def test_a_backup_ends_no_restore_of_the_same_executor(scene: Scene, new: str) -
         assert executor.wait() == 0, executor.log
 
 
-def test_an_empty_database_is_used(scene: Scene, new: str) -> None:
+@pytest.mark.parametrize("extension", [
+    "", "CREATE EXTENSION pg_trgm", "CREATE SCHEMA ext; CREATE EXTENSION hstore SCHEMA ext"],
+    ids=["", "extension", "schema"])
+def test_an_empty_database_is_used_also_one_with_extensions(
+        scene: Scene, new: str, extension: str) -> None:
     scene.postgres.run("createdb", new)
+    scene.postgres.sql(extension, new)
     before = databases(scene.postgres)
     restored(scene, stored(scene, archive(scene)), "--database", new)
     after = databases(scene.postgres)
@@ -7027,7 +7097,8 @@ def test_an_empty_database_is_used(scene: Scene, new: str) -> None:
 
 @pytest.mark.parametrize("content", [
     "CREATE TABLE x (id int)", "CREATE SCHEMA x", "SELECT lo_create(1)", "CREATE PUBLICATION x",
-    "CREATE CAST (int AS inet) WITH INOUT",
+    "CREATE CAST (int AS inet) WITH INOUT", "CREATE FOREIGN DATA WRAPPER x",
+    "CREATE EXTENSION pg_trgm; CREATE TABLE x (id int)",
     "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC"],
     ids=lambda content: " ".join(content.split()[:2]))
 def test_a_database_that_is_not_empty_is_refused(scene: Scene, new: str, content: str) -> None:
@@ -7230,7 +7301,7 @@ GATE = """CREATE FUNCTION wait() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
     CREATE FUNCTION gate(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
     IF current_query() ~ '^{}' THEN PERFORM public.wait(); END IF; RETURN i; END $$;
     ALTER TABLE t ADD CHECK (public.gate(id) = id); CREATE INDEX ON t (public.gate(id))"""
-GATES = {"restore": "COPY", "count": "ANALYZE"}  # the statement at which a restore stops there
+GATES = {"restore": "COPY", "count": r"\s+DO .*ANALYZE"}  # where a restore stops
 
 
 @contextlib.contextmanager
@@ -7287,8 +7358,15 @@ def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
     becomes_true(lambda: scene.postgres.sql(
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'") == "1")
     made = set(databases(scene.postgres)) - set(before)
-    assert [name for name in made if sig != signal.SIGKILL or name == new] == []
-    assert scene.files() == [] and "Traceback" not in executor.log
+    assert new not in made and scene.files() == [] and "Traceback" not in executor.log
+    whole = {name for name in made if f'whole" Database={name}\n' in executor.log}
+    assert len(whole) == (stage == "count")
+    if sig != signal.SIGKILL:
+        assert made == whole
+        for naming in re.findall("(?s)BEGIN;.*COMMIT;", "\n".join(executor.out)):
+            scene.postgres.sql(naming)
+            same_databases(scene, new)
+    assert (new in databases(scene.postgres)) == (stage == "count" and sig != signal.SIGKILL)
 
 
 def test_kill_9_leaves_no_program_that_goes_on_restoring(scene: Scene, new: str) -> None:
@@ -7354,6 +7432,81 @@ def test_what_cannot_be_applied_is_listed_and_the_rest_is_there(scene: Scene, ne
     for name, applied_, value in zip(
             ("work_mem", "statement_timeout", "LIMIT"), applied, ("7MB", "61s", "17")):
         assert applied_ in (value, "61s", "1min 1s") or name in errors, (name, errors)
+
+
+def test_a_statistic_that_fails_loses_nothing(scene: Scene, new: str) -> None:
+    scene.sql("""CREATE FUNCTION sulk(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+        IF current_query() ~ 'ANALYZE' THEN RAISE 'no statistics'; END IF; RETURN i; END $$;
+        CREATE INDEX ON t (public.sulk(id)); CREATE TABLE z AS SELECT 1 AS one""")
+    ran = restored(scene, stored(scene, archive(scene)), "--database", new, status=1)
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert "public.t: not analyzed: no statistics" in error and "500  public.t" in ran.stdout
+    same_databases(scene, new)
+    assert scene.postgres.sql("SELECT reltuples FROM pg_class WHERE relname = 'z'", new) == "1"
+
+
+def test_a_session_that_is_cut_when_all_is_restored_loses_nothing(scene: Scene, new: str) -> None:
+    scene.sql(GATE.format(GATES["count"]))
+    name = stored(scene, archive(scene))
+    with shut(scene), Executor(scene.settings, "restore", name, "--database", new) as executor:
+        scene.postgres.sql(f"SELECT pg_terminate_backend({at_the_gate(scene)})")
+        assert executor.wait() == 1, executor.log
+    [error] = re.findall("level=error .*", executor.log)
+    assert "Not analyzed: " in error and any("500  public.t" in line for line in executor.out)
+    same_databases(scene, new)
+
+
+@contextlib.contextmanager
+def connected(server: Postgres, database: str) -> Iterator[subprocess.Popen[str]]:
+    """A superuser's session in a database."""
+    env = server._environment(PGHOST="127.0.0.1", PGPORT=str(server.port), PGUSER="postgres",
+                              PGPASSWORD=server.password, PGDATABASE=database)
+    with subprocess.Popen([str(server.bin / "psql"), "-XAtq"], text=True, env=env,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdin and session.stdout
+        print("SELECT 'here';", file=session.stdin, flush=True)
+        assert session.stdout.readline().strip() == "here"
+        yield session
+        session.stdin.close()
+
+
+@pytest.mark.parametrize("may_end", [True, False], ids=["ended", "left"])
+@pytest.mark.parametrize("where", ["restored", "empty"])
+def test_a_session_that_is_in_the_way_is_ended_or_the_naming_told(
+        scene: Scene, new: str, restorer: dict[str, str], where: str, may_end: bool) -> None:
+    # A role that is no superuser may lock nothing that all databases share: it waits for a role.
+    scene.sql(f"""CREATE FUNCTION wait() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+        WHILE current_database() <> '{scene.database}' AND NOT EXISTS (
+            SELECT FROM pg_roles WHERE rolname = '{new}') LOOP PERFORM pg_sleep(0.05); END LOOP;
+        RETURN true; END $$; ALTER TABLE t ADD CHECK (public.wait())""")
+    name = stored(scene, archive(scene))
+    more, status = ([], 0) if may_end else (["--no-owner"], 1)
+    if where == "empty":
+        scene.postgres.sql(f"CREATE DATABASE {new} OWNER "
+                           + ("postgres" if may_end else restorer["DB_USER"]))
+    settings = {**scene.settings, **({} if may_end else restorer), "BACKUP_TIME_SCALE": "0.01"}
+    with contextlib.ExitStack() as sessions:
+        if where == "empty":
+            sessions.enter_context(connected(scene.postgres, new))
+        with Executor(settings, "restore", name, "--database", new, *more) as executor:
+            scratch = paused(scene.postgres)
+            if where == "restored":
+                sessions.enter_context(connected(scene.postgres, scratch))
+            scene.postgres.sql(f"CREATE ROLE {new}")
+            assert executor.wait() == status, executor.log
+        said = "\n".join(executor.out)
+        assert ("Restored" in said) and ("To name it" in said) == (not may_end)
+        assert ("accessed by other users" in executor.log) == (not may_end)
+    if not may_end:
+        becomes_true(lambda: scene.postgres.sql(
+            f"SELECT count(*) FROM pg_stat_activity WHERE datname IN ('{new}', '{scratch}')"
+        ) == "0")
+        assert scratch in databases(scene.postgres) and scratch in said
+        [naming] = re.findall("(?s)BEGIN;.*COMMIT;", said)
+        scene.postgres.sql(naming)
+    assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(scene.database)
+    assert (f"before_{scratch}" in databases(scene.postgres)) == (where == "empty")
+    scene.postgres.sql(f"DROP ROLE {new}")
 
 
 # ---- Restores when S3 fails
@@ -8162,6 +8315,10 @@ SELECT pg_extension_config_dump('@jobs.bgw_job', 'WHERE id >= 1000');
 CREATE FUNCTION instead() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
     DELETE FROM _timescaledb_catalog.metadata WHERE key = NEW.key; RETURN NEW; END $$;
 CREATE TRIGGER instead BEFORE INSERT ON metadata FOR EACH ROW EXECUTE FUNCTION instead();
+CREATE SCHEMA _timescaledb_functions;
+CREATE FUNCTION _timescaledb_functions.start_background_workers() RETURNS boolean
+    LANGUAGE plpgsql AS $$ BEGIN RAISE LOG 'workers start';
+    RETURN coalesce(current_setting('tests.slots', true), '') = ''; END $$;
 CREATE FUNCTION restoring() RETURNS boolean LANGUAGE sql AS
     $$ SELECT coalesce(current_setting('timescaledb.restoring', true), '') = 'on' $$;
 CREATE FUNCTION usable() RETURNS void LANGUAGE plpgsql AS $$ BEGIN
@@ -8632,22 +8789,113 @@ def test_jobs_of_a_role_that_the_server_lacks_are_named_or_the_restoring_roles(
     assert "the owners of 2 jobs of TimescaleDB" in report["not_proven"]
 
 
-def test_a_timescaledb_archive_whose_post_restore_refuses_leaves_no_database(
+ROWS = """SELECT count(*), coalesce(current_setting('timescaledb.restoring', true), '')
+    FROM public.readings"""
+
+
+def test_a_timescaledb_archive_whose_post_restore_refuses_is_there_and_shows_all_rows(
         sensors: Sensors, target: str) -> None:
-    before = sensors.server.databases()
     ran = sensors.run("restore", "latest", "--database", target, status=1,
                       PGOPTIONS="-c tests.refuse=on")
     assert "post_restore refuses" in ran.stderr
-    assert sensors.server.databases() == before
+    assert sensors.server.sql(ROWS, target) == "800|"
+    sensors.server.sql(ran.stdout.split("jobs run:\n")[1])
+    assert sensors.server.text(target) == sensors.expected
 
 
-def test_a_restore_that_is_stopped_during_post_restore_leaves_no_database(
-        sensors: Sensors, target: str) -> None:
-    before = sensors.server.databases()
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_a_timescaledb_database_shows_all_rows_to_whoever_connects_as_soon_as_it_has_its_name(
+        sensors: Sensors, target: str, sig: signal.Signals) -> None:
+    """Also where the restore is stopped then: its last session is in post_restore for long."""
     with Executor({**sensors.settings, **PAUSING}, "restore", "latest", "--database",
                   target) as executor:
         assert paused(sensors.server) == target
-        assert executor.stop() == 1
+        assert sensors.server.sql(ROWS, target) == "800|"
+        executor.process.send_signal(sig)
+        assert executor.wait() == (1 if sig == signal.SIGTERM else -9)
+        sensors.server.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                           f" WHERE datname = '{target}'")
+    assert sensors.server.sql(ROWS, target) == "800|"
+    if sig == signal.SIGTERM:
+        sensors.server.sql("\n".join(executor.out).split("jobs run:\n")[1])
+        assert sensors.server.text(target) == sensors.expected
+
+
+def test_where_no_worker_is_free_for_timescaledb_the_restore_says_so(
+        sensors: Sensors, target: str) -> None:
+    ran = sensors.run("restore", "latest", "--database", target, status=1,
+                      PGOPTIONS="-c tests.slots=none")
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert target in error and "timescaledb.max_background_workers" in error
+    assert sensors.server.text(target) == sensors.expected
+
+
+def test_jobs_of_timescaledb_can_be_left_off(sensors: Sensors, target: str) -> None:
+    said = sensors.run("restore", "latest", "--database", target, "--pause-jobs").stdout
+    assert sensors.server.sql(ROWS, target) == "800|"
+    jobs = "SELECT id, scheduled FROM _timescaledb_config.bgw_job ORDER BY id"
+    assert sensors.server.sql(jobs, target) == "3|t\n1000|f\n1001|f"
+    assert ("SELECT public.alter_job(id, scheduled => true) FROM unnest('{1000,1001}'::int[])"
+            in said)
+    sensors.server.sql("SELECT public.timescaledb_post_restore()", target)
+    assert sensors.server.sql(ROWS, target) == "800|"
+
+
+def started(server: Timescale, since: int) -> list[str]:
+    """The databases in which TimescaleDB's workers were started, in order."""
+    return re.findall("(?m)^(.*): LOG:  workers start$", "\n".join(server.logged(since)))
+
+
+def test_a_database_with_timescaledb_alone_is_empty_and_keeps_its_scheduler(
+        sensors: Sensors, target: str) -> None:
+    sensors.server.sql(f"CREATE DATABASE {target}")
+    sensors.server.sql("CREATE EXTENSION timescaledb", target)
+    since, before = len(sensors.server.logged()), sensors.server.databases()
+    sensors.run("restore", "latest", "--database", target)
+    [emptied] = sensors.server.databases() - before
+    assert started(sensors.server, since) == [target, emptied]
+    sensors.server.sql(f"DROP DATABASE {emptied}")
+    assert sensors.server.text(target) == sensors.expected
+
+
+def test_a_naming_that_is_refused_is_told_and_stops_no_scheduler(
+        sensors: Sensors, target: str) -> None:
+    sensors.server.sql(f"CREATE DATABASE {target}")
+    sensors.server.sql("CREATE EXTENSION timescaledb", target)
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(holding(sensors.server, "LOCK pg_db_role_setting IN SHARE MODE"))
+        executor = lock.enter_context(Executor({**sensors.settings, "BACKUP_TIME_SCALE": "0.01"},
+                                               "restore", "latest", "--database", target))
+        scratch = paused(sensors.server, "wait_event_type = 'Lock'")
+        sensors.server.sql(f"CREATE DATABASE before_{scratch}")
+        since = len(sensors.server.logged())
+        sensors.server.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE granted AND"
+                           " relation = 'pg_db_role_setting'::regclass AND mode = 'ShareLock'")
+        assert executor.wait() == 1, executor.log
+    said = "\n".join(executor.out)
+    assert "Not named" in executor.log and f"into {scratch}:" in said
+    assert started(sensors.server, since) == [target]
+    sensors.server.sql(f"DROP DATABASE before_{scratch}")
+    sensors.server.sql(said.split("connected to it:\n")[1])
+    assert started(sensors.server, since) == [target, f"before_{scratch}"]
+    assert sensors.server.text(target) == sensors.expected
+    sensors.server.sql(f"DROP DATABASE before_{scratch}")
+
+
+@pytest.mark.parametrize("name", ["plain", "a'b\"c\\ d=e"])
+def test_the_printed_swap_has_timescaledbs_scheduler_run_in_both_databases(
+        sensors: Sensors, target: str, tmp_path: Path, name: str) -> None:
+    name, before = name + secrets.token_hex(4), sensors.server.databases()
+    sensors.server.sql(f"CREATE DATABASE {identifier(name)} TEMPLATE sensors")
+    sensors.server.run("pg_dump", "-Fc", "-f", str(tmp_path / "a"), database=name)
+    said = sensors.run("restore", "--file", str(tmp_path / "a"), "--database", target).stdout
+    since, were = len(sensors.server.logged()), sensors.server.databases()
+    sensors.server.sql(re.split("connected to either:\n", said)[1])
+    [emptied] = sensors.server.databases() - were
+    assert started(sensors.server, since) == [name, emptied]
+    assert target not in sensors.server.databases()
+    for made in (name, emptied):
+        sensors.server.sql(f"DROP DATABASE {identifier(made)}")
     assert sensors.server.databases() == before
 
 
