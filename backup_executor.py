@@ -209,7 +209,7 @@ def environment(s: Namespace, connect: bool, options: str = "") -> dict[str, str
     if s.db_password:
         env["PGPASSWORD"] = s.db_password
     return env
-def connecting(s: Namespace, argv: Sequence[str]) -> list[str]:
+def with_connection(s: Namespace, argv: Sequence[str]) -> list[str]:
     """A program's arguments with those that say where to connect to."""
     return [argv[0], "-h", s.db_host, "-p", str(s.db_port), "-U", s.db_user, *argv[1:]]
 def excerpt(s: Namespace, stderr: bytes) -> str:
@@ -237,7 +237,7 @@ def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, o
     unless it exits 0.
     """
     if connect:
-        argv = connecting(s, argv)
+        argv = with_connection(s, argv)
     program = start(argv, environment(s, connect, options), stderr=subprocess.PIPE)
     end, pause = time.monotonic() + timeout, 0.1
     try:
@@ -765,7 +765,7 @@ def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[
         if server.timescaledb:
             statements = [part for statement in HOLD_OFF for part in ("-c", statement)]
             options = "-c lock_timeout=20s -c statement_timeout=0 -c client_min_messages=error "
-            holder = start(connecting(s, ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements]),
+            holder = start(with_connection(s, ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements]),
                            environment(s, True, options + gone_client(server)),
                            stderr=subprocess.STDOUT)
             said = first_line(holder, HOLD_SECONDS)
