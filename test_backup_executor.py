@@ -3058,6 +3058,143 @@ def soak(postgres: Postgres, s3: S3Server, backups: int) -> tuple[Footprint, Foo
         return footprints[0], footprints[1]
 
 
+ROWS_EACH, CHUNKS = 100, 60  # each table below has so many rows in every state that is committed
+FILLING = f"SELECT i, md5(i::text) AS text FROM generate_series(1, {ROWS_EACH}) i"
+DISTURBED = f"""CREATE EXTENSION timescaledb; CREATE TABLE gate (i int);
+    CREATE TABLE one AS {FILLING}; CREATE TABLE two AS {FILLING}; CREATE SCHEMA zone;
+    CREATE TABLE zone.three AS {FILLING}; CREATE TABLE split (i int, text text)
+    PARTITION BY RANGE (i); CREATE TABLE part PARTITION OF split FOR VALUES FROM (1) TO (1000);
+    INSERT INTO part {FILLING}; CREATE MATERIALIZED VIEW seen AS TABLE one;
+    CREATE TABLE readings (i int, text text);
+    INSERT INTO _timescaledb_catalog.hypertable (schema_name, table_name) VALUES
+    ('public', 'readings'); SET timescaledb.restoring = 'on'; DO $$ BEGIN
+    FOR n IN 1 .. {CHUNKS} LOOP
+        EXECUTE format('CREATE TABLE _timescaledb_internal.chunk_%s () INHERITS (public.readings);
+            INSERT INTO _timescaledb_internal.chunk_%1$s {FILLING};
+            INSERT INTO _timescaledb_catalog.chunk VALUES (%1$s, 1, %2$L, %3$L)', n, 'chunk_' || n,
+            '');
+    END LOOP; END $$"""
+# What is done to them, each in a transaction of its own, by a session that waits for no lock long.
+DISTURBANCES = {
+    "truncated and filled": f"BEGIN; TRUNCATE one; INSERT INTO one {FILLING}; COMMIT",
+    "rewritten": "ALTER TABLE two ALTER i TYPE bigint; ALTER TABLE two ALTER i TYPE int",
+    "swapped": f"CREATE TABLE fresh AS {FILLING}; BEGIN; ALTER TABLE one RENAME TO stale;"
+               " ALTER TABLE fresh RENAME TO one; COMMIT; DROP MATERIALIZED VIEW seen; DROP TABLE"
+               " stale; CREATE MATERIALIZED VIEW seen AS TABLE one",
+    "dropped and made": f"DROP TABLE IF EXISTS two; CREATE TABLE two AS {FILLING}",
+    "in a schema that is swapped": "DROP SCHEMA IF EXISTS gone CASCADE; BEGIN; ALTER SCHEMA zone"
+        f" RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.three AS {FILLING}; COMMIT",
+    "detached and attached": "ALTER TABLE split DETACH PARTITION part; ALTER TABLE split ATTACH"
+                             " PARTITION part FOR VALUES FROM (1) TO (1000)",
+    "packed, or the view of it refreshed": "VACUUM FULL two; REFRESH MATERIALIZED VIEW seen",
+    "compressed": "SELECT compress_chunk(format('_timescaledb_internal.%I', table_name)) FROM"
+                  " _timescaledb_catalog.chunk WHERE compressed = '' ORDER BY random() LIMIT 2"}
+
+
+class Disturbed:
+    """A database whose tables are changed all the time, and what its backups have of it."""
+
+    def __init__(self, timescale: Timescale, s3: S3Server, folder: Path, seed: int) -> None:
+        self.name, self.dice = f"disturbed_{secrets.token_hex(4)}", random.Random(seed)
+        timescale.sql(f"CREATE DATABASE {self.name}")
+        self.scene = Scene(timescale, s3, folder, self.name, self.name)
+        self.scene.sql(DISTURBED)
+        self.scene.sql(re.sub(r"\b(sensors|backup)\b", self.name, least_privileges("sql")[0]))
+        self.done, self.over = collections.Counter[str](), threading.Event()
+        self.hurry = threading.Event()  # a dump waits for its locks
+
+    def disturb(self) -> None:
+        """Do one thing after the other, some of which other sessions refuse."""
+        while not self.over.is_set():
+            self.hurry.wait(self.dice.random() * 4)
+            what = self.dice.choice(list(DISTURBANCES))
+            with contextlib.suppress(RuntimeError):  # deadlocks, a lock that is not to be had
+                self.scene.sql(f"SET lock_timeout = '1s'; {DISTURBANCES[what]}")
+                self.done[what] += 1
+
+    def keep_waiting(self) -> None:
+        """Let some dumps wait for their locks until something was done meanwhile."""
+        while not self.over.is_set():
+            with self.scene.locked("gate") as let_go_on:
+                while not self.over.wait(0.02) and not self.dumping("wait_event_type = 'Lock'"):
+                    pass
+                before = self.done.total()
+                self.hurry.set()
+                while not self.over.wait(0.02) and self.done.total() < before + 2:
+                    pass
+                self.hurry.clear()
+                let_go_on()
+            for _ in range(self.dice.randrange(1, 4)):  # so many dumps do not wait
+                while not self.over.wait(0.02) and self.dumping("true"):
+                    pass
+                while not self.over.wait(0.02) and not self.dumping("true"):
+                    pass
+
+    def dumping(self, how: str) -> bool:
+        return self.scene.sql(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND query"
+            f" NOT LIKE '%held%' AND application_name LIKE 'colonies-backup%' AND {how}") == "t"
+
+    def backup(self) -> dict[str, Any] | None:
+        """A backup, some by a role that may not hold compression off; None: it failed."""
+        settings = {**self.scene.settings, "BACKUP_TIME_SCALE": "0.01"}
+        if self.dice.random() < 0.5:
+            settings |= {"DB_USER": self.name, "DB_PASSWORD": "change me"}
+        ran = run(settings, "backup")
+        assert "Traceback" not in ran.stderr, ran.stderr
+        if ran.returncode:
+            assert re.search(r"level=error .*3 dumps failed", ran.stderr), ran.stderr
+            return None
+        result: dict[str, Any] = json.loads(ran.stdout)
+        self.prove(result["filename"])
+        return result
+
+    def prove(self, name: str) -> None:
+        """Whether each table that a backup holds has all its rows, and none is missing."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.scene.objects()[name])
+            file.flush()
+            text = self.scene.postgres.run("pg_restore", "-a", "-f-", file.name)
+        found = {table: rows.splitlines() for table, rows in re.findall(
+            r"(?ms)^COPY (\S+) \(.*?\) FROM stdin;\n(.*?)^\\\.$", text)}
+        rows = {table: len(lines) for table, lines in found.items() if re.match(
+            r"(public|zone|gone)\.(?!gate|readings)", table)}
+        assert rows.keys() >= {"public.one", "zone.three", "public.part"}, rows
+        assert set(rows.values()) == {ROWS_EACH}, f"{name}: {rows}"
+        chunks = [lines for table, lines in found.items() if "_timescaledb_internal.chunk" in table]
+        packed = [lines for table, lines in found.items() if "_timescaledb_internal.comp" in table]
+        readings = sum(map(len, chunks)) + sum(
+            line.split("\t")[0].count(",") + 1 for lines in packed for line in lines)
+        assert readings == ROWS_EACH * CHUNKS, f"{name}: {readings} readings"
+
+
+def change_meanwhile(timescale: Timescale, s3: S3Server, seed: int, backups: int,
+                     minutes: float = 0) -> tuple[collections.Counter[str], list[int]]:
+    """Back up a database whose tables are truncated, swapped, compressed … at the same time.
+
+    What was done to them, and how many backups were good, good only at a further dump, and failed.
+    """
+    with temporary_folder() as folder:
+        world = Disturbed(timescale, s3, folder, seed)
+        threads = [threading.Thread(target=work) for work in (world.disturb, world.keep_waiting)]
+        for thread in threads:
+            thread.start()
+        ends: list[int] = []
+        end = time.monotonic() + minutes * 60
+        try:
+            while len(ends) < backups or time.monotonic() < end:
+                result = world.backup()
+                ends.append(len(result["made_again"]) if result else -1)
+        finally:
+            world.over.set()
+            for thread in threads:
+                thread.join()
+        assert world.scene.files() == []
+        timescale.sql(f"DROP DATABASE {world.name} WITH (FORCE); DROP ROLE {world.name}")
+    return world.done, [sum(each >= 0 for each in ends), sum(each > 0 for each in ends),
+                        ends.count(-1)]
+
+
 # What else is tried, and what must never happen: patterns of the names of tests.
 ATTACKS = {
     "A disk without room at any write, or without inodes; a volume that is read-only, unmounted, "
@@ -4272,11 +4409,11 @@ class Scene:
             yield session
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[Callable[[], None]]:
-        """Hold table t locked, so that a pg_dump waits for it; yields what lets it go on."""
+    def locked(self, table: str = "t") -> Iterator[Callable[[], None]]:
+        """Hold a table locked, so that a pg_dump waits for it; yields what lets it go on."""
         with self.session() as session:
             assert session.stdin and session.stdout
-            print(LOCKING, file=session.stdin, flush=True)
+            print(LOCKING.format(table), file=session.stdin, flush=True)
             assert session.stdout.readline() == "locked\n"
             yield session.stdin.close
 
@@ -4315,7 +4452,7 @@ class Meddler(Proxy):
             server.sendall, server.fileno), bare, rule)
 
 
-LOCKING = "BEGIN; LOCK TABLE t; SELECT 'locked';"
+LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
 PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
 COMPLETING = rb"^POST \S*uploadId="
 FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
@@ -4719,14 +4856,14 @@ def beside(scene: Scene, *meanwhile: str, status: int = 0, **settings: str) -> E
     """A backup to its end. While its first dumps wait for their locks the SQL is run, one each."""
     with contextlib.ExitStack() as stack:
         locks = [stack.enter_context(scene.session()) for _ in meanwhile]
-        print(LOCKING, file=locks[0].stdin, flush=True)
+        print(LOCKING.format("t"), file=locks[0].stdin, flush=True)
         assert locks[0].stdout and locks[0].stdout.readline() == "locked\n"
         executor = stack.enter_context(scene.start(**settings))
         for statements, lock, following in zip(meanwhile, locks, [*locks[1:], None]):
             waiting = scene.waiting()
             scene.sql(statements)
             if following:  # it waits behind this dump, and then keeps the next one waiting
-                print(LOCKING, file=following.stdin, flush=True)
+                print(LOCKING.format("t"), file=following.stdin, flush=True)
                 scene.waiting(but=waiting)
             assert lock.stdin
             lock.stdin.close()
@@ -5211,6 +5348,12 @@ def test_each_fault_at_each_call_of_a_backup_loses_nothing(
 def test_programs_that_are_killed_at_random_moments_lose_nothing() -> None:
     killed, ends = kill_at_random(40, secrets.randbits(32))
     assert killed.total() >= 40 and ends[SUCCESS] > 10
+
+
+def test_backups_of_tables_that_are_changed_meanwhile_have_every_row(
+        timescale: Timescale, backup_servers: tuple[Postgres, SeaweedFS]) -> None:
+    done, (good, again, _) = change_meanwhile(timescale, backup_servers[1], seed=1, backups=5)
+    assert good and again and len(done) > 3, (done, good, again)
 
 
 def test_each_attack_that_readme_lists_has_its_tests() -> None:
