@@ -5325,6 +5325,19 @@ def test_a_pg_dump_that_fails_in_the_middle_leaves_nothing(scene: Scene) -> None
     assert sorted(scene.objects()) == ["backup_1000000000.bak", before]
 
 
+def test_a_failed_dump_of_many_tables_says_why_and_no_part_of_a_secret(scene: Scene) -> None:
+    """The statement that names them all is cut, wherever that is; each name holds the password."""
+    role, word = f"poor_{scene.database}", "qx0password0"
+    scene.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{word}'; DO $$ BEGIN FOR i IN 100 .. 399 LOOP"
+              f" EXECUTE format('CREATE TABLE {word}_%s_many ()', i); END LOOP; END $$")
+    error = scene.failure(DB_USER=role, DB_PASSWORD=word)
+    scene.sql(f"DROP ROLE {role}")
+    assert re.search(r"exit status 1: pg_dump: error: .* permission denied for table", error)
+    assert "_100_many" in error and "_399_many" in error and "_250_many" not in error
+    parts = {word[start:start + 5] for start in range(len(word) - 4)}
+    assert not [part for part in parts if part in error] and len(error) < 5000
+
+
 @pytest.mark.parametrize("after, says", [
     ("exit 3", "exit status 3"), ("kill -9 $$", "signal 9"),
     ('for last; do case $last in *.partial) truncate -s 200 "$last";; esac; done',
