@@ -790,7 +790,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
     journal = Journal(file, by=s.journals, made_again=[], **begun)
     psql(s, "Ending sessions of an earlier run", END_SESSIONS)  # of a pg_dump killed by -9
-    log("info", "It is for", Database=f"{s.db_host}:{s.db_port}/{server.database}")
+    log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
         journal.save()
