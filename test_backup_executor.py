@@ -4694,7 +4694,7 @@ def test_a_part_that_another_md5_came_back_for_is_no_success(big: Scene, meddler
         return data
 
     meddler.other = forge
-    assert "is not what was sent" in big.failure(**through(meddler, 0.01))
+    assert "is not what was sent" in big.failure(**through(meddler, 0.05))
     assert forged and not big.objects()
     result = big.backup()  # of the dump that was kept
     assert sha256_of(big.objects()[result["filename"]]) == result["sha256"] and not big.files()
