@@ -4965,6 +4965,18 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
                              " zone.moved", restored) == "40\n40"
 
 
+def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scene) -> None:
+    with Wire(scene.postgres.port) as wire:
+        scene.settings |= {"DB_PORT": str(wire.port), "BACKUP_TIME_SCALE": "0.05"}
+        scene.backup()
+        for number in (1, 2):  # from the last one on
+            last = len(wire.sessions) - number
+            wire.arm(last, Fault("a cut", "cut", 20))
+            assert scene.backup()["made_again"] == []
+            wire.arm()
+            scene.backup()
+
+
 def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
         scene: Scene, tmp_path: Path) -> None:
     """It was not there when the tables were read for the first time."""
