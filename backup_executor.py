@@ -222,12 +222,15 @@ def excerpt(s: Namespace, stderr: bytes) -> str:
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
-def first_line(program: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """The first line that a program prints, if it prints within so many seconds."""
-    pipe = program.stdout
-    if not pipe or not select.select([pipe], [], [], seconds)[0]:
-        return b""
-    return pipe.readline()
+def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) -> bytes:
+    """What a program prints up to a word; less, if it ends, or says nothing for so many seconds."""
+    said, pipe = b"", program.stdout
+    while pipe and not said.endswith(word) and select.select([pipe], [], [], seconds)[0]:
+        more = os.read(pipe.fileno(), 4096)
+        if not more:
+            break
+        said += more
+    return said
 def run(s: Namespace, step: str, argv: Sequence[str], *, connect: bool = True, options: str = "",
         timeout: float = FOREVER, tick: Callable[[], None] = lambda: None) -> str:
     """Run a program to its end; its stdout.
@@ -646,94 +649,132 @@ def look_for_room(s: Namespace, newest: int, database_size: int) -> str:  # or F
     require(free >= max(newest * 6 // 5, floor), f"{text}; a fifth more is needed, or {floor}")
     if not newest and free < database_size: log("warning", f"{text}, the database {database_size}")
     return text
-TABLES = r"(?m)^\d+; \d+ \d+ TABLE DATA "  # in a table of contents
-# Tables whose rows a dump may hold. Materialized views are not among them: a dump only has them
-# refreshed, and pg_dump 17 does not lock them. A key stands for a name, whatever its encoding.
+TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA "  # in a table of contents: its oid
+# Of each table that a dump may hold rows of, by its oid: its file node and its TOAST table's, and
+# hashes of its name and columns, whatever their encoding (md5() is not everywhere allowed).
+# Materialized views are not among them: a dump has them refreshed, and pg_dump 17 locks none.
 READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
-    'schemas', (SELECT coalesce(json_object_agg(md5(nspname), oid), '{}')
+    'schemas', (SELECT coalesce(json_object_agg(hashtextextended(nspname, 0), oid), '{}')
         FROM pg_namespace WHERE nspname !~ '^pg_'),
-    'tables', (SELECT coalesce(json_object_agg(md5(format('%I.%I', nspname, c.relname)),
-            concat_ws(' ', c.oid, c.relfilenode, toast.relfilenode)), '{}')
+    'tables', (SELECT coalesce(json_object_agg(c.oid, concat_ws(' ', c.relfilenode,
+            coalesce(toast.relfilenode, 0),
+            hashtextextended(format('%I.%I', nspname, c.relname), 0),
+            (SELECT coalesce(string_agg(hashtext(attnum || ' ' || attname) || '.', ''
+                ORDER BY attnum), '') FROM pg_attribute
+                WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped))), '{}')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
-        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-        AND nspname !~ '^pg_' AND nspname <> 'information_schema'))"""
-READ_SCHEMAS = "SELECT json_object_agg(md5(nspname), oid) FROM pg_namespace WHERE nspname !~ '^pg_'"
+        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
+READ_SCHEMAS = """SELECT json_object_agg(hashtextextended(nspname, 0), oid)
+    FROM pg_namespace WHERE nspname !~ '^pg_'"""
 NAME_TABLES = """SELECT string_agg(name, ', ') FROM (
     SELECT format('%I.%I', nspname, relname) AS name
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE c.oid IN ({}) ORDER BY name LIMIT 5) AS few"""
-# Sessions of a role are shown to it whatever its privileges.
-COPYING = """SELECT EXISTS (SELECT FROM pg_stat_activity WHERE usename = user
-    AND datname = current_database() AND application_name = current_setting('application_name')
-    AND backend_start > '{}' AND query LIKE 'COPY %')"""
+# pg_dump's session is ours and begins after the tables were read. A role sees its own sessions.
+READ_SESSIONS = """WITH ours AS (SELECT pid, query, backend_start FROM pg_stat_activity
+        WHERE usename = user AND datname = current_database() AND pid <> pg_backend_pid()
+        AND application_name = current_setting('application_name')),
+    dumping AS (SELECT pid, query FROM ours WHERE backend_start > '{}')
+    SELECT json_build_object('copying', EXISTS (SELECT FROM dumping WHERE query LIKE 'COPY %'),
+        'stuck', EXISTS (SELECT FROM dumping, unnest(pg_blocking_pids(dumping.pid)) AS blocker,
+            unnest(pg_blocking_pids(blocker)) AS holder JOIN ours ON ours.pid = holder))"""
 class Window:
     """The time between pg_dump's snapshot and its locks, in which rows can get lost in silence.
 
     TRUNCATE, and what rewrites a table, is not MVCC-safe (PostgreSQL's manual, 13.6): an older
     snapshot sees none of the table's rows then. Each gives the table a new file node. So does
-    TimescaleDB's compress_chunk (2.28.3). And pg_dump goes by names: what has taken another table's
-    name since its snapshot is dumped in its place, as it was then. Made before pg_dump starts, this
-    knows each table's oid, its file node and its TOAST table's, and compares them when pg_dump has
-    its locks, which keep all of that out from then on. It needs no privilege: pg_class is open to
-    every role.
+    TimescaleDB's compress_chunk (2.28.3). And pg_dump goes by names: a table or a column that has
+    taken another's name since its snapshot is dumped in its place, as it was then. Made before
+    pg_dump starts, this knows all that of each table, and compares it when pg_dump has its locks,
+    which keep all of that out from then on. It needs no privilege: catalogs are open to every role.
     """
     def __init__(self, s: Namespace):
         self.s = s
-        self.before = read_json(s, "Reading the tables", READ_TABLES)
-        self.is_open = True
-        self.next_look = time.monotonic()
-        self.interval = 0.1  # seconds; it grows: a database without rows is never copied from
+        before = read_json(s, "Reading the tables", READ_TABLES)
+        self.time: str = before["time"]  # of the server
+        self.schemas: dict[str, int] = before["schemas"]  # oids by name
+        self.before: dict[str, str] = before["tables"]
+        self.locked: dict[str, str] | None = None  # the tables, as read while pg_dump had its locks
+        self.next_look, self.interval = time.monotonic(), 0.1  # seconds
     def look(self) -> bool:
-        """Close it if pg_dump has its locks by now; whether it is closed. Raises Failure: void.
+        """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
 
-        pg_dump copies, and it takes all its locks before it copies the first table (13 to 18). A
-        server that does not answer is asked again later.
+        A server that does not answer is asked again later, at last by `end`.
         """
-        if self.is_open and time.monotonic() >= self.next_look:
-            self.next_look = time.monotonic() + self.interval
-            self.interval = min(self.interval * 1.5, 5)
-            copying = COPYING.format(self.before["time"])
-            try:
-                if psql(self.s, "Looking at pg_dump", copying, 20).strip() != "t":
-                    return False
-                tables = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
-            except Failure as error:
-                log("debug", "Cannot look at the tables yet", Error=error)
-                return False
-            self.compare(tables)
-        return not self.is_open
-    def compare(self, tables: Mapping[str, str]) -> None:
-        """Raise Failure if tables that pg_dump may have dumped were emptied or replaced."""
-        self.is_open = False
-        changed = [int(now.split()[0]) for name, now in tables.items() if self.differs(name, now)]
-        if not changed:
+        if time.monotonic() < self.next_look:
+            return False
+        self.next_look = time.monotonic() + self.interval
+        self.interval = min(self.interval * 1.5, 30 if self.locked else 2)
+        try:
+            if self.locked:
+                self.compare_schemas(read_json(self.s, "Reading the schemas", READ_SCHEMAS))
+                return True
+            return self.look_for_locks()
+        except Failure as error:
+            if error.again:
+                raise
+            log("debug", "Cannot look at the tables yet", Error=error)
+            return False
+    def look_for_locks(self) -> bool:
+        """Read the tables if pg_dump has its locks, before and after; see `look`.
+
+        It takes all its locks before it copies the first table (14 to 18). Where it waits for a
+        session that waits for ours, only we can end that.
+        """
+        sessions = READ_SESSIONS.format(self.time)
+        seen = read_json(self.s, "Looking at pg_dump", sessions, timeout=20)
+        if seen["copying"]:
+            tables = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
+            if read_json(self.s, "Looking at pg_dump", sessions, timeout=20)["copying"]:
+                self.compare(tables, set())
+                self.locked = tables
+                log("debug", "pg_dump has its locks, and the tables are what they were")
+        return bool(seen["stuck"] or self.locked)
+    def compare(self, tables: Mapping[str, str], archived: set[str]) -> None:
+        """Raise Failure if tables that pg_dump may have dumped were emptied or replaced.
+
+        archived: the oids of those whose rows the archive has, as far as that is known.
+        """
+        named = {state.split()[2]: oid for oid, state in tables.items()}
+        void = []
+        for oid in self.before.keys() | archived:
+            before = self.before.get(oid)
+            heir = named.get(before.split()[2]) if before else None  # who has its name now
+            if self.is_void(oid, tables.get(oid), heir, oid in archived):
+                void.append(int(heir or oid))
+        if not void:
             return
-        oids = ", ".join(map(str, sorted(changed)[:1000]))
-        names = psql(self.s, "Naming the tables", NAME_TABLES.format(oids)).strip()
-        raise Failure(f"{len(changed)} tables were truncated, rewritten or replaced before pg_dump "
-                      f"had locked them, their rows may be missing: {names or oids}", again=True)
-    def differs(self, name: str, now: str) -> bool:
-        """Whether a table is not what it was, or is new and not what it was when it was made."""
-        before = self.before["tables"].get(name)
-        if before is None:
-            oid, node = now.split()[:2]
-            return node not in (oid, "0")  # a new table's first file node is its oid
-        return bool(before != now)
-    def end(self) -> None:
-        """Close it, where that is still to be done, now that pg_dump has ended. Raises Failure.
-
-        No lock of pg_dump's keeps a schema from being renamed, so that another one may have come in
-        its place while pg_dump went on.
-        """
-        if self.is_open:
-            self.compare(read_patiently(self.s, "Reading the tables", READ_TABLES)["tables"])
-        schemas = read_patiently(self.s, "Reading the schemas", READ_SCHEMAS)
-        was = self.before["schemas"]
-        replaced = [name for name, oid in schemas.items() if was.get(name, oid) != oid]
+        oids = ", ".join(map(str, sorted(void)[:1000]))
+        names = ""
+        with suppress(Failure):
+            names = psql(self.s, "Naming the tables", NAME_TABLES.format(oids)).strip()
+        raise Failure(f"{len(void)} tables were truncated, rewritten or replaced before pg_dump "
+                      f"had locked them, rows may be missing: {names or oids}", again=True)
+    def is_void(self, oid: str, now: str | None, heir: str | None, archived: bool) -> bool:
+        """Whether what pg_dump has of a table may lack rows."""
+        before = self.before.get(oid)
+        if now is None:  # it is gone; pg_dump would have failed, had nobody taken its name
+            return archived or heir is not None
+        if before is None:  # it is new; its first file node is its oid
+            return now.split()[0] not in (oid, "0")
+        return not now.startswith(before)  # more columns do no harm
+    def compare_schemas(self, schemas: Mapping[str, int]) -> None:
+        """Raise Failure if one has taken another's name. No lock of pg_dump's keeps that out."""
+        replaced = [name for name, oid in schemas.items() if self.schemas.get(name, oid) != oid]
         if replaced:
             raise Failure(f"{len(replaced)} schemas were replaced by others of their names while "
                           "pg_dump ran, rows may be missing", again=True)
+    def end(self, archived: set[str]) -> None:
+        """Compare what is left to compare, now that pg_dump has ended. Raises Failure: void.
+
+        archived: the oids of the tables that the archive has rows of, as pg_dump's snapshot saw it.
+        """
+        tables = self.locked
+        if tables is None:
+            tables = read_patiently(self.s, "Reading the tables", READ_TABLES)["tables"]
+        self.compare(tables, archived)
+        self.compare_schemas(read_patiently(self.s, "Reading the schemas", READ_SCHEMAS))
 HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
 # A compression that has done with the settings truncates its chunk all the same, at its end; until
 # then it keeps a lock on `chunk` (2.28.3, 2.29.2). Those that wait for us are not waited for.
@@ -768,8 +809,8 @@ def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[
             holder = start(with_connection(s, ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements]),
                            environment(s, True, options + gone_client(server)),
                            stderr=subprocess.STDOUT)
-            said = first_line(holder, HOLD_SECONDS)
-            if said != b"held\n":
+            said = said_until(holder, b"held\n", HOLD_SECONDS)
+            if not said.endswith(b"held\n"):
                 log("info", "Compression is not held off: if it empties chunks that are being "
                     "dumped, the dump is made again", Reason=excerpt(s, said))
         yield release
@@ -794,8 +835,8 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
     log("info", "Backing up database ...")
     try:
         journal.save()
-        took = dump_every_row(s, server, journal, newest.size)
-        seal(s, server, journal, took)
+        took, listed = dump_every_row(s, server, journal, newest.size)
+        seal(server, journal, took, listed)
     finally:
         if "sha256" not in journal:
             journal.remove()
@@ -838,12 +879,13 @@ def compression(s: Namespace, server: Namespace) -> str:
 # job that loads tables, may need as long to be over.
 PAUSES = (15, 60)
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
-PASSING = (r"(relation|column|schema|type|function) .* does not exist|cannot copy from |"
+PASSING = (r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
            "could not open relation|cache lookup failed|conflict with recovery|deadlock detected")
 ADVICE = ("keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
           "from the backup's hour; on a standby look at max_standby_streaming_delay")
-def dump_every_row(s: Namespace, server: Namespace, journal: Journal, expected: int) -> int:
-    """Run pg_dump until its archive holds all that was there when it began; that one's seconds.
+def dump_every_row(s: Namespace, server: Namespace, journal: Journal,
+                   expected: int) -> tuple[int, str]:
+    """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
     into `made_again`. Raises Failure: the third one failed, too, or one for good.
@@ -865,8 +907,8 @@ def dump_every_row(s: Namespace, server: Namespace, journal: Journal, expected: 
     if server.timescaledb:
         advice += "; `check` says whether compression is held off"
     raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}")
-def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) -> int:
-    """Run pg_dump once; the seconds it took.
+def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) -> tuple[int, str]:
+    """Run pg_dump once; the seconds it took, and its archive's table of contents.
 
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
     """
@@ -876,7 +918,11 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
     command = ["pg_dump", "-Fc", "-f", journal.partial, "--no-password", "--lock-wait-timeout=300s"]
     command.append(f"--compress={compression(s, server)}")
     with compression_held_off(s, server) as release:
-        window = Window(s)
+        try:
+            window = Window(s)
+        except Failure:  # the role may have but one connection
+            release()
+            window = Window(s)
         def tick() -> None:
             free, floor = room(s)
             only = f"{s.backup_path} has only {free} bytes left"
@@ -886,13 +932,14 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
             if window.look():
                 release()
         run(s, "Backing up database", command, tick=tick, options=gone_client(server))
-        window.end()  # before what waits for us goes on
-    return int(time.monotonic() - begun)
-def seal(s: Namespace, server: Namespace, journal: Journal, took: int) -> None:
-    """Have pg_restore read the archive's table of contents back, and note what the archive is."""
-    command = ["pg_restore", "--list", journal.partial]
-    listed = run(s, "The table of contents", command, connect=False)
-    require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
+        took = int(time.monotonic() - begun)
+        listed = run(s, "The table of contents", ["pg_restore", "--list", journal.partial],
+                     connect=False)
+        require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
+        window.end(set(re.findall(TABLES, listed)))  # before what waits for us goes on
+    return took, listed
+def seal(server: Namespace, journal: Journal, took: int, listed: str) -> None:
+    """Note what the archive is, now that its table of contents has been read back."""
     facts = {name: getattr(server, name) for name in FACTS}
     journal.save(exectime_backup=took, size=os.path.getsize(journal.partial),
                  sha256=digest(journal.partial), id=os.urandom(16).hex(),

@@ -425,6 +425,15 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def handles_below(pid: int) -> list[int]:
+    """Descriptors of all that PID started and that has not ended; some of it comes and goes."""
+    found = []
+    for below in descendants(pid):
+        with contextlib.suppress(ProcessLookupError):
+            found.append(os.pidfd_open(below))
+    return found
+
+
 # ---- PostgreSQL --------------------------------------------------------------------------------
 
 def client_programs(version: int = 17) -> tuple[Path, dict[str, str]]:
@@ -2688,7 +2697,7 @@ class World:
     def kill(self) -> None:
         """kill -9, whereupon all that it started ends, too; and a new start."""
         assert self.executor
-        below = [os.pidfd_open(pid) for pid in descendants(self.executor.pid)]
+        below = handles_below(self.executor.pid)
         self.executor.process.kill()
         for handle in below:
             assert select.select([handle], [], [], 10)[0], "something outlived the executor"
@@ -3086,6 +3095,9 @@ DISTURBANCES = {
         f" RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.three AS {FILLING}; COMMIT",
     "detached and attached": "ALTER TABLE split DETACH PARTITION part; ALTER TABLE split ATTACH"
                              " PARTITION part FOR VALUES FROM (1) TO (1000)",
+    "widened, a column at a time": """BEGIN; ALTER TABLE zone.three ADD more bigint;
+        UPDATE zone.three SET more = i; ALTER TABLE zone.three DROP i;
+        ALTER TABLE zone.three RENAME more TO i; COMMIT""",
     "packed, or the view of it refreshed": "VACUUM FULL two; REFRESH MATERIALIZED VIEW seen",
     "compressed": "SELECT compress_chunk(format('_timescaledb_internal.%I', table_name)) FROM"
                   " _timescaledb_catalog.chunk WHERE compressed = '' ORDER BY random() LIMIT 2"}
@@ -4285,7 +4297,7 @@ def crash(site: Site) -> None:
     with site.serve() as executor:
         executor.wait_for("Backing up database")  # then none is left of an earlier run
         site.sessions(True)
-        handles = [os.pidfd_open(pid) for pid in descendants(executor.pid)]
+        handles = handles_below(executor.pid)
         assert len(handles) >= 2  # the child and its pg_dump, perhaps a psql
         executor.kill()
         for handle in handles:
@@ -4840,7 +4852,8 @@ def generations(postgres: Postgres) -> Iterator[dict[int, Postgres]]:
 
 
 TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t;
-    CREATE TABLE renamed AS TABLE t; CREATE TABLE replaced AS TABLE t; CREATE TABLE split (i int)
+    CREATE TABLE renamed AS TABLE t; CREATE TABLE replaced AS TABLE t;
+    CREATE TABLE widened (i int); INSERT INTO widened VALUES (1), (2); CREATE TABLE split (i int)
     PARTITION BY RANGE (i); CREATE TABLE low PARTITION OF split FOR VALUES FROM (0) TO (9);
     CREATE TABLE high (i int); INSERT INTO low VALUES (1); INSERT INTO high VALUES (10);
     CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE t;
@@ -4892,7 +4905,9 @@ TRUNCATED = """BEGIN; CREATE TEMPORARY TABLE kept AS TABLE truncated; TRUNCATE t
 CHANGED = TRUNCATED + """ALTER TABLE rewritten ALTER id TYPE bigint;
     CREATE TABLE a AS TABLE renamed; ALTER TABLE renamed RENAME TO b;
     ALTER TABLE a RENAME TO renamed;
-    CREATE TABLE c AS TABLE replaced; DROP TABLE replaced; ALTER TABLE c RENAME TO replaced;"""
+    CREATE TABLE c AS TABLE replaced; DROP TABLE replaced; ALTER TABLE c RENAME TO replaced;
+    BEGIN; ALTER TABLE widened ADD more bigint; UPDATE widened SET more = i; ALTER TABLE widened
+    DROP i; ALTER TABLE widened RENAME more TO i; COMMIT;"""
 MOVED = """ALTER SCHEMA zone RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE
     gone.moved;"""
 
@@ -4902,10 +4917,10 @@ def test_rows_that_change_places_between_snapshot_and_locks_are_in_the_backup(ag
     executor = beside(aged, CHANGED + MOVED, "DROP TABLE b")
     result = result_of(executor)
     changed, dropped = result["made_again"]
-    assert changed.startswith("5 tables were ") and changed.endswith(
-        ": public.renamed, public.replaced, public.rewritten, public.truncated, zone.moved")
+    assert changed.startswith("6 tables were ") and changed.endswith(  # and zone.moved
+        ": public.renamed, public.replaced, public.rewritten, public.truncated, public.widened")
     assert re.search(r'relation "public\.b" does not exist', dropped)
-    executor.wait_for(r"level=warning .*5 tables were")
+    executor.wait_for(r"level=warning .*6 tables were")
     same_databases(aged, aged.restored(result["filename"]))
     assert aged.files() == []
 
@@ -4944,17 +4959,16 @@ def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
 def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_copies_is_seen(
         slow: Scene) -> None:
     assert slow.postgres.program
-    cancelled = "canceling statement due to user request"  # what pg_dump asks for when it stops
-    before = slow.postgres.program.log.count(cancelled)
-    with slow.locked() as unlock, slow.start() as executor:
+    # What the server says of a pg_dump that is stopped, in a statement of its or between two.
+    stopped = "canceling statement due to user request|client connection with an open transaction"
+    before = len(re.findall(stopped, slow.postgres.program.log))
+    with slow.locked() as unlock, slow.start(LOG_LEVEL="debug") as executor:
         slow.waiting()
         slow.sql(TRUNCATED)
         unlock()
         executor.wait_for(r"Making the dump again .*public\.truncated")
-        slow.postgres.program.wait_for(cancelled, count=before + 1)
-        becomes_true(lambda: slow.sql(
-            "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'COPY %' AND state ="
-            " 'active' AND datname = current_database()") == "t")
+        slow.postgres.program.wait_for(stopped, count=before + 1)
+        executor.wait_for("pg_dump has its locks")
         slow.sql(MOVED)
         executor.wait_for("Making the dump again .*1 schemas were replaced")
         assert executor.wait() == 0, executor.log
@@ -4963,6 +4977,25 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
     restored = slow.restored(result["filename"])
     assert slow.postgres.sql("SELECT count(*) FROM truncated UNION ALL SELECT count(*) FROM"
                              " zone.moved", restored) == "40\n40"
+
+
+def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_is_seen(
+        slow: Scene) -> None:
+    """Where pg_dump's session does not show what it does, that is when it has ended."""
+    slow.settings["PGOPTIONS"] = "-c track_activities=off"
+    with slow.locked() as unlock, slow.session() as dropping, slow.start() as executor:
+        waiting = slow.waiting()
+        slow.sql(TRUNCATED)
+        unlock()
+        becomes_true(lambda: slow.sql(
+            f"SELECT count(*) > 0 FROM pg_locks WHERE granted AND pid = {waiting} AND"
+            " relation = 'truncated'::regclass") == "t")
+        ask(dropping, "DROP TABLE truncated CASCADE; SELECT 'done';")  # behind pg_dump
+        assert executor.wait() == 0, executor.log
+    [why] = result_of(executor)["made_again"]
+    assert why.startswith("1 tables were")
+    restored = slow.restored(result_of(executor)["filename"])
+    assert slow.postgres.sql("SELECT to_regclass('truncated') IS NULL", restored) == "t"
 
 
 def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scene) -> None:
@@ -5233,7 +5266,7 @@ def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
         session = scene.waiting()
         name = scene.sql(f"SELECT application_name FROM pg_stat_activity WHERE pid = {session}")
         assert "one" in name and scene.database in name
-        handles = [os.pidfd_open(pid) for pid in descendants(executor.pid)]
+        handles = handles_below(executor.pid)
         executor.kill()
         assert handles and all(select.select([handle], [], [], 10)[0] for handle in handles)
         left = scene.files()
@@ -9117,6 +9150,23 @@ def test_a_compression_waits_until_pg_dump_has_its_locks(compressing: Scene) -> 
     assert all_rows_are_in(compressing, executor)
 
 
+def test_what_waits_for_us_and_keeps_pg_dump_waiting_is_let_go(compressing: Scene) -> None:
+    with compressing.session() as gate, compressing.session() as policy:
+        ask(gate, "BEGIN; LOCK TABLE places; SELECT 'locked';", "locked")
+        with compressing.start() as executor:
+            waiting = compressing.waiting()
+            ask(policy, "BEGIN; LOCK TABLE _timescaledb_internal._hyper_1_2_chunk;")
+            ask(policy, "LOCK TABLE _timescaledb_catalog.compression_settings"
+                        " IN ROW EXCLUSIVE MODE;")
+            compressing.waiting(but=waiting)
+            ask(gate, "COMMIT;")
+            ask(policy, "COMMIT; SELECT 'done';", "done")
+            # Else all of them wait until compression is held off no longer, after a minute.
+            assert executor.wait(50) == 0, executor.log
+    assert result_of(executor)["made_again"] == []
+    assert all_rows_are_in(compressing, executor)
+
+
 def test_pg_dump_waits_for_a_compression_that_is_about_to_truncate(compressing: Scene) -> None:
     """It has done with compression_settings, and locks its chunk to the end."""
     with compressing.session() as gate, compressing.session() as policy:
@@ -9173,6 +9223,8 @@ def test_a_role_that_cannot_hold_compression_off_dumps_again(compressing: Scene)
         compressing.postgres.sql("GRANT DELETE ON _timescaledb_catalog.compression_settings"
                                  f" TO {role}", compressing.database)
         assert "may not hold" not in jobs_in_check(compressing)[0]
+        compressing.postgres.sql(f"ALTER ROLE {role} CONNECTION LIMIT 1")
+        assert compressing.backup()["made_again"] == []
     finally:
         compressing.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
@@ -9308,7 +9360,7 @@ class Machine:
 
 FILL = "dd if=/dev/zero of=$0/filler bs=4k 2>/dev/null || true"
 TMPFS = 'mount -t tmpfs -o size=256k tmpfs "$0"'
-FULL = "No space left on device|bytes are free"
+FULL = "No space left on device|bytes (are free|left)"
 
 
 def one_error(ran: subprocess.CompletedProcess[str], *says: str) -> str:
@@ -9981,7 +10033,7 @@ def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
     with holding(proof.scratch, nothing):  # or as soon as its database is there
         with Executor({**proof.settings, **PAUSING}, "verify") as executor:
             paused(proof.scratch, "wait_event_type = 'Lock'")
-            programs = [os.pidfd_open(pid) for pid in descendants(executor.pid)]
+            programs = handles_below(executor.pid)
             executor.kill()
         proof.scratch.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                           " WHERE wait_event_type = 'Lock'")  # as if it had not come that far
@@ -10153,7 +10205,8 @@ def test_a_backup_that_waits_beside_a_verify_goes_first(site: Site) -> None:
         name = site.succeeds(queued[2])["filename"]
         for verify in queued[:2]:
             assert name in json.dumps(site.succeeds(verify))
-        assert re.findall("Beginning process.*=(.*)", executor.log) == [queued[2], *queued[:2]]
+        begun = re.findall(r"Beginning process.* ProcessId=(\S*)", executor.log)
+        assert begun == [queued[2], *queued[:2]]
 
 
 @standin()
