@@ -649,7 +649,7 @@ def look_for_room(s: Namespace, newest: int, database_size: int) -> str:  # or F
     require(free >= max(newest * 6 // 5, floor), f"{text}; a fifth more is needed, or {floor}")
     if not newest and free < database_size: log("warning", f"{text}, the database {database_size}")
     return text
-TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA "  # in a table of contents: its oid
+TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA (.*) \S+$"  # in a table of contents: its oid and name
 # Of each table that a dump may hold rows of, by its oid: its file node and its TOAST table's, and
 # hashes of its name and columns, whatever their encoding (md5() is not everywhere allowed).
 # Materialized views are not among them: a dump has them refreshed, and pg_dump 17 locks none.
@@ -705,7 +705,7 @@ class Window:
         if time.monotonic() < self.next_look:
             return False
         self.next_look = time.monotonic() + self.interval
-        self.interval = min(self.interval * 1.5, 30 if self.locked else 2)
+        self.interval = min(self.interval * 1.5, 10 if self.locked else 2)
         try:
             if self.locked:
                 self.compare_schemas(read_json(self.s, "Reading the schemas", READ_SCHEMAS))
@@ -727,30 +727,37 @@ class Window:
         if seen["copying"]:
             tables = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
             if read_json(self.s, "Looking at pg_dump", sessions, timeout=20)["copying"]:
-                self.compare(tables, set())
+                self.compare(tables, {})
                 self.locked = tables
                 log("debug", "pg_dump has its locks, and the tables are what they were")
         return bool(seen["stuck"] or self.locked)
-    def compare(self, tables: Mapping[str, str], archived: set[str]) -> None:
+    def compare(self, tables: Mapping[str, str], archived: Mapping[str, str]) -> None:
         """Raise Failure if tables that pg_dump may have dumped were emptied or replaced.
 
-        archived: the oids of those whose rows the archive has, as far as that is known.
+        archived: names by oid of those whose rows the archive has, as far as that is known.
         """
         named = {state.split()[2]: oid for oid, state in tables.items()}
-        void = []
-        for oid in self.before.keys() | archived:
+        void, gone = [], []
+        for oid in self.before.keys() | archived.keys():
             before = self.before.get(oid)
             heir = named.get(before.split()[2]) if before else None  # who has its name now
             if self.is_void(oid, tables.get(oid), heir, oid in archived):
-                void.append(int(heir or oid))
-        if not void:
-            return
-        oids = ", ".join(map(str, sorted(void)[:1000]))
-        names = ""
+                if heir or oid in tables:
+                    void.append(int(heir or oid))
+                else:
+                    gone.append(archived[oid].replace(" ", "."))
+        if void or gone:
+            names = ", ".join([*self.names(void), *sorted(gone)[:5]])
+            raise Failure(f"{len(void + gone)} tables were truncated, rewritten or replaced before "
+                          f"pg_dump had locked them, rows may be missing: {names}", again=True)
+    def names(self, oids: list[int]) -> list[str]:
+        """The names of some tables, together, for people; their oids where none is to be had."""
+        if not oids:
+            return []
+        listed = ", ".join(map(str, sorted(oids)[:1000]))
         with suppress(Failure):
-            names = psql(self.s, "Naming the tables", NAME_TABLES.format(oids)).strip()
-        raise Failure(f"{len(void)} tables were truncated, rewritten or replaced before pg_dump "
-                      f"had locked them, rows may be missing: {names or oids}", again=True)
+            return [psql(self.s, "Naming the tables", NAME_TABLES.format(listed)).strip()]
+        return [listed]
     def is_void(self, oid: str, now: str | None, heir: str | None, archived: bool) -> bool:
         """Whether what pg_dump has of a table may lack rows."""
         before = self.before.get(oid)
@@ -765,10 +772,10 @@ class Window:
         if replaced:
             raise Failure(f"{len(replaced)} schemas were replaced by others of their names while "
                           "pg_dump ran, rows may be missing", again=True)
-    def end(self, archived: set[str]) -> None:
+    def end(self, archived: Mapping[str, str]) -> None:
         """Compare what is left to compare, now that pg_dump has ended. Raises Failure: void.
 
-        archived: the oids of the tables that the archive has rows of, as pg_dump's snapshot saw it.
+        archived: names by oid of the tables whose rows the archive has, as pg_dump saw them.
         """
         tables = self.locked
         if tables is None:
@@ -936,7 +943,7 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
         listed = run(s, "The table of contents", ["pg_restore", "--list", journal.partial],
                      connect=False)
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-        window.end(set(re.findall(TABLES, listed)))  # before what waits for us goes on
+        window.end(dict(re.findall(TABLES, listed)))  # before what waits for us goes on
     return took, listed
 def seal(server: Namespace, journal: Journal, took: int, listed: str) -> None:
     """Note what the archive is, now that its table of contents has been read back."""

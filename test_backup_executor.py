@@ -4993,7 +4993,7 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
         ask(dropping, "DROP TABLE truncated CASCADE; SELECT 'done';")  # behind pg_dump
         assert executor.wait() == 0, executor.log
     [why] = result_of(executor)["made_again"]
-    assert why.startswith("1 tables were")
+    assert why.startswith("1 tables were") and why.endswith(": public.truncated")
     restored = slow.restored(result_of(executor)["filename"])
     assert slow.postgres.sql("SELECT to_regclass('truncated') IS NULL", restored) == "t"
 
