@@ -21,6 +21,7 @@ TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals
 class Failure(Exception):  # `status`: the peer's, or 2: settings. `again`: trying may help
     def __init__(self, text: str, status: int = 0, again: bool = False):
         super().__init__(text); self.status, self.again = status, again
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Stop(BaseException): """A signal, the argument, asks for the end."""
 def require(fact: object, otherwise: str, status: int = 0) -> None:
     if not fact: raise Failure(otherwise, status)
@@ -178,11 +179,25 @@ def redacted(s: Namespace, said: object) -> str:  # others' words without our se
 def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subprocess.Popen[bytes]:
     """Start a program, from a list and never by a shell. It dies with us, even by kill -9."""
     parent, libc = os.getpid(), ctypes.CDLL(None)
+    # A Stop amid fork() is swallowed by what Python runs there (os.register_at_fork), or comes
+    # when the program runs and nobody knows it: signals wait until it is known.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     def die_with_parent() -> None:
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.getppid() != parent: os._exit(1)
-    return subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                            preexec_fn=die_with_parent, start_new_session=True, **more)
+    program = None
+    try:
+        program = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   preexec_fn=die_with_parent, start_new_session=True, **more)
+    finally:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except Stop:
+            if program:
+                stop(program, signal.SIGKILL)
+            raise
+    return program
 def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: float = 4) -> None:
     program.send_signal(signum)
     with suppress(subprocess.TimeoutExpired): program.wait(grace)
@@ -665,6 +680,7 @@ READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
+USERS_OIDS = 16384  # and above; below are those that initdb makes, which READ_TABLES leaves out
 READ_SCHEMAS = """SELECT json_object_agg(hashtextextended(nspname, 0), oid)
     FROM pg_namespace WHERE nspname !~ '^pg_'"""
 NAME_TABLES = """SELECT string_agg(name, ', ') FROM (
@@ -943,7 +959,8 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
         listed = run(s, "The table of contents", ["pg_restore", "--list", journal.partial],
                      connect=False)
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-        window.end(dict(re.findall(TABLES, listed)))  # before what waits for us goes on
+        rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
+        window.end(rows)  # before what waits for us goes on
     return took, listed
 def seal(server: Namespace, journal: Journal, took: int, listed: str) -> None:
     """Note what the archive is, now that its table of contents has been read back."""
@@ -1162,7 +1179,8 @@ PAUSE_JOBS = """WITH paused AS (UPDATE _timescaledb_config.bgw_job SET scheduled
     WHERE scheduled AND id >= 1000 RETURNING id) SELECT array_agg(id ORDER BY id) FROM paused"""
 JOBS_ON = "SELECT {}.alter_job(id, scheduled => true) FROM unnest('{}'::int[]) AS id;"
 ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
-PUBLIC = "-c search_path=public -c default_transaction_read_only=off"  # against the database's own
+WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
+PUBLIC = f"-c search_path=public {WRITING}"
 NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
 OF_DATABASE = (rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
                rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)")
@@ -1182,15 +1200,31 @@ def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest go
         head: Any = s3.head(s3.key(n[2])) if n else None
         require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
         if n: return Found(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
-    require(found := s3.backups(), f"{s3.where}: there is no backup")
+    found = s3.backups()
+    require(found, f"{s3.where}: there is no backup")
     whose = by_database(found)
     ours = [x for of, x in whose.items() if of[1] == database]  # of two servers: the newer one's
-    sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or list(whose.values()) or [found]
+    unknown = by_archive(s3, found, {of[1] for of in whose})
+    if not ours and database in unknown:
+        ours = [unknown[database]]
+    sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or [*whose.values(), *unknown.values()]
+    sorts = sorts or [found]
     require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
     backups, doubts = sorts[0], doubtful(sorts[0])
     while backups[-1].key in doubts:
         log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
     return backups[-1]
+def by_archive(s3: S3, found: list[Found], known: set[str]) -> dict[str, list[Found]]:
+    """Objects without metadata by the database that their archives name, but for those KNOWN.
+
+    Old first. What is no archive counts as nobody's. The newest 100 are asked for. Raises Failure.
+    """
+    whose = dict[str, list[Found]]()
+    for f in [f for f in found if f.metadata == {}][-HEADS:]:
+        name, _ = archive_origin(s3.beginning(f))
+        if name and name not in known:
+            whose.setdefault(name, []).append(f)
+    return whose
 def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
     found = chosen(s3, name, whose)  # its metadata are returned
     metadata, sha256, step = found.metadata or {}, hashlib.sha256(), max(16 * MIB, found.size >> 12)
@@ -1450,9 +1484,9 @@ def analyze(t: Namespace, a: Namespace, report: dict[str, Any]) -> list[str]:
     with timed(report, "analyze"):
         try:
             if a.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
-                psql(t, step, "ANALYZE", FOREVER, ALL_ROWS)
+                psql(t, step, "ANALYZE", FOREVER, f"{ALL_ROWS} {WRITING}")
                 return []
-            answers, _ = for_each(t, step, ANALYZE, "")
+            answers, _ = for_each(t, step, ANALYZE, WRITING)
         except Failure as error:
             return [str(error)]
     return [f"{table}: not analyzed: {reason}" for table, _, reason in answers if reason]
@@ -1621,6 +1655,8 @@ def tell(new: Target, a: Namespace, due: dict[str, str], report: dict[str, Any])
     called = new.scratch if "name" in due else identifier(new.name)
     made = f"Restored {report['object']} into {called}: {', '.join(facts)}"
     lines = [f"{made}; checksum: {report['sha256']}."]
+    if new.taken and "name" not in due:
+        lines.append(f"The empty one that had this name is called before_{new.scratch} now.")
     if "name" in due:
         lines.append("It is whole. To name it, while nobody is connected to it:")
     elif "work" in due:
@@ -2227,7 +2263,7 @@ def main() -> int:
     options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
     command, status = options.command or "serve", 0; os.umask(0o077)  # dumps are nobody else's
     with suppress(OSError, ValueError): resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # no core
-    for signum in (1, 2, 15, signal.SIGUSR1): signal.signal(signum, on_signal)
+    for signum in SIGNALS: signal.signal(signum, on_signal)
     try:
         colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
         s = read_settings(os.environ, command == "serve" or colonies, not vars(options).get("file"))
