@@ -7371,6 +7371,21 @@ def test_latest_of_several_databases_wants_a_name(
     same_databases(scene, new)
 
 
+def test_latest_of_a_server_that_forgot_the_metadata_takes_no_other_databases_archive(
+        scene: Scene, new: str) -> None:
+    scene.postgres.sql(f"CREATE DATABASE {new}_b")
+    scene.postgres.sql("CREATE TABLE only_there (i int)", f"{new}_b")
+    there = Scene(scene.postgres, scene.s3, scene.folder, f"{new}_b", scene.prefix)
+    scene.put("backup_1700000000.bak", archive(scene))
+    scene.put("backup_1700000001.bak", archive(there))
+    assert "several" in refused(scene, "latest", "--database", new)
+    verified = json.loads(scene.run("verify").stdout)["object"]
+    assert verified == f"{scene.prefix}/backup_1700000000.bak"
+    stored(there, archive(there), 1700000002)  # the only one of which it is known whose it is
+    assert "several" in refused(scene, "latest", "--database", new)
+    scene.postgres.sql(f"DROP DATABASE {new}_b")
+
+
 def test_latest_passes_over_a_doubtful_backup_that_list_shows(scene: Scene, new: str) -> None:
     name, small = stored(scene, archive(scene)), "backup_1700000001.bak"
     assert stored(scene, b"of an emptied database", 1700000001) == small
