@@ -4440,10 +4440,14 @@ class Scene:
             yield session.stdin.close
 
     def waiting(self, but: str = "") -> str:
-        """Wait for a session that waits for a lock here, another than BUT; its process id."""
+        """Wait for a session that waits for a table here, another than BUT; its process id.
+
+        Not for one of the catalog: whoever connects waits where a vacuum gives back its end.
+        """
         for _ in range(1500):
-            pids = self.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                            " AND datname = current_database()").split()
+            pids = self.sql("SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND"
+                            " database = (SELECT oid FROM pg_database"
+                            " WHERE datname = current_database())").split()
             if pids and pids != [but]:
                 return next(pid for pid in pids if pid != but)
             threading.Event().wait(0.02)  # PostgreSQL tells nobody who waits
