@@ -449,6 +449,11 @@ def client_programs(version: int = 17) -> tuple[Path, dict[str, str]]:
     return folder, {"LD_LIBRARY_PATH": str(bundled.parent / "lib")} if lacking else {}
 
 
+# Of sessions in pg_stat_activity. One that is only just connecting has no query yet; it waits where
+# autovacuum gives the end of a catalog's table back.
+HELD_UP = "wait_event_type = 'Lock' AND query <> ''"
+
+
 class Postgres(Server):
     """A PostgreSQL server on 127.0.0.1; its superuser is postgres."""
 
@@ -3128,7 +3133,7 @@ class Disturbed:
         """Let some dumps wait for their locks until something was done meanwhile."""
         while not self.over.is_set():
             with self.scene.locked("gate") as let_go_on:
-                while not self.over.wait(0.02) and not self.dumping("wait_event_type = 'Lock'"):
+                while not self.over.wait(0.02) and not self.dumping(HELD_UP):
                     pass
                 before = self.done.total()
                 self.hurry.set()
@@ -4316,7 +4321,7 @@ def test_after_a_kill_9_nothing_goes_on_and_a_restart_runs_the_process_again(sit
             site.sessions(True)
             # its server process waits for the lock and has not seen that pg_dump is gone
             becomes_true(lambda: site.postgres.sql(
-                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                f"SELECT count(*) FROM pg_stat_activity WHERE {HELD_UP}"
                 f" AND datname = '{site.name}'") == "1")
             release()
             site.succeeds(process)
@@ -7567,7 +7572,7 @@ def shut(scene: Scene, lock: str = "pg_shdescription IN SHARE UPDATE EXCLUSIVE M
 
 def at_the_gate(scene: Scene) -> str:
     """Wait for a session that waits for a lock, in whatever database; its process id."""
-    waiting = ("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    waiting = (f"SELECT pid FROM pg_stat_activity WHERE {HELD_UP}"
                " AND backend_type = 'client backend'")  # autovacuum waits for some, too
     becomes_true(lambda: scene.postgres.sql(waiting))
     return scene.postgres.sql(waiting).split()[0]
@@ -9113,7 +9118,7 @@ def test_a_naming_that_is_refused_is_told_and_stops_no_scheduler(
         lock.enter_context(holding(sensors.server, "LOCK pg_db_role_setting IN SHARE MODE"))
         executor = lock.enter_context(Executor({**sensors.settings, "BACKUP_TIME_SCALE": "0.01"},
                                                "restore", "latest", "--database", target))
-        scratch = paused(sensors.server, "wait_event_type = 'Lock'")
+        scratch = paused(sensors.server, HELD_UP)
         sensors.server.sql(f"CREATE DATABASE before_{scratch}")
         since = len(sensors.server.logged())
         sensors.server.sql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE granted AND"
@@ -10070,11 +10075,11 @@ def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
         proof: Proof, nothing: str) -> None:
     with holding(proof.scratch, nothing):  # or as soon as its database is there
         with Executor({**proof.settings, **PAUSING}, "verify") as executor:
-            paused(proof.scratch, "wait_event_type = 'Lock'")
+            paused(proof.scratch, HELD_UP)
             programs = handles_below(executor.pid)
             executor.kill()
         proof.scratch.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                          " WHERE wait_event_type = 'Lock'")  # as if it had not come that far
+                          f" WHERE {HELD_UP}")  # as if it had not come that far
         left = {name for name in proof.scratch.databases() if name.startswith("verify_")}
         assert programs and all(select.select([pid], [], [], 10)[0] for pid in programs)
     assert proof.files() == [] and len(left) == 1
