@@ -1,0 +1,633 @@
+"""The bench: the executor measured beside what is built by hand."""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+
+from colonies import SUCCESS, Standin
+from environment import FRONT, cache_lock, make_environment
+from readme import markdown, write_tables
+from servers import (
+    LIBC,
+    PR_SET_PDEATHSIG,
+    Executor,
+    Postgres,
+    S3Server,
+    SeaweedFS,
+    backup_settings,
+    client_programs,
+    descendants,
+    memory,
+    programs,
+    run,
+    temporary_folder,
+    tool,
+)
+
+# Measured beside ours. It can't stand among the front's requirements: it pins another botocore.
+AWSCLI = "awscli==1.46.3"
+BENCH_KINDS = {"notes": "text", "readings": "sensor readings", "chunks": "compressed already"}
+BENCH_METHODS = ("none", "lz4", "gzip:1", "gzip:6", "zstd:1", "zstd:2", "zstd:3", "zstd:6",
+                 "zstd:9")
+BENCH_BASE = 0.125  # GB that this fills, a third of each kind
+BENCH_SQL = """
+SELECT setseed(0.5);
+CREATE TABLE notes (id bigint PRIMARY KEY, body text NOT NULL);
+INSERT INTO notes SELECT i, (SELECT string_agg(
+        left(translate(md5(r::text), '0123456789', 'ghiklmnopr'), 2 + r % 9), ' ' ORDER BY k)
+    FROM (SELECT k, floor(4000 * random() ^ 4)::int + 0 * k AS r
+          FROM generate_series(1, 20 + i % 40) k) AS words) FROM generate_series(1, 124000) i;
+CREATE TABLE readings (at timestamptz NOT NULL, sensor int NOT NULL, value float8, state real);
+INSERT INTO readings SELECT '2026-01-01Z'::timestamptz + i * interval '10 s', sensor,
+        round((20 + sum(random() - 0.5) OVER (PARTITION BY sensor ORDER BY i))::numeric, 3),
+        round((50 + 10 * sin(i / 900.0) + random())::numeric, 2)
+    FROM generate_series(1, 100) sensor, generate_series(1, 6950) i ORDER BY i, sensor;
+CREATE TABLE chunks (id int NOT NULL, compressed text NOT NULL);
+ALTER TABLE chunks ALTER compressed SET STORAGE EXTERNAL;
+INSERT INTO chunks SELECT i, (SELECT string_agg(
+        left(encode(sha256(random()::text::bytea), 'base64'), 43), '' ORDER BY k)
+    FROM generate_series(1, 400 + i % 2) k) FROM generate_series(1, 2230) i;
+"""
+# What repeats is 40 MB away, farther than any of the methods looks back.
+BENCH_DOUBLE = """
+INSERT INTO notes SELECT id + (SELECT max(id) FROM notes), body FROM notes;
+INSERT INTO readings SELECT * FROM readings;
+INSERT INTO chunks SELECT * FROM chunks;
+"""
+BARE_BOTO3 = """
+import boto3, botocore.config, sys
+config = botocore.config.Config(request_checksum_calculation="when_required",
+                                response_checksum_validation="when_required")
+boto3.client("s3", endpoint_url=sys.argv[1], config=config).upload_file(
+    sys.argv[2], "backup", "bare.bak")
+"""
+# These stand before PostgreSQL's own programs on the PATH. Who asks for a version isn't noted.
+NOTING_PG_DUMP = """#!/bin/sh
+case " $* " in *" --version "*) exec '{real}' "$@";; esac
+date +%s.%N >>'{notes}'
+printf '%s\\n' "$@" >>'{notes}'
+'{real}' "$@"
+status=$?
+date +%s.%N >>'{notes}'
+exit $status
+"""
+SYNTHETIC_PG_DUMP = """#!/bin/sh
+case " $* " in *" --version "*) exec '{real}' "$@";; esac
+while [ "$1" != -f ]; do shift; done
+exec truncate -s {size} "$2"
+"""
+SYNTHETIC_PG_RESTORE = """#!/bin/sh
+case " $* " in *" --list "*) exec echo '215; 0 2200 TABLE DATA public notes postgres';; esac
+exec '{real}' "$@"
+"""
+
+
+def synthetic_programs(folder: Path, size: int) -> str:
+    """A PATH whose pg_dump makes an archive of SIZE bytes that hold nothing."""
+    real = client_programs()[0]
+    return programs(folder, pg_dump=SYNTHETIC_PG_DUMP.format(real=real / "pg_dump", size=size),
+                    pg_restore=SYNTHETIC_PG_RESTORE.format(real=real / "pg_restore"))
+
+
+class Sample(NamedTuple):
+    """A number of ours, and its counterpart of the same repetition where there is one."""
+
+    what: str
+    ours: float
+    unit: str = "s"
+    other: str = ""
+    theirs: float = 0.0
+    reach: float = 0.0  # of the ratio, or of our number where it stands alone; 0: none is set
+
+    @property
+    def value(self) -> float:
+        return self.ours / self.theirs if self.other else self.ours
+
+
+class Ran(NamedTuple):
+    """What a command took: seconds, CPU seconds, and its peak of memory in MB, if watched."""
+
+    seconds: float
+    cpu: float
+    peak: float
+
+
+class Dumped(NamedTuple):
+    """What the noting pg_dump noted: when it began and ended, and its arguments."""
+
+    began: float
+    ended: float
+    arguments: list[str]
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+
+def bench(arguments: list[str]) -> int:
+    """Measure the executor beside what people build by hand; print tables."""
+    def sizes(text: str) -> list[float]:
+        found = sorted(map(float, text.split(",")))
+        if any(size not in [BENCH_BASE * 2 ** power for power in range(16)] for size in found):
+            raise ValueError
+        return found
+
+    parser = argparse.ArgumentParser(prog=f"{FRONT.name} bench", description=bench.__doc__)
+    parser.add_argument("--sizes", type=sizes, default=[0.5, 4.0], metavar="GB,GB",
+                        help="databases for the comparisons: 0.5 GB, doubled or halved (0.5,4)")
+    parser.add_argument("--growth", type=sizes, default=[0.5, 1.0, 2.0, 4.0], metavar="GB,GB",
+                        help="databases for the table of growth (0.5,1,2,4)")
+    parser.add_argument("--archive", type=float, default=20.0, metavar="GB",
+                        help="the synthetic archive; 0 leaves it out (20)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N",
+                        help="so often; from 2 GB on three times (5)")
+    parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement, for development")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    options = parser.parse_args(arguments)
+    if options.write and options.only:
+        parser.error("--write takes no --only: README.md has all of it")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with temporary_folder() as folder:
+            needed = 3 + max(5 * options.sizes[-1], 2 * options.growth[-1], options.archive)
+            free = shutil.disk_usage(folder).free / 1e9
+            if free < needed:
+                sys.exit(f"{FRONT.name}: {folder.parent} has {free:.1f} GB free; the bench needs"
+                         f" {needed:.1f} (TMPDIR, --sizes, --archive)")
+            aws = awscli()
+            with Postgres(folder / "postgres") as postgres:
+                tables = Bench(folder, postgres, aws, options).tables()
+    except RuntimeError as error:
+        sys.exit(f"{FRONT.name}: {error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
+        return 130
+    print("\n\n".join(filter(None, tables.values())))
+    if options.write:
+        write_tables(tables)
+    return 0
+
+
+def awscli() -> list[str]:
+    """The command that runs aws, of an environment of its own, made where it isn't there yet."""
+    with cache_lock() as cache:
+        target = cache / AWSCLI.replace("==", "-")
+        if not target.exists():
+            make_environment(target, [AWSCLI], 20)
+    return [str(target / "bin/python"), "-m", "awscli"]
+
+
+def measured(env: dict[str, str], *commands: list[str], watch: bool = False) -> Ran:
+    """Run COMMANDS, as a pipe if there are several, to their end."""
+    os.sync()
+    with contextlib.ExitStack() as stack:
+        said: Any = stack.enter_context(tempfile.TemporaryFile())
+        source: Any = subprocess.DEVNULL
+        processes: list[subprocess.Popen[bytes]] = []
+        begun, cpu = time.monotonic(), 0.0
+        for command in commands:
+            process = stack.enter_context(subprocess.Popen(
+                command, env=env, stdin=source, stderr=said, start_new_session=True,
+                stdout=said if command is commands[-1] else subprocess.PIPE,
+                preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)))
+            stack.callback(process.kill)
+            if processes:
+                source.close()  # else its writer would not learn of the reader's end
+            source = process.stdout
+            processes.append(process)
+        watching = stack.enter_context(Watch(processes[-1].pid)) if watch else None
+        for process in processes:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            cpu += usage.ru_utime + usage.ru_stime
+        seconds = time.monotonic() - begun
+        if any(process.returncode for process in processes):
+            said.seek(0)
+            raise RuntimeError(f"{commands} failed: {said.read().decode(errors='replace')}")
+        return Ran(seconds, cpu, watching.peak() if watching else 0)
+
+
+class Watch:
+    """Samples a process, and those it starts that run the same program (ours: Python).
+
+    A child's ru_maxrss would be of no use: it begins with what the process had that forked it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.ended = pid, threading.Event()
+        self.program = os.readlink(f"/proc/{pid}/exe")
+        self.cpu: dict[int, float] = {}
+        self.peaks: dict[int, list[float]] = {}
+        self._sample(pid)
+        self.before = self.cpu[pid]
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        pids = [self.pid]
+        for turn in itertools.count():
+            if turn % 10 == 0:  # it reads all of /proc: more often would be felt
+                pids = [self.pid, *descendants(self.pid)]
+            for pid in pids:
+                with contextlib.suppress(OSError):  # it has ended
+                    self._sample(pid)
+            if self.ended.wait(0.02):
+                break
+
+    def _sample(self, pid: int) -> None:
+        if os.readlink(f"/proc/{pid}/exe") == self.program:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            self.cpu[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            self.peaks.setdefault(pid, []).append(memory(pid, "VmHWM"))
+
+    def used(self) -> float:
+        """CPU seconds since the start of the watch."""
+        return sum(self.cpu.values()) - self.before
+
+    def peak(self) -> float:
+        """The sum of the peaks in MB. A fork that is about to become another program is none."""
+        return sum(max(found) for found in self.peaks.values() if len(found) >= 5)
+
+
+class Backup(NamedTuple):
+    """One backup of ours: submitted when, dumped how, closed when, and its result."""
+
+    submitted: float
+    dumped: Dumped | None
+    closed: float
+    result: dict[str, Any]
+    logs: list[dict[str, Any]]
+
+    @property
+    def seconds(self) -> float:
+        return self.closed - self.submitted
+
+    def logged(self, text: str) -> float:
+        """When the process's log first had TEXT."""
+        return next(log["timestamp"] for log in self.logs if text in log["message"]) / 1e9
+
+    def steps(self) -> list[float]:
+        """Seconds to the start of pg_dump, of pg_dump, to read it back, of the upload, and left."""
+        assert self.dumped
+        uploading = self.logged("Uploading")
+        steps = [self.dumped.began - self.submitted, self.dumped.seconds,
+                 uploading - self.dumped.ended, self.logged("Successfully uploaded") - uploading]
+        return [*steps, self.seconds - sum(steps)]
+
+
+class Bench:
+    """Where it is measured, and what came of it."""
+
+    def __init__(self, folder: Path, postgres: Postgres, aws: list[str],
+                 options: argparse.Namespace) -> None:
+        self.folder, self.postgres, self.aws, self.options = folder, postgres, aws, options
+        self.notes = folder / "notes"
+        self.archive, self.copy = str(folder / "archive.bak"), str(folder / "copy.bak")
+        self.path = programs(folder / "noting", pg_dump=NOTING_PG_DUMP.format(
+            real=postgres.bin / "pg_dump", notes=self.notes))
+        self.filled = 0.0
+        self.samples: list[Sample] = []
+        self.rows: dict[str, list[list[str]]] = {"compression": [], "growth": []}
+
+    def fill(self, size: float) -> None:
+        """Have a database of SIZE GB; it only grows."""
+        if not self.filled:
+            self.postgres.run("createdb", "bench")
+        while self.filled < size:
+            say(f"growing the database from {self.filled:g} GB")
+            self.postgres.sql(BENCH_DOUBLE if self.filled else BENCH_SQL, "bench")
+            self.filled = 2 * self.filled or BENCH_BASE
+        self.postgres.sql("VACUUM ANALYZE; CHECKPOINT", "bench")  # else the first readers write
+        self.dump("--compress=none", "--no-sync", "-f", "/dev/null")  # or wait for the disk
+
+    def times(self, size: float) -> range:
+        repeat: int = self.options.repeat
+        return range(repeat if size < 2 else min(repeat, 3))
+
+    def environment(self, s3: S3Server | None = None) -> dict[str, str]:
+        """For what is built by hand: all of it with its defaults."""
+        keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+                "AWS_DEFAULT_REGION": "us-east-1", **s3.rclone_environment()} if s3 else {}
+        return {**keys, "HOME": str(self.folder), "PATH": self.path, "PGHOST": "127.0.0.1",
+                "PGPORT": str(self.postgres.port), "PGUSER": "postgres", "PGDATABASE": "bench",
+                "PGPASSWORD": self.postgres.password, **client_programs()[1]}
+
+    def dump(self, *options: str) -> tuple[Ran, Dumped]:
+        """pg_dump -Fc, through the same script as ours."""
+        self.notes.unlink(missing_ok=True)
+        ran = measured(self.environment(), ["pg_dump", "-Fc", *options])
+        return ran, self.noted()
+
+    def noted(self) -> Dumped:
+        began, *arguments, ended = self.notes.read_text().splitlines()
+        return Dumped(float(began), float(ended), arguments)
+
+    @contextlib.contextmanager
+    def s3(self) -> Iterator[SeaweedFS]:
+        """A new S3 server, that has written some once; what it had is removed at the end."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder, SeaweedFS(folder) as s3:
+            s3.client().create_bucket(Bucket="backup")
+            warm = Path(folder, "warm")
+            warm.write_bytes(os.urandom(64_000_000))
+            s3.rclone("copyto", str(warm), ":s3:backup/warm")
+            yield s3
+
+    @contextlib.contextmanager
+    def executor(self, s3: S3Server, path: str = "") -> Iterator[tuple[Executor, Standin]]:
+        """Ours, waiting for processes."""
+        with Standin() as server, Executor(
+                {**server.colony().settings(), **self.settings(s3), "PATH": path or self.path,
+                 }) as executor:
+            server.wait_call("assignprocessmsg", status=0)
+            yield executor, server
+
+    def settings(self, s3: S3Server) -> dict[str, str]:
+        staging = self.folder / "staging"
+        staging.mkdir(exist_ok=True)
+        return backup_settings(self.postgres, s3, staging, "bench")
+
+    def backup(self, server: Standin) -> Backup:
+        """Have a process `backup` done."""
+        os.sync()
+        self.notes.unlink(missing_ok=True)
+        client, submitted = server.colony().client(), time.time()
+        identifier = client.submit()
+        with server.lock:  # to be told of the end, not to learn of it by asking
+            server.changed.wait_for(
+                lambda: any(call[0].startswith("close") for call in server.calls), 3600)
+        closed = time.time()
+        process = client.process(identifier)
+        if process["state"] != SUCCESS:
+            raise RuntimeError(f"the backup failed: {process['errors']}")
+        dumped = self.noted() if self.notes.exists() else None
+        return Backup(submitted, dumped, closed, json.loads(process["out"][0]), server.logs)
+
+    def tables(self) -> dict[str, str]:
+        """Measure all that the options ask for; what README.md gets between which markers."""
+        sizes, growths = self.options.sizes, self.options.growth
+        for size in sorted({*sizes, *growths}):
+            self.fill(size)
+            for name, function in MEASUREMENTS.items():
+                due = {"growth": size in growths, "whole": size in sizes,
+                       "restore": size in sizes}.get(name, size == sizes[0])
+                if due and self.options.only in (None, name):
+                    for sample in function(self, size):
+                        self.samples.append(sample)
+                        beside = f"; {sample.other}: {sample.theirs:.3f}" if sample.other else ""
+                        say(f"{sample.what}: {sample.ours:.3f} {sample.unit}{beside}")
+        bench = filter(None, [self.facts(), self.ratios(), self.growth()])
+        return {"bench": "\n\n".join(bench), "compression": self.compression()}
+
+    def facts(self) -> str:
+        """The machine and the programs' versions."""
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        asked = {"PostgreSQL": [str(self.postgres.bin / "pg_dump"), "--version"],
+                 "rclone": [tool("rclone"), "version"], "aws": [*self.aws, "--version"],
+                 "SeaweedFS": [tool("weed"), "version"]}
+        said = {name: subprocess.run(command, env=self.environment(), capture_output=True,
+                                     text=True, check=True).stdout
+                for name, command in asked.items()}
+        versions = {"Python": platform.python_version(), "boto3": boto3.__version__} | {
+            name: (re.findall(r"\d+\.[\d.]+", text) or ["?"])[0] for name, text in said.items()}
+        return (f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), "
+                + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+
+    def ratios(self) -> str:
+        """The table of all samples: the medians, and the spread of the ratios."""
+        order = list(dict.fromkeys(sample.what for sample in self.samples))
+        groups: dict[tuple[str, str], list[Sample]] = {}
+        for sample in sorted(self.samples, key=lambda sample: order.index(sample.what)):
+            groups.setdefault((sample.what, sample.other), []).append(sample)
+        rows = []
+        for (what, other), found in groups.items():
+            unit, reach, values = found[0].unit, found[0].reach, [each.value for each in found]
+            ours, theirs = (statistics.median(getattr(each, name) for each in found)
+                            for name in ("ours", "theirs"))
+            suffix = "" if other else f" {unit}"
+            rows.append([
+                what, f"{short(ours)} {unit}", f"{other}: {short(theirs)} {unit}" if other else "",
+                " / ".join(f"{value:.2f}" for value in (
+                    min(values), statistics.median(values), max(values))) + suffix,
+                f"at most {reach:.3g}{suffix}" if reach else "",
+                ("yes" if statistics.median(values) <= reach else "no") if reach else ""])
+        return markdown(["what", "ours", "compared with", "ratio: min / median / max", "reach",
+                         "met"], rows)
+
+    def growth(self) -> str:
+        return markdown(["database, GB", "archive, MB", "whole, s", "start", "pg_dump",
+                         "read back, SHA-256", "upload", "rest", "s for each GB"],
+                        self.rows["growth"])
+
+    def compression(self) -> str:
+        return markdown(["--compress", *BENCH_KINDS.values()], self.rows["compression"])
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def short(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def measure_compression(bench: Bench, size: float) -> Iterator[Sample]:
+    """Each kind of data by each method: seconds, and what is left of the size."""
+    whole: dict[str, int] = {}
+    for method in BENCH_METHODS:
+        row = [f"`{method}`"]
+        for table in BENCH_KINDS:
+            seconds = statistics.median(
+                bench.dump("-t", table, f"--compress={method}", "-f", bench.archive)[1].seconds
+                for _ in range(min(3, bench.options.repeat)))
+            archive = os.path.getsize(bench.archive)
+            share = archive / whole.setdefault(table, archive)
+            row.append(f"{seconds:.2f} s, {share:.1%}")
+        bench.rows["compression"].append(row)
+        say(" ".join(row))
+    os.unlink(bench.archive)
+    yield from ()
+
+
+def measure_whole(bench: Bench, size: float) -> Iterator[Sample]:
+    """A backup from its submission to its end, and the time for which it holds the database."""
+    same: list[str] = []
+    for turn in bench.times(size):
+        with bench.s3() as s3:
+            with bench.executor(s3) as (_executor, server):
+                # by turns the one and the other is first: neither has the quieter moment
+                first = [bench.dump(*same)] if turn % 2 else []
+                ours = bench.backup(server)
+            assert ours.dumped
+            same = list(ours.dumped.arguments)
+            same[same.index("-f") + 1] = bench.archive
+            [alone] = first or [bench.dump(*same)]
+            yield from compare(bench, s3, f"{size:g} GB", ours, *alone)
+        os.unlink(bench.archive)
+
+
+def compare(bench: Bench, s3: S3Server, database: str, ours: Backup, alone: Ran,
+            held: Dumped) -> Iterator[Sample]:
+    """What is built by hand, beside a backup of ours. A dump serves all that upload it."""
+    env, dumped = bench.environment(s3), ours.dumped
+    assert dumped
+    rclone = [tool("rclone"), "copyto", bench.archive, ":s3:backup/rclone.bak"]
+    method = next(each for each in held.arguments if each.startswith("--compress="))
+    by_hand = {f"pg_dump {method}, rclone": alone.seconds + measured(env, rclone).seconds}
+    yield Sample(f"{database}: pg_dump holds the database", dumped.seconds, "s",
+                 f"pg_dump {method} alone", held.seconds, 1.02)
+    dump, held = bench.dump("--compress=zstd", "-f", bench.archive)
+    by_hand["pg_dump --compress=zstd, rclone"] = dump.seconds + measured(env, rclone).seconds
+    dump, held = bench.dump("-f", bench.archive)
+    yield Sample(f"{database}: pg_dump holds the database", dumped.seconds, "s",
+                 "pg_dump -Fc (gzip)", held.seconds, 1 / 3)
+    yield Sample(f"{database}: archive", ours.result["size"] / 1e6, "MB", "pg_dump -Fc (gzip)",
+                 os.path.getsize(bench.archive) / 1e6, 1)
+    aws = [*bench.aws, "--endpoint-url", s3.url, "s3", "cp", bench.archive, "s3://backup/aws.bak"]
+    gzip = {"pg_dump, aws s3 cp": dump.seconds + measured(env, aws).seconds,
+            "pg_dump, rclone copyto": dump.seconds + measured(env, rclone).seconds,
+            "pg_dump \\| rclone rcat": measured(
+                env, ["pg_dump", "-Fc"], [tool("rclone"), "rcat", ":s3:backup/rcat.bak"]).seconds}
+    for other, seconds in (gzip | by_hand).items():
+        yield Sample(f"{database}: whole backup", ours.seconds, "s", other, seconds,
+                     1 if other in by_hand else 0)
+    yield Sample(f"{database}: whole backup", ours.seconds, "s", "the fastest of these with gzip",
+                 min(gzip.values()), 0.5)
+
+
+def measure_footprint(bench: Bench, size: float) -> Iterator[Sample]:
+    """Memory and CPU time of a backup of ours, and of others' uploads of the same archive."""
+    for _ in bench.times(size):
+        with bench.s3() as s3:
+            yield from footprint(bench, s3, f"{size:g} GB", bench.path)
+            stored = newest_backup(s3)
+            s3.rclone("copyto", f":s3:backup/{stored}", bench.archive)
+            env, archive = bench.environment(s3), bench.archive
+            gigabytes = os.path.getsize(archive) / 1e9
+            cpu, peak = ([each for each in bench.samples if each.what.endswith(what)][-1]
+                         for what in (CPU, PEAK))
+            for other, command in {
+                    "rclone copyto": [tool("rclone"), "copyto", archive, ":s3:backup/rclone.bak"],
+                    "aws s3 cp": [*bench.aws, "--endpoint-url", s3.url, "s3", "cp", archive,
+                                  "s3://backup/aws.bak"],
+                    "boto3's upload_file": [sys.executable, "-c", BARE_BOTO3, s3.url, archive],
+                    }.items():
+                ran = measured(env, command, watch=True)
+                yield cpu._replace(other=other, theirs=ran.cpu / gigabytes, reach=0)
+                yield peak._replace(other=other, theirs=ran.peak, reach=0)
+            os.unlink(archive)
+
+
+CPU, PEAK = "CPU time for each GB uploaded", "peak memory"
+
+
+def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Sample]:
+    """One backup of ours, watched."""
+    with bench.executor(s3, path) as (executor, server):
+        yield Sample(f"{what}: memory when idle, before", memory(executor.pid), "MB", reach=25)
+        with Watch(executor.pid) as watch:
+            ours = bench.backup(server)
+        server.wait_call("assignprocessmsg", status=0, count=2)
+        yield Sample(f"{what}: memory when idle, after", memory(executor.pid), "MB", reach=25)
+    yield Sample(f"{what}: {CPU}", watch.used() / ours.result["size"] * 1e9, "s", reach=5)
+    yield Sample(f"{what}: {PEAK}", watch.peak(), "MB", reach=85)
+    if ours.dumped:
+        yield Sample(f"{what}: from submission to pg_dump", ours.dumped.began - ours.submitted,
+                     "s", reach=0.5)
+
+
+def newest_backup(s3: S3Server) -> str:
+    found = s3.client().list_objects_v2(Bucket="backup", Prefix="backups/")["Contents"]
+    key: str = max(each["Key"] for each in found)
+    return key
+
+
+def measure_archive(bench: Bench, size: float) -> Iterator[Sample]:
+    """Memory and CPU time for an archive that is far larger than memory should be."""
+    gigabytes: float = bench.options.archive
+    if not gigabytes:
+        return
+    path = synthetic_programs(bench.folder / "synthetic", int(gigabytes * 1e9))
+    small = [each.ours for each in bench.samples
+             if each.what == f"{size:g} GB: {PEAK}" and not each.other]
+    for _ in bench.times(gigabytes):
+        with bench.s3() as s3:
+            for sample in footprint(bench, s3, f"archive of {gigabytes:g} GB", path):
+                yield sample
+                if sample.what.endswith(PEAK) and small:
+                    yield sample._replace(other=f"database of {size:g} GB", reach=1.05,
+                                          theirs=statistics.median(small))
+
+
+def measure_restore(bench: Bench, size: float) -> Iterator[Sample]:
+    """Download and check, up to where `verify` begins to read the archive."""
+    with bench.s3() as s3:
+        done = run(bench.settings(s3), "backup", timeout=3600)
+        if done.returncode:
+            raise RuntimeError(f"the backup failed: {done.stderr}")
+        stored = newest_backup(s3)
+        s3.rclone("copyto", f":s3:backup/{stored}", bench.archive)
+        s3.rclone("copyto", bench.archive, ":s3:backup/rclone.bak")
+        os.unlink(bench.archive)
+        for _ in bench.times(size):
+            os.sync()
+            begun = time.monotonic()
+            with Executor(bench.settings(s3), "verify", os.path.basename(stored)) as program:
+                program.wait_for('msg="Download ')
+                found = time.monotonic()
+                program.wait_for('msg="Read ', 3600)
+                ended = time.monotonic()
+            for other, key, reach in (("rclone copyto, MD5 checked", "rclone.bak", 1),
+                                      ("rclone copyto, nothing checked", stored, 0)):
+                ran = measured(bench.environment(s3), [
+                    tool("rclone"), "copyto", f":s3:backup/{key}", bench.copy])
+                os.unlink(bench.copy)
+                yield Sample(f"{size:g} GB: download and checksum", ended - found, "s", other,
+                             ran.seconds, reach)
+                yield Sample(f"{size:g} GB: the same, with the start of the command", ended - begun,
+                             "s", other, ran.seconds)
+
+
+def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
+    """How a backup's time grows with the database, and where it goes."""
+    found: list[Backup] = []
+    for _ in bench.times(size):
+        with bench.s3() as s3, bench.executor(s3) as (_executor, server):
+            found.append(bench.backup(server))
+    ours = sorted(found, key=lambda each: each.seconds)[len(found) // 2]
+    gigabytes = int(bench.postgres.sql("SELECT pg_database_size('bench')")) / 1e9
+    row = [f"{gigabytes:.2f}", f"{ours.result['size'] / 1e6:.0f}"] + [f"{each:.2f}" for each in (
+        ours.seconds, *ours.steps(), ours.seconds / gigabytes)]
+    bench.rows["growth"].append(row)
+    say(f"growth: {' '.join(row)}")
+    yield from ()
+
+
+MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
+    "compression": measure_compression, "footprint": measure_footprint,
+    "archive": measure_archive, "whole": measure_whole, "restore": measure_restore,
+    "growth": measure_growth}

@@ -1,0 +1,785 @@
+"""The Colonies stand-in: a server of either generation, and a client of it."""
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hashlib
+import http.server
+import json
+import os
+import re
+import secrets
+import select
+import socket
+import ssl
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+import coincurve
+
+from servers import Server, free_ports
+
+WAITING, RUNNING, SUCCESS, FAILED, CANCELLED = range(5)
+PENDING, APPROVED, _, UNREGISTERED = range(4)
+NEVER = "0001-01-01T00:00:00Z"
+ZONE = timezone(timedelta(hours=1))  # a server's times carry its own zone
+
+# The demo keys that ColonyOS publishes.
+COLONY_NAME = "dev"
+OWNER_KEY = "ba949fa134981372d6da62b6a56f336ab4d843b22c02a4257dcf7d0d73097514"
+USER_KEY = "ddf7f7791208083b6a9ed975a72684f6406a269cfa36f1b1c32045c0a71fff05"
+
+
+def identity(key: str) -> str:
+    """The identity of a private key."""
+    return identity_of(coincurve.PrivateKey.from_hex(key).public_key)
+
+
+def identity_of(public: coincurve.PublicKey) -> str:
+    return hashlib.sha3_256(public.format(compressed=False).hex().encode()).hexdigest()
+
+
+def sign(key: str, text: str) -> str:
+    """Signature of a text, by an independent library (libsecp256k1)."""
+    digest = hashlib.sha3_256(text.encode()).digest()
+    return coincurve.PrivateKey.from_hex(key).sign_recoverable(digest, hasher=None).hex()
+
+
+def recover(signature: str, text: str) -> str:
+    """The identity that signed a text; ValueError if it is no signature."""
+    digest = hashlib.sha3_256(text.encode()).digest()
+    raw = bytes.fromhex(signature)
+    if len(raw) != 65:
+        raise ValueError("invalid signature length")
+    try:
+        return identity_of(coincurve.PublicKey.from_signature_and_message(raw, digest, hasher=None))
+    except Exception as error:  # the library raises bare ones
+        raise ValueError(f"recovery failed: {error}") from None
+
+
+class Refused(Exception):
+    """An error reply: HTTP status and message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message = status, message
+
+
+# Which types a message's fields have. Others are ignored, null stands for nothing, and a missing
+# one is empty, as in the real server; a wrong type is refused.
+COLONY = {"colonyname": str, "colonyid": str}
+NAMES = {**COLONY, "executorname": str, "executorid": str}
+CONDITIONS = {**COLONY, "executortype": str, "executornames": [str], "executorids": [str],
+              "dependencies": [str], "cpu": str, "mem": str}
+SPEC = {"nodename": str, "funcname": str, "args": list, "kwargs": dict, "priority": int,
+        "maxwaittime": int, "maxexectime": int, "maxretries": int, "label": str, "env": dict,
+        "conditions": CONDITIONS}
+FIELDS: dict[str, dict[str, Any]] = {
+    "addexecutormsg": {"executor": {**NAMES, "executortype": str}},
+    "approveexecutormsg": NAMES,
+    "removeexecutormsg": NAMES,
+    "deleteexecutormsg": NAMES,
+    "getexecutorsmsg": COLONY,
+    "addfunctionmsg": {"fun": {**NAMES, "executortype": str, "funcname": str, "description": str,
+                               "desc": str, "args": [dict]}},
+    "getfunctionsmsg": NAMES,
+    "assignprocessmsg": {**COLONY, "timeout": int, "availablecpu": str, "availablemem": str},
+    "getprocessmsg": {"processid": str},
+    "getprocessesmsg": {**COLONY, "state": int, "executortype": str, "count": int},
+    "addlogmsg": {"processid": str, "message": str},
+    "getlogsmsg": {**COLONY, "processid": str, "executorname": str, "count": int, "since": int},
+    "setoutputmsg": {"processid": str, "out": list},
+    "closesuccessfulmsg": {"processid": str, "out": list},
+    "closefailedmsg": {"processid": str, "errors": [str]},
+    "submitfuncspecmsg": {"spec": SPEC},
+    "cancelprocessmsg": {"processid": str},
+    "addcronmsg": {"cron": {**COLONY, "name": str, "cronexpression": str, "interval": int,
+                            "random": bool, "workflowspec": str}},
+    "getcronsmsg": {**COLONY, "count": int},
+    "runcronmsg": {"cronid": str},
+    "removecronmsg": {"cronid": str},
+    "deletecronmsg": {"cronid": str},
+}
+ONLY_2026 = {"removeexecutormsg", "removecronmsg", "addlogmsg", "getlogsmsg", "setoutputmsg",
+             "cancelprocessmsg"}
+ONLY_2023 = {"deleteexecutormsg", "deletecronmsg"}
+
+
+def decode(value: Any, kind: Any) -> Any:
+    """VALUE as a Go server reads it into a field of type KIND; TypeError if it can't."""
+    if value is None:
+        return [] if isinstance(kind, list) else {} if isinstance(kind, dict) else kind()
+    if isinstance(kind, dict):
+        if not isinstance(value, dict):
+            raise TypeError(f"not an object: {value!r}")
+        return {name: decode(value.get(name), inner) for name, inner in kind.items()}
+    if isinstance(kind, list):
+        return [decode(item, kind[0]) for item in decode(value, list)]
+    if type(value) is not kind:
+        raise TypeError(f"not {kind.__name__}: {value!r}")
+    return value
+
+
+def rfc3339(seconds: float | None = None) -> str:
+    """A time as Go writes it: nanoseconds without trailing zeros, and the zone."""
+    nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
+    moment = datetime.fromtimestamp(nanoseconds // 10**9, ZONE)
+    fraction = f".{nanoseconds % 10**9:09d}".rstrip("0").rstrip(".")
+    zone = moment.strftime("%z")
+    return moment.strftime("%Y-%m-%dT%H:%M:%S") + fraction + zone[:3] + ":" + zone[3:]
+
+
+def next_run(expression: str, after: datetime) -> datetime:
+    """When a cron expression (seconds first) is due next; ValueError if it is none."""
+    ranges = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
+    if len(expression.split()) != len(ranges):
+        raise ValueError(f"expected exactly 6 fields: {expression!r}")
+    sets = []
+    for field, (low, high) in zip(expression.split(), ranges):
+        values: set[int] = set()
+        for item in field.split(","):
+            span, _, step = item.partition("/")
+            first, _, last = (f"{low}-{high}" if span in "*?" else span).partition("-")
+            stop = int(last or (high if step else first))
+            if not low <= int(first) <= stop <= high:
+                raise ValueError(f"out of range: {field!r}")
+            values.update(range(int(first), stop + 1, int(step or 1)))
+        sets.append(sorted(values))
+    seconds, minutes, hours, days, months, weekdays = sets
+    midnight = after.replace(hour=0, minute=0, second=0, microsecond=0)
+    for day in (midnight + timedelta(days=number) for number in range(366 * 8)):
+        if day.day in days and day.month in months and day.isoweekday() % 7 in weekdays:
+            for due in (day.replace(hour=hour, minute=minute, second=second)
+                        for hour in hours for minute in minutes for second in seconds):
+                if due > after:
+                    return due
+    raise ValueError(f"never due: {expression!r}")
+
+
+class Standin(Server):
+    """A Colonies server's executor side, in memory, as strict as the real ones of 2023 and 2026.
+
+    .executors (by name), .functions, .processes (by id, as submitted), .crons (by id), .logs and
+    .calls (type, identity, HTTP status; status 0 says that a long poll begins to wait) are its
+    state: read them under .lock.
+    """
+
+    def __init__(self, port: int = 0, generation: int = 2026, stale: float = 600.0,
+                 reregister: bool = True, https: tuple[str, str] | None = None) -> None:
+        self.port, self.generation, self.stale = port or free_ports(1)[0], generation, stale
+        self.reregister, self.https = reregister, https
+        self.owner, self.members = identity(OWNER_KEY), {identity(USER_KEY): "operator"}
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.executors: dict[str, dict[str, Any]] = {}
+        self.functions: list[dict[str, Any]] = []
+        self.processes: dict[str, dict[str, Any]] = {}
+        self.crons: dict[str, dict[str, Any]] = {}
+        self.logs: list[dict[str, Any]] = []
+        self.calls: list[tuple[str, str, int]] = []
+        self.heard: dict[str, float] = {}      # executor's name -> when it last asked for work
+        self.deadlines: dict[str, float] = {}  # process id -> when it is taken back or failed
+        self.stopping = threading.Event()
+        self.server: http.server.ThreadingHTTPServer | None = None
+
+    # -- coming and going
+
+    def start(self) -> Standin:
+        self.stopping = threading.Event()
+        self.server = StandinHTTP(self)
+        with self.lock:  # the time that it was away counts, as it does for a real one
+            self.changed.notify_all()
+        for target in (functools.partial(self.server.serve_forever, 0.05), self._watch):
+            threading.Thread(target=target, daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Close every connection, long polls too. The state stays: start() brings it back."""
+        if self.server:
+            server, self.server = self.server, None
+            self.stopping.set()
+            with self.lock:
+                self.changed.notify_all()
+            server.shutdown()
+            server.server_close()
+
+    kill = stop
+
+    @property
+    def running(self) -> bool:
+        return self.server is not None
+
+    def _watch(self) -> None:
+        """What a server does by itself: deadlines, and dropping executors that fell silent."""
+        stopping = self.stopping
+        while not stopping.wait(0.2):
+            with self.lock:
+                now = time.monotonic()
+                for identifier in [key for key, due in self.deadlines.items() if due <= now]:
+                    self._overdue(self.processes[identifier])
+                for name, executor in self.executors.items():
+                    if (self.generation == 2026 and executor["state"] != UNREGISTERED
+                            and now - self.heard[name] > self.stale):
+                        self._drop(executor)
+
+    def _overdue(self, process: dict[str, Any]) -> None:
+        spec = process["spec"]
+        if process["state"] == RUNNING and not 0 <= spec["maxretries"] <= process["retries"]:
+            process["retries"] += 1
+            self._release(process)
+        else:
+            kind = "wait" if process["state"] == WAITING else "execution"
+            self._end(process, FAILED, errors=[f"Maximum {kind} time limit exceeded"])
+
+    def _release(self, process: dict[str, Any]) -> None:
+        """A running process waits again."""
+        process.update(state=WAITING, isassigned=False, assignedexecutorid="")
+        self._limit(process, process["spec"]["maxwaittime"], "waitdeadline")
+        self.changed.notify_all()
+
+    def _limit(self, process: dict[str, Any], seconds: int, field: str) -> None:
+        self.deadlines.pop(process["processid"], None)
+        if seconds > 0:
+            self.deadlines[process["processid"]] = time.monotonic() + seconds
+            process[field] = rfc3339(time.time() + seconds)
+
+    def _end(self, process: dict[str, Any], state: int, **result: Any) -> None:
+        self.deadlines.pop(process["processid"], None)
+        process.update(state=state, endtime=rfc3339(), **result)
+        self.changed.notify_all()
+
+    def _drop(self, executor: dict[str, Any]) -> None:
+        """An executor leaves: its running processes wait again, its functions are gone."""
+        executor["state"] = UNREGISTERED
+        for process in self.processes.values():
+            if (process["state"], process["assignedexecutorid"]) == (
+                    RUNNING, executor["executorid"]):
+                process["starttime"] = NEVER
+                self._release(process)
+        self.functions[:] = [fun for fun in self.functions
+                             if fun["executorname"] != executor["executorname"]]
+
+    # -- messages
+
+    def answer(self, body: bytes, gone: Callable[[], bool]) -> tuple[int, str, Any]:
+        """HTTP status, payload type and payload of the reply to a request."""
+        kind, caller = "", ""
+        try:
+            try:
+                envelope = decode(json.loads(body), {
+                    "payloadtype": str, "payload": str, "signature": str})
+            except (ValueError, TypeError) as error:
+                raise Refused(400, f"invalid JSON: {error}") from None
+            kind = envelope["payloadtype"]
+            try:
+                caller = recover(envelope["signature"], envelope["payload"])
+            except ValueError as error:
+                raise Refused(403, str(error)) from None
+            if kind not in FIELDS or kind in (
+                    ONLY_2023 if self.generation == 2026 else ONLY_2026):
+                raise Refused(403, f"invalid rpcMsg.PayloadType: {kind}")
+            try:
+                message = json.loads(base64.b64decode(envelope["payload"], validate=True))
+                fields = decode(message, FIELDS[kind] | {"msgtype": str})
+            except (ValueError, TypeError) as error:
+                raise Refused(400, f"Failed to handle {kind}, invalid JSON: {error}") from None
+            if fields.pop("msgtype") != kind:
+                raise Refused(400, "msg.MsgType does not match payloadType")
+            with self.lock:
+                extra = {"gone": gone} if kind == "assignprocessmsg" else {}
+                handle = getattr(self, "on_" + kind.removesuffix("msg"))
+                payload = handle(caller, fields, **extra)
+                self._called(kind, caller, 200)
+                return 200, kind, payload if isinstance(payload, str) else json.dumps(payload)
+        except Refused as error:
+            with self.lock:
+                self._called(kind, caller, error.status)
+            return error.status, "error", json.dumps(
+                {"status": error.status, "message": error.message})
+
+    def _called(self, kind: str, caller: str, status: int) -> bool:
+        self.calls.append((kind, caller, status))
+        self.changed.notify_all()
+        return True
+
+    def colony(self) -> Colony:
+        return Colony("127.0.0.1", self.port, COLONY_NAME, self.owner, OWNER_KEY, USER_KEY,
+                      self.generation, self)
+
+    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 30) -> None:
+        """Wait until COUNT messages of a type have been answered with a status, since the start."""
+        with self.lock:
+            if not self.changed.wait_for(lambda: count <= sum(
+                    (call[0], call[2]) == (kind, status) for call in self.calls), timeout):
+                raise AssertionError(f"no {count} {kind} with {status} among {self.calls[-50:]}")
+
+    def _colony(self, fields: dict[str, Any]) -> None:
+        known = (fields["colonyname"] == COLONY_NAME if self.generation == 2026
+                 else fields["colonyid"] == self.owner)
+        if not known:
+            raise Refused(403, f"Colony with name <{fields['colonyname']}> does not exists")
+
+    def _owner(self, caller: str, fields: dict[str, Any]) -> None:
+        self._colony(fields)
+        if caller != self.owner:
+            raise Refused(403, "Access denied, not colony owner")
+
+    def _member(self, caller: str, fields: dict[str, Any] | None = None) -> str:
+        """The caller's name; refused unless it is a user or an approved executor."""
+        if fields is not None:
+            self._colony(fields)
+        if caller in self.members:
+            return self.members[caller]
+        for executor in self.executors.values():
+            if (executor["executorid"], executor["state"]) == (caller, APPROVED):
+                return executor["executorname"]
+        raise Refused(403, f"Access denied, not a member of Colony with name <{COLONY_NAME}>")
+
+    def _executor(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The executor that a message names (2026) or numbers (2023)."""
+        field = "executorname" if self.generation == 2026 else "executorid"
+        for executor in self.executors.values():
+            if executor[field] == fields[field]:
+                return executor
+        raise Refused(500, "executor is nil")
+
+    def _process(self, caller: str, identifier: str, unknown: int = 500) -> dict[str, Any]:
+        if identifier not in self.processes:
+            raise Refused(unknown, "process is nil")
+        self._member(caller)
+        return self.processes[identifier]
+
+    def _mine(self, caller: str, identifier: str) -> dict[str, Any]:
+        process = self._process(caller, identifier)
+        if process["assignedexecutorid"] != caller:
+            raise Refused(403, "not allowed, the process is not assigned to this executor")
+        return process
+
+    # -- executors and functions
+
+    def on_addexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        new = fields["executor"]
+        self._owner(caller, new)
+        name = new["executorname"]
+        if name in self.executors:
+            if self.generation == 2023:
+                raise Refused(400, "Executor name must be unique")
+            if not self.reregister:
+                raise Refused(400, f"Executor with name <{name}> in Colony <dev> already exists")
+            self._drop(self.executors[name])
+        self.executors[name] = {**new, "state": PENDING, "requirefuncreg": False,
+                                "commissiontime": rfc3339(), "lastheardfromtime": NEVER}
+        self.heard[name] = time.monotonic()
+        return self.executors[name]
+
+    def on_approveexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        executor = self._executor(fields)
+        self._owner(caller, executor)
+        if executor["state"] == UNREGISTERED:  # the real one, too, lets it back in
+            self.heard[executor["executorname"]] = time.monotonic()
+        executor["state"] = APPROVED
+        return {}
+
+    def on_removeexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        executor = self._executor(fields)
+        self._owner(caller, executor)
+        self._drop(executor)
+        if self.generation == 2023:  # the newer keeps them, unregistered
+            del self.executors[executor["executorname"]]
+        return {}
+
+    on_deleteexecutor = on_removeexecutor
+
+    def on_getexecutors(self, caller: str, fields: dict[str, Any]) -> Any:
+        if caller != self.owner:
+            self._member(caller, fields)
+        return list(self.executors.values()) or None
+
+    def on_addfunction(self, caller: str, fields: dict[str, Any]) -> Any:
+        function = fields["fun"]
+        self._member(caller, function)
+        executor = self._executor(function)
+        if executor["executorid"] != caller:
+            raise Refused(403, "Not allowed to add a function to another executor")
+        function.update(functionid=secrets.token_hex(32), executorname=executor["executorname"])
+        if self.generation == 2023 and any(
+                (other["executorname"], other["funcname"])
+                == (function["executorname"], function["funcname"]) for other in self.functions):
+            raise Refused(403, "Function already exists")
+        self.functions.append(function)
+        return function
+
+    def on_getfunctions(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._member(caller, fields if self.generation == 2026 else None)
+        if self.generation == 2023 and bool(fields["executorid"]) == bool(fields["colonyid"]):
+            raise Refused(400, "Both executor id and colony id cannot be specified")
+        field = "executorname" if self.generation == 2026 else "executorid"
+        return [function for function in self.functions
+                if fields[field] in ("", function[field])] or None
+
+    # -- processes
+
+    def on_submitfuncspec(self, caller: str, fields: dict[str, Any]) -> Any:
+        name = self._member(caller, fields["spec"]["conditions"])
+        return self._submit(caller, name, fields["spec"])
+
+    def _submit(self, caller: str, name: str, spec: dict[str, Any], graph: str = "") -> Any:
+        process: dict[str, Any] = {
+            "processid": secrets.token_hex(32), "initiatorid": caller, "initiatorname": name,
+            "assignedexecutorid": "", "isassigned": False, "state": WAITING,
+            "prioritytime": time.time_ns(), "submissiontime": rfc3339(), "starttime": NEVER,
+            "endtime": NEVER, "waitdeadline": NEVER, "execdeadline": NEVER, "retries": 0,
+            "attributes": None, "spec": spec, "waitforparents": False, "parents": [],
+            "children": [], "processgraphid": graph, "in": [], "out": [], "errors": []}
+        if self.generation == 2023:
+            process["spec"] = {key: value for key, value in spec.items() if key != "kwargs"}
+        self.processes[process["processid"]] = process
+        self._limit(process, spec["maxwaittime"], "waitdeadline")
+        self.changed.notify_all()
+        return process
+
+    def on_assignprocess(self, caller: str, fields: dict[str, Any],
+                         gone: Callable[[], bool]) -> Any:
+        self._member(caller, fields)
+        if fields["timeout"] == 0:
+            raise Refused(400, "Invalid timeout value, timeout cannot be zero")
+        executor = next((executor for executor in self.executors.values() if caller
+                         == executor["executorid"] and executor["state"] == APPROVED), None)
+        if executor is None:
+            raise Refused(500, "Failed to assign process, executor not found")
+        cpu = 1
+        if fields["availablecpu"] and self.generation == 2026:
+            if not re.fullmatch(r"-?\d+m", fields["availablecpu"]):
+                raise Refused(400, f"invalid CPU: {fields['availablecpu']!r}")
+            cpu = int(fields["availablecpu"][:-1])
+        self.heard[executor["executorname"]] = time.monotonic()
+        executor["lastheardfromtime"] = rfc3339()
+        which = "executorname" if self.generation == 2026 else "executorid"
+        stopping = self.stopping
+        deadline = time.monotonic() + max(fields["timeout"], 0)
+        waiting = False
+        while True:
+            for process in self.processes.values():
+                conditions = process["spec"]["conditions"]
+                if (process["state"] == WAITING and cpu >= 0 and executor["state"] == APPROVED
+                        and conditions["executortype"] == executor["executortype"]
+                        and (executor[which] in conditions[f"{which}s"]
+                             or not conditions[f"{which}s"])):
+                    if gone():  # a poll that was given up takes no work
+                        raise ConnectionAbortedError
+                    process.update(state=RUNNING, isassigned=True, assignedexecutorid=caller,
+                                   starttime=rfc3339())
+                    self._limit(process, process["spec"]["maxexectime"], "execdeadline")
+                    return json.dumps(process)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Refused(404, "No process available for assignment")
+            if not waiting:
+                waiting = self._called("assignprocessmsg", caller, 0)
+            self.changed.wait(left)
+            if stopping.is_set():
+                raise ConnectionAbortedError
+
+    def on_getprocess(self, caller: str, fields: dict[str, Any]) -> Any:
+        return self._process(caller, fields["processid"], unknown=404)
+
+    def on_getprocesses(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._member(caller, fields)
+        if fields["count"] > 100:
+            raise Refused(400, "Count is larger than MaxCount limit <100>")
+        if not WAITING <= fields["state"] <= (CANCELLED if self.generation == 2026 else FAILED):
+            raise Refused(400, "Failed to get processes, invalid msg.State")
+        found = [process for process in self.processes.values()
+                 if process["state"] == fields["state"] and fields["executortype"] in (
+                     "", process["spec"]["conditions"]["executortype"])]
+        if fields["state"] >= SUCCESS:
+            found.reverse()  # the newest first
+        return found[:fields["count"]] or None
+
+    def on_closesuccessful(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._mine(caller, fields["processid"])
+        if process["state"] not in (RUNNING, SUCCESS):
+            raise Refused(400, "Tried to set failed or cancelled process as successful")
+        if "\\u0000" in json.dumps(fields["out"]):
+            raise Refused(400, "pq: unsupported Unicode escape sequence")
+        self._end(process, SUCCESS, out=fields["out"])
+        return {}
+
+    def on_closefailed(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._mine(caller, fields["processid"])
+        if process["state"] != RUNNING:
+            raise Refused(400, "Tried to set successful, failed or cancelled process as failed")
+        if any("\0" in text for text in fields["errors"]):
+            self._end(process, FAILED, errors=[])
+            raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
+        self._end(process, FAILED, errors=fields["errors"])
+        return {}
+
+    def on_cancelprocess(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._process(caller, fields["processid"])
+        if process["processgraphid"]:
+            raise Refused(400, "cannot cancel a process part of a workflow")
+        if process["state"] not in (WAITING, RUNNING):
+            raise Refused(400, "Tried to cancel a process that has ended")
+        self._end(process, CANCELLED)
+        return {}
+
+    def on_setoutput(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._mine(caller, fields["processid"])
+        if process["state"] != RUNNING:
+            raise Refused(403, "Failed to set output, process is not running")
+        process["out"] = fields["out"] or process["out"]
+        return {}
+
+    def on_addlog(self, caller: str, fields: dict[str, Any]) -> Any:
+        process = self._process(caller, fields["processid"])
+        if process["state"] != RUNNING or process["assignedexecutorid"] != caller:
+            raise Refused(403, "Failed to add log, not running or not assigned to this executor")
+        if "\0" in fields["message"]:
+            raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
+        self.logs.append({"processid": process["processid"], "colonyname": COLONY_NAME,
+                          "executorname": self._member(caller), "message": fields["message"],
+                          "timestamp": time.time_ns()})
+        return {}
+
+    def on_getlogs(self, caller: str, fields: dict[str, Any]) -> Any:
+        if not fields["executorname"]:
+            self._process(caller, fields["processid"])
+        self._member(caller)
+        if fields["count"] > 500:
+            raise Refused(403, "Count exceeds max log count (500)")
+        field = "executorname" if fields["executorname"] else "processid"
+        return [log for log in self.logs if log[field] == fields[field]
+                and log["timestamp"] > fields["since"]][:fields["count"]] or None
+
+    # -- crons
+
+    def on_addcron(self, caller: str, fields: dict[str, Any]) -> Any:
+        cron = fields["cron"]
+        name = self._member(caller, cron)
+        try:
+            self._workflow(cron)
+            if cron["interval"] == 0:
+                raise ValueError("Cron interval must be -1 (disabled) or larger than 0")
+            due = next_run(cron["cronexpression"], datetime.now(ZONE))
+        except (ValueError, TypeError) as error:
+            raise Refused(400, str(error)) from None
+        if any(other["name"] == cron["name"] for other in self.crons.values()):  # it looks last
+            raise Refused(400, f"Cron with name <{cron['name']}> in Colony <{COLONY_NAME}> already"
+                          " exists" if self.generation == 2026 else "pq: duplicate key value"
+                          ' violates unique constraint "prod_crons_name_key"')
+        cron.update(cronid=secrets.token_hex(32), initiatorid=caller, initiatorname=name,
+                    nextrun=rfc3339(due.timestamp()), lastrun=NEVER,
+                    prevprocessgraphid="", waitforprevprocessgraph=False, checkerperiod=1000)
+        self.crons[cron["cronid"]] = cron
+        return cron
+
+    @staticmethod
+    def _workflow(cron: dict[str, Any]) -> list[dict[str, Any]]:
+        specs = decode(json.loads(cron["workflowspec"]), {"functionspecs": [SPEC]})
+        if not all(spec["nodename"] for spec in specs["functionspecs"]):
+            raise ValueError("Nodename is missing, check function spec for errors")
+        return specs["functionspecs"]
+
+    def on_getcrons(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._member(caller, fields)
+        return list(self.crons.values())[:fields["count"]] or None
+
+    def on_runcron(self, caller: str, fields: dict[str, Any]) -> Any:
+        cron = self._cron(caller, fields)
+        graph = secrets.token_hex(32)
+        for spec in self._workflow(cron):
+            spec["maxexectime"] = spec["maxexectime"] or -1
+            spec["conditions"] |= {"colonyname": COLONY_NAME, "colonyid": self.owner}
+            self._submit(cron["initiatorid"], cron["initiatorname"], spec, graph)
+        cron.update(lastrun=rfc3339(), prevprocessgraphid=graph)
+        return cron
+
+    def on_removecron(self, caller: str, fields: dict[str, Any]) -> Any:
+        del self.crons[self._cron(caller, fields)["cronid"]]
+        return {}
+
+    on_deletecron = on_removecron
+
+    def _cron(self, caller: str, fields: dict[str, Any]) -> dict[str, Any]:
+        if fields["cronid"] not in self.crons:
+            raise Refused(500, "cron is nil")
+        self._member(caller)
+        return self.crons[fields["cronid"]]
+
+
+class StandinHTTP(http.server.ThreadingHTTPServer):
+    """The stand-in's listener; closing it cuts the connections."""
+
+    daemon_threads, block_on_close, request_queue_size = True, False, 128
+
+    def __init__(self, standin: Standin) -> None:
+        self.standin = standin
+        self.open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", standin.port), StandinRequest)
+        if standin.https:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*standin.https)
+            self.socket = context.wrap_socket(self.socket, server_side=True,
+                                              do_handshake_on_connect=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nothing to print."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class StandinRequest(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: StandinHTTP
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path != "/api":
+            return self.reply(404, "404 page not found")
+        standin = self.server.standin
+        status, kind, payload = standin.answer(body, self.gone)
+        reply = json.dumps({"payloadtype": kind, "error": status != 200,
+                            "payload": base64.b64encode(payload.encode()).decode()})
+        # a 2023 server goes on after some refusals and answers twice
+        self.reply(status, reply * 2 if standin.generation == 2023 and status == 403 else reply)
+
+    def do_GET(self) -> None:
+        self.reply(*((200, "") if self.path == "/health" else (404, "404 page not found")))
+
+    def gone(self) -> bool:
+        """Whether the client has hung up: it has nothing to say before it is answered."""
+        return bool(select.select([self.connection], [], [], 0)[0])
+
+    def reply(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Client:
+    """A member of the colony who submits work and looks at it."""
+
+    def __init__(self, host: str, port: int, key: str = USER_KEY, owner_key: str = OWNER_KEY,
+                 colony_name: str = COLONY_NAME, colony_id: str = "") -> None:
+        self.url, self.key, self.owner_key = f"http://{host}:{port}/api", key, owner_key
+        self.colony = {"colonyname": colony_name, "colonyid": colony_id or identity(owner_key)}
+        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def call(self, msgtype: str, key: str = "", **fields: Any) -> Any:
+        """Send a message, signed by KEY or the member; return the answer or raise Refused."""
+        message = {"msgtype": msgtype, **self.colony, **fields}
+        payload = base64.b64encode(json.dumps(message).encode()).decode()
+        body = {"payloadtype": msgtype, "payload": payload,
+                "signature": sign(key or self.key, payload)}
+        try:
+            with self.opener.open(self.url, json.dumps(body).encode(), timeout=150) as reply:
+                return json.loads(base64.b64decode(json.loads(reply.read())["payload"]))
+        except urllib.error.HTTPError as error:
+            first = json.JSONDecoder().raw_decode(error.read().decode())[0]
+            raise Refused(**json.loads(base64.b64decode(first["payload"]))) from None
+
+    def generation(self) -> int:
+        """2023 or 2026: the older does not know logs."""
+        try:
+            self.call("getlogsmsg", processid="", count=1)
+        except Refused as error:
+            return 2023 if "PayloadType" in error.message else 2026
+        return 2026
+
+    def submit(self, funcname: str = "backup", executortype: str = "backup", args: Any = (),
+               kwargs: Any = None, maxexectime: int = -1, maxretries: int = -1) -> str:
+        """Submit a process; return its id."""
+        return self.call("submitfuncspecmsg", spec={
+            "nodename": "", "funcname": funcname, "args": list(args), "kwargs": kwargs or {},
+            "maxwaittime": -1, "maxexectime": maxexectime, "maxretries": maxretries,
+            "conditions": {"executortype": executortype, **self.colony}})["processid"]
+
+    def process(self, identifier: str) -> dict[str, Any]:
+        return self.call("getprocessmsg", processid=identifier)
+
+    def wait(self, identifier: str, states: Any = (SUCCESS, FAILED, CANCELLED),
+             timeout: float = 60) -> dict[str, Any]:
+        """Wait until a process is in one of the states; return it."""
+        deadline = time.monotonic() + timeout
+        while True:
+            process = self.process(identifier)
+            if process["state"] in ((states,) if isinstance(states, int) else states):
+                return process
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not in state {states} after {timeout} s: {process}")
+            threading.Event().wait(0.05)  # a member learns it only by asking
+
+    def cancel(self, identifier: str) -> None:
+        self.call("cancelprocessmsg", processid=identifier)
+
+    def crons(self) -> list[dict[str, Any]]:
+        return self.call("getcronsmsg", count=1000) or []
+
+    def logs(self, identifier: str) -> str:
+        """The process's log so far (2026)."""
+        entries = self.call("getlogsmsg", processid=identifier, executorname="", count=500, since=0)
+        return "".join(entry["message"] for entry in entries or [])
+
+
+class Colony(NamedTuple):
+    """A colony to test against: the stand-in's, or a real server's."""
+
+    host: str
+    port: int
+    name: str
+    id: str
+    owner_key: str
+    user_key: str
+    generation: int
+    standin: Standin | None
+
+    def client(self, port: int = 0) -> Client:
+        return Client(self.host, port or self.port, self.user_key, self.owner_key, self.name,
+                      self.id)
+
+    def settings(self, port: int = 0) -> dict[str, str]:
+        """An executor's settings for it; PORT that of a proxy in front of it."""
+        return {"COLONIES_SERVER_HOST": self.host, "COLONIES_SERVER_PORT": str(port or self.port),
+                "COLONIES_TLS": "false", "COLONIES_COLONY_NAME": self.name,
+                "COLONIES_COLONY_ID": self.id, "COLONIES_COLONY_PRVKEY": self.owner_key}
+
+
+@contextlib.contextmanager
+def colony(**options: Any) -> Iterator[Colony]:
+    """The server that COLONIES_SERVER_HOST names, else a stand-in made with OPTIONS."""
+    env = os.environ
+    if env.get("COLONIES_SERVER_HOST"):
+        real = Colony(env["COLONIES_SERVER_HOST"], int(env["COLONIES_SERVER_PORT"]),
+                      env.get("COLONIES_COLONY_NAME", ""), env.get("COLONIES_COLONY_ID", ""),
+                      env["COLONIES_COLONY_PRVKEY"], env["COLONIES_PRVKEY"], 0, None)
+        yield real._replace(generation=real.client().generation())
+    else:
+        with Standin(**options) as standin:
+            yield standin.colony()

@@ -1,0 +1,491 @@
+"""The faults: every call broken, programs killed at random, tables changed meanwhile."""
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import say
+from colonies import FAILED, SUCCESS
+from environment import FRONT, PROJECT
+from proxies import Fault, http_faults, wire_faults
+from readme import least_privileges, markdown, write_tables
+from servers import HELD_UP, Postgres, S3Server, SeaweedFS, descendants, run, temporary_folder
+from surroundings import FAULT_KEEP, Footprint, Scene, World, becomes_true, numbered, s3_call
+from timescale import Timescale
+
+
+class Case(NamedTuple):
+    """One fault at one call."""
+
+    peer: str
+    call: str
+    fault: Fault
+
+    def __str__(self) -> str:
+        return f"{self.fault.name} at {self.call} ({self.peer})"
+
+
+COLONIES_CALLS = ["getprocessesmsg#1", "getcronsmsg#1", "assignprocessmsg#1", "getprocessmsg#1",
+                  "addlogmsg#1", "addlogmsg#2", "closesuccessfulmsg#1"]
+JOINING_CALLS = ["assignprocessmsg#1", "addexecutormsg#1", "approveexecutormsg#1",
+                 "assignprocessmsg#2", "getfunctionsmsg#1", "addfunctionmsg#1", "addfunctionmsg#2",
+                 "addcronmsg#1", "closefailedmsg#1"]
+
+
+def suffer(world: World, case: Case) -> None:
+    """Have a world go through one case, and audit it."""
+    number, dumps = int(case.call.partition("#")[2]), world.dumps
+    proxy = world.store if case.peer == "S3" else world.front
+    kind = case.call.partition("#")[0]
+    pattern = (kind if case.peer == "S3" else f'"payloadtype": ?"{kind}"').encode()
+
+    def arm() -> None:
+        proxy.expect(pattern, number - 1)
+        proxy._add(pattern, case.fault.action, case.fault.argument, case.fault.times)
+
+    world.lost += "uploads" in case.call
+    if case.peer == "PostgreSQL":
+        world.wire.arm(number - 1, case.fault)
+        process = world.submit()
+    elif case.peer == "S3":
+        arm()
+        process = world.submit()
+    else:
+        world.front.hang()
+        world.front.drop()
+        if case.peer == "Colonies, joining":
+            world.expel()
+        arm()
+        process = world.submit("nothing" if case.peer == "Colonies, joining" else "backup")
+        world.front.up()
+    ended = world.ended(process)
+    world.calm()
+    world.audit(ended)
+    if case.peer != "PostgreSQL":
+        assert world.dumps - dumps <= 1, "it was dumped twice"
+
+
+def every_case(world: World) -> list[Case]:
+    """Each fault at each call of a backup, as one good backup has them."""
+    world.wire.arm()
+    before = len(world.store.requests)
+    world.audit(world.backup())
+    made = numbered([s3_call(request) for request in world.store.requests[before:]])
+    answered = list(world.wire.sessions)
+    s3, colonies = (http_faults(world.away.port, patience) for patience in (4, 30))
+    return [
+        *(Case("S3", call, fault) for call in made for fault in s3),
+        *(Case("Colonies", call, fault) for call in COLONIES_CALLS for fault in colonies),
+        *(Case("Colonies, joining", call, fault) for call in JOINING_CALLS for fault in colonies),
+        *(Case("PostgreSQL", f"session#{number}", fault)
+          for number, length in enumerate(answered, 1) for fault in wire_faults(length))]
+
+
+def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]], list[Case]],
+                worlds: int = 6) -> tuple[collections.Counter[str], list[str]]:
+    """Go through the cases that CHOOSE leaves: how many by peer, and what went wrong."""
+    count, wrong = collections.Counter[str](), list[str]()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder())
+        with World(postgres, s3, folder) as world:
+            todo = iter(choose(every_case(world)))
+        taking = threading.Lock()
+
+        def live(generation: int) -> None:
+            with World(postgres, s3, folder, generation=generation) as world:
+                while True:
+                    with taking:
+                        case = next(todo, None)
+                    if case is None:
+                        break
+                    try:
+                        suffer(world, case)
+                        count[case.peer] += 1
+                    except Exception as error:
+                        wrong.append(f"{case}: {type(error).__name__}: {error}")
+                        world.calm()
+                try:
+                    world.rest()
+                except AssertionError as error:
+                    wrong.append(f"after all of them: {error}")
+
+        threads = [threading.Thread(target=live, args=([2026, 2023][number % 2],))
+                   for number in range(worlds)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return count, wrong
+
+
+KILLED = {"the executor": 6, "a backup": 4, "pg_dump": 6, "PostgreSQL": 2, "the S3 server": 1,
+          "Colonies": 2}  # how often, in proportion
+
+
+def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
+        collections.Counter[str], collections.Counter[int]]:
+    """Kill programs at random moments, so many or so long; how many by name, processes by end.
+
+    Meanwhile three worlds make one backup after the other, and audit each. The stand-in for
+    Colonies lives in this process: its connections are cut, and its port is closed for a while.
+    """
+    dice, killed, over = random.Random(seed), collections.Counter[str](), threading.Event()
+    up = threading.Lock()  # held while a server is down: nobody audits then
+    wrong: list[str] = []
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(temporary_folder())
+        postgres = stack.enter_context(Postgres(folder / "postgres"))
+        s3 = stack.enter_context(SeaweedFS(folder / "s3"))
+        s3.client().create_bucket(Bucket="backup")
+        worlds = [stack.enter_context(World(postgres, s3, folder, rows=30000)) for _ in range(3)]
+
+        def work(world: World) -> None:
+            try:
+                while not over.is_set():
+                    with up:
+                        process = world.submit()
+                    ended = world.ended(process, 180)
+                    with up:
+                        world.audit(ended)
+            except Exception as error:
+                wrong.append(f"{type(error).__name__}: {error}")
+                over.set()
+
+        workers = [threading.Thread(target=work, args=(world,)) for world in worlds]
+        for worker in workers:
+            worker.start()
+        end = time.monotonic() + minutes * 60
+        try:
+            while not over.is_set() and (killed.total() < kills or time.monotonic() < end):
+                over.wait(dice.random() * 0.3)
+                [name] = dice.choices(list(KILLED), list(KILLED.values()))
+                with up:
+                    killed[name] += kill_one(name, dice, dice.choice(worlds), postgres, s3)
+        finally:
+            over.set()
+            for worker in workers:
+                worker.join()
+        assert not wrong, f"seed {seed}: {wrong}"
+        for world in worlds:
+            world.rest(killed=True)
+        return killed, sum((world.ends for world in worlds), collections.Counter[int]())
+
+
+def kill_one(name: str, dice: random.Random, world: World, postgres: Postgres,
+             s3: S3Server) -> bool:
+    """Kill what NAME says, and start it again; whether it was there to be killed."""
+    if name == "the executor":
+        world.kill()
+    elif name == "Colonies":
+        world.standin.kill()
+        threading.Event().wait(dice.random())
+        world.standin.start()
+    elif name == "PostgreSQL":
+        postgres.kill()
+        postgres.start()
+    elif name == "the S3 server":
+        s3.kill()
+        s3.start()
+        becomes_true(world.readable)  # it listens before it finds its data
+    else:
+        assert world.executor
+        for _ in range(100):  # they come and go
+            for pid in descendants(world.executor.pid):
+                with contextlib.suppress(OSError):
+                    handle = os.pidfd_open(pid)
+                    with open(handle, closefd=True):
+                        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+                        if (comm == "pg_dump") == (name == "pg_dump"):
+                            signal.pidfd_send_signal(handle, signal.SIGKILL)
+                            return True
+            threading.Event().wait(0.01)
+        return False
+    return True
+
+
+def soak(postgres: Postgres, s3: S3Server, backups: int) -> tuple[Footprint, Footprint]:
+    """The footprint of one executor after 10 backups, and after BACKUPS."""
+    with temporary_folder() as folder, World(postgres, s3, folder) as world:
+        footprints = []
+        for count in (10 - FAULT_KEEP, backups - 10):
+            for _ in range(count):
+                world.audit(world.backup())
+            footprints.append(world.footprint())
+        assert world.executor and world.ends == {SUCCESS: backups}
+        return footprints[0], footprints[1]
+
+
+ROWS_EACH, CHUNKS = 100, 60  # each table below has so many rows in every state that is committed
+FILLING = f"SELECT i, md5(i::text) AS text FROM generate_series(1, {ROWS_EACH}) i"
+DISTURBED = f"""CREATE EXTENSION timescaledb; CREATE TABLE gate (i int);
+    CREATE TABLE one AS {FILLING}; CREATE TABLE two AS {FILLING}; CREATE SCHEMA zone;
+    CREATE TABLE zone.three AS {FILLING}; CREATE TABLE split (i int, text text)
+    PARTITION BY RANGE (i); CREATE TABLE part PARTITION OF split FOR VALUES FROM (1) TO (1000);
+    INSERT INTO part {FILLING}; CREATE MATERIALIZED VIEW seen AS TABLE one;
+    CREATE TABLE readings (i int, text text);
+    INSERT INTO _timescaledb_catalog.hypertable (schema_name, table_name) VALUES
+    ('public', 'readings'); SET timescaledb.restoring = 'on'; DO $$ BEGIN
+    FOR n IN 1 .. {CHUNKS} LOOP
+        EXECUTE format('CREATE TABLE _timescaledb_internal.chunk_%s () INHERITS (public.readings);
+            INSERT INTO _timescaledb_internal.chunk_%1$s {FILLING};
+            INSERT INTO _timescaledb_catalog.chunk VALUES (%1$s, 1, %2$L, %3$L)', n, 'chunk_' || n,
+            '');
+    END LOOP; END $$"""
+# What is done to them, each in a transaction of its own, by a session that waits for no lock long.
+DISTURBANCES = {
+    "truncated and filled": f"BEGIN; TRUNCATE one; INSERT INTO one {FILLING}; COMMIT",
+    "rewritten": "ALTER TABLE two ALTER i TYPE bigint; ALTER TABLE two ALTER i TYPE int",
+    "swapped": f"CREATE TABLE fresh AS {FILLING}; BEGIN; ALTER TABLE one RENAME TO stale;"
+               " ALTER TABLE fresh RENAME TO one; COMMIT; DROP MATERIALIZED VIEW seen; DROP TABLE"
+               " stale; CREATE MATERIALIZED VIEW seen AS TABLE one",
+    "dropped and made": f"DROP TABLE IF EXISTS two; CREATE TABLE two AS {FILLING}",
+    "in a schema that is swapped": "DROP SCHEMA IF EXISTS gone CASCADE; BEGIN; ALTER SCHEMA zone"
+        f" RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.three AS {FILLING}; COMMIT",
+    "detached and attached": "ALTER TABLE split DETACH PARTITION part; ALTER TABLE split ATTACH"
+                             " PARTITION part FOR VALUES FROM (1) TO (1000)",
+    "widened, a column at a time": """BEGIN; ALTER TABLE zone.three ADD more bigint;
+        UPDATE zone.three SET more = i; ALTER TABLE zone.three DROP i;
+        ALTER TABLE zone.three RENAME more TO i; COMMIT""",
+    "packed, or the view of it refreshed": "VACUUM FULL two; REFRESH MATERIALIZED VIEW seen",
+    "compressed": "SELECT compress_chunk(format('_timescaledb_internal.%I', table_name)) FROM"
+                  " _timescaledb_catalog.chunk WHERE compressed = '' ORDER BY random() LIMIT 2"}
+
+
+class Disturbed:
+    """A database whose tables are changed all the time, and what its backups have of it."""
+
+    def __init__(self, timescale: Timescale, s3: S3Server, folder: Path, seed: int) -> None:
+        self.name, self.dice = f"disturbed_{secrets.token_hex(4)}", random.Random(seed)
+        timescale.sql(f"CREATE DATABASE {self.name}")
+        self.scene = Scene(timescale, s3, folder, self.name, self.name)
+        self.scene.sql(DISTURBED)
+        self.scene.sql(re.sub(r"\b(sensors|backup)\b", self.name, least_privileges("sql")[0]))
+        self.done, self.over = collections.Counter[str](), threading.Event()
+        self.hurry = threading.Event()  # a dump waits for its locks
+
+    def disturb(self) -> None:
+        """Do one thing after the other, some of which other sessions refuse."""
+        while not self.over.is_set():
+            self.hurry.wait(self.dice.random() * 4)
+            what = self.dice.choice(list(DISTURBANCES))
+            with contextlib.suppress(RuntimeError):  # deadlocks, a lock that is not to be had
+                self.scene.sql(f"SET lock_timeout = '1s'; {DISTURBANCES[what]}")
+                self.done[what] += 1
+
+    def keep_waiting(self) -> None:
+        """Let some dumps wait for their locks until something was done meanwhile."""
+        while not self.over.is_set():
+            with self.scene.locked("gate") as let_go_on:
+                while not self.over.wait(0.02) and not self.dumping(HELD_UP):
+                    pass
+                before = self.done.total()
+                self.hurry.set()
+                while not self.over.wait(0.02) and self.done.total() < before + 2:
+                    pass
+                self.hurry.clear()
+                let_go_on()
+            for _ in range(self.dice.randrange(1, 4)):  # so many dumps do not wait
+                while not self.over.wait(0.02) and self.dumping("true"):
+                    pass
+                while not self.over.wait(0.02) and not self.dumping("true"):
+                    pass
+
+    def dumping(self, how: str) -> bool:
+        return self.scene.sql(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND query"
+            f" NOT LIKE '%held%' AND application_name LIKE 'colonies-backup%' AND {how}") == "t"
+
+    def backup(self) -> dict[str, Any] | None:
+        """A backup, some by a role that may not hold compression off; None: it failed."""
+        settings = {**self.scene.settings, "BACKUP_TIME_SCALE": "0.01"}
+        if self.dice.random() < 0.5:
+            settings |= {"DB_USER": self.name, "DB_PASSWORD": "change me"}
+        ran = run(settings, "backup")
+        assert "Traceback" not in ran.stderr, ran.stderr
+        if ran.returncode:
+            assert re.search(r"level=error .*3 dumps failed", ran.stderr), ran.stderr
+            return None
+        result: dict[str, Any] = json.loads(ran.stdout)
+        self.prove(result["filename"])
+        return result
+
+    def prove(self, name: str) -> None:
+        """Whether each table that a backup holds has all its rows, and none is missing."""
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.scene.objects()[name])
+            file.flush()
+            text = self.scene.postgres.run("pg_restore", "-a", "-f-", file.name)
+        found = {table: rows.splitlines() for table, rows in re.findall(
+            r"(?ms)^COPY (\S+) \(.*?\) FROM stdin;\n(.*?)^\\\.$", text)}
+        rows = {table: len(lines) for table, lines in found.items() if re.match(
+            r"(public|zone|gone)\.(?!gate|readings)", table)}
+        assert rows.keys() >= {"public.one", "zone.three", "public.part"}, rows
+        assert set(rows.values()) == {ROWS_EACH}, f"{name}: {rows}"
+        chunks = [lines for table, lines in found.items() if "_timescaledb_internal.chunk" in table]
+        packed = [lines for table, lines in found.items() if "_timescaledb_internal.comp" in table]
+        readings = sum(map(len, chunks)) + sum(
+            line.split("\t")[0].count(",") + 1 for lines in packed for line in lines)
+        assert readings == ROWS_EACH * CHUNKS, f"{name}: {readings} readings"
+
+
+def change_meanwhile(timescale: Timescale, s3: S3Server, seed: int, backups: int,
+                     minutes: float = 0) -> tuple[collections.Counter[str], list[int]]:
+    """Back up a database whose tables are truncated, swapped, compressed … at the same time.
+
+    What was done to them, and how many backups were good, good only at a further dump, and failed.
+    """
+    with temporary_folder() as folder:
+        world = Disturbed(timescale, s3, folder, seed)
+        threads = [threading.Thread(target=work) for work in (world.disturb, world.keep_waiting)]
+        for thread in threads:
+            thread.start()
+        ends: list[int] = []
+        end = time.monotonic() + minutes * 60
+        try:
+            while len(ends) < backups or time.monotonic() < end:
+                result = world.backup()
+                ends.append(len(result["made_again"]) if result else -1)
+        finally:
+            world.over.set()
+            for thread in threads:
+                thread.join()
+        assert world.scene.files() == []
+        timescale.sql(f"DROP DATABASE {world.name} WITH (FORCE); DROP ROLE {world.name}")
+    return world.done, [sum(each >= 0 for each in ends), sum(each > 0 for each in ends),
+                        ends.count(-1)]
+
+
+# What else is tried, and what must never happen: patterns of the names of tests.
+ATTACKS = {
+    "A disk without room at any write, or without inodes; a volume that is read-only, unmounted, "
+    "gone, has I/O errors, and is back": "disk|volume|temporary_folder|runs_out_of_room|no_room",
+    "No file descriptors, no threads, output that cannot be written":
+        "open_files|files_to_open|thread_that|answer_that_cannot",
+    "Host names that are not known, then known": "names_that_are_not_known",
+    "A clock that jumps within or between backups, time zones, daylight saving":
+        "_clock_|time_zone",
+    "Two executors: of one type, of two databases under one prefix, of one name":
+        "two_executors|executors_of_two|on_two_servers|overtaken|namesake|staged_elsewhere",
+    "A hostile or broken Colonies server":
+        "odd_answers|whatever_json|odd_process|too_long_to|one_odd_time|replies_of_something",
+    "A hostile database server, a hostile owner of a database, hostile names":
+        "database_server_says|odd_database|databases_owner|name_is_data|neither_obeyed",
+    "A hostile bucket": "odd_metadata|names_like|far_future|names_without|like_ours|every_name|"
+                        "not_go_on|answers_400|that_is_garbage|somebody",
+    "Archives that are damaged, cut, swapped, or made to run programs":
+        "archives_programs|damaged|bad_dump|no_archive",
+    "Links, FIFOs, folders, sockets, devices under our names; permissions; core files":
+        "followed_or|link_that|foretold|core_file|folder_named|side_files",
+    "Certificates of another host, expired, not yet valid, unknown; TLS 1.1; no TLS; redirections":
+        "proven_to_be|redirection",
+    "Secrets, looked for in logs, results, arguments, environments, files": "secret",
+    "Each privilege less than README grants": "policy|readmes_roles"}
+MUST_NEVER = {
+    "A success that was not": "places_between|made_and_trunc|void_dump|changed_mean|not_prove|"
+                              "another_md5|bad_dump|middle_leaves|any_object_is|one_odd|"
+                              "each_part_carries|damaged_kept|each_fault",
+    "Something partial under a final name, a backup overwritten":
+        "lost_answer|overwrit|overtaken|sealed|one_type|every_name|killed_at_random|room_for_some",
+    "Retention too early, of too much, of what is not ours":
+        "retention|emptied|older_exec|somebodys|looked_at|refused_del|names_|on_two_servers|made_what",
+    "A finished dump thrown away": "kept_dump|never_takes|for_longer|dies_during|the_upload|"
+                                   "complete_at|any_write|any_use|fails_while",
+    "A backup that goes wrong because it takes long": "longer_than|outlasts|taken_for_good",
+    "A secret where it need not be": "secret|core_file|foretold|redirection",
+    "A shell, or a name that is taken for an option": "name_is_data|any_character|libpqs|shell",
+    "Something of ours that outlives the executor": "kill_9|killed_at_random|during_the_dump",
+    "A database server that its backup brings down":
+        "runs_out|full_disk|refused_before|no_room|staging"}
+
+
+def collected() -> list[str]:
+    """The names of all tests, with their parameters."""
+    ran = subprocess.run([sys.executable, "-B", "-m", "pytest", "-q", "--collect-only",
+                          str(PROJECT), "-p", "no:cacheprovider"],
+                         capture_output=True, text=True, check=True)
+    return re.findall(r"(?m)^\S+::(test_.*)$", ran.stdout)
+
+
+def faults(arguments: list[str]) -> int:
+    """Break every call of a backup, kill programs at random, make many backups; print tables."""
+    parser = argparse.ArgumentParser(prog=f"{FRONT.name} faults", description=faults.__doc__)
+    parser.add_argument("--minutes", type=float, default=10, metavar="N",
+                        help="kill for so long, at least 200 times (10)")
+    parser.add_argument("--backups", type=int, default=1000, metavar="N",
+                        help="backups that one executor makes; at least 20 (1000)")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32),
+                        help="of what is killed, and when (any)")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with (temporary_folder() as folder, Postgres(folder / "postgres") as postgres,
+              SeaweedFS(folder / "s3") as s3):
+            s3.client().create_bucket(Bucket="backup")
+            say("breaking each call in each way")
+            broken, wrong = break_calls(postgres, s3, list)
+            assert not wrong, "\n".join(wrong)
+            say(f"making {options.backups} backups")
+            before, after = soak(postgres, s3, max(20, options.backups))
+            assert before[1:] == after[1:], f"it has grown: {before}, {after}"
+            say(f"changing tables while backups run, seed {options.seed}")
+            with temporary_folder() as other, Timescale(other) as timescale:
+                changed, good = change_meanwhile(timescale, s3, options.seed, 20,
+                                                 options.minutes / 5)
+        say(f"killing at random, seed {options.seed}")
+        killed, ends = kill_at_random(200, options.seed, options.minutes)
+    except (AssertionError, RuntimeError) as error:
+        sys.exit(f"{FRONT.name}: {error}")
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
+        return 130
+    tables = fault_tables(broken, before, after, options.backups, killed, ends, changed, good)
+    print("\n\n".join(tables.values()))
+    if options.write:
+        write_tables(tables)
+    return 0
+
+
+def fault_tables(broken: collections.Counter[str], before: Footprint, after: Footprint,
+                 backups: int, killed: collections.Counter[str], ends: collections.Counter[int],
+                 changed: collections.Counter[str], good: list[int]) -> dict[str, str]:
+    """Markdown of what was done, and of what else the tests do."""
+    rows = [[f"Each call {what}, broken in each way", f"{broken[peer]:,}", "nothing"]
+            for what, peer in (("to S3", "S3"), ("to Colonies in a backup", "Colonies"),
+                               ("to Colonies when it joins", "Colonies, joining"))]
+    rows += [["Each session with PostgreSQL, broken in each way, cut at many bytes",
+              f"{broken['PostgreSQL']:,}", "nothing"]]
+    rows += [[f"kill -9 of {name}" if name != "Colonies" else "Colonies' connections cut, and away",
+              f"{killed[name]:,}", "nothing"] for name in KILLED]
+    rows += [["Backups in a row by one executor", f"{backups:,}", (
+        f"nothing; memory {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB at the"
+        " end; files, threads, sessions, registrations: none more")]]
+    names = collected()
+    rows += [[f"Tables {what} while a backup runs", f"{changed[what]:,}", "nothing"]
+             for what in DISTURBANCES]
+    attacks, never = ([[what, str(sum(bool(re.search(pattern, name)) for name in names)), "nothing"]
+                       for what, pattern in table.items()] for table in (ATTACKS, MUST_NEVER))
+    note = (f"Of the {ends.total():,} backups during which something was killed {ends[SUCCESS]:,}"
+            f" came to a proven object, {ends[FAILED]:,} were closed as failed with the reason."
+            f" Of the {good[0] + good[2]:,} during which tables were changed {good[0]:,} have every"
+            f" row, {good[1]:,} of them at the second or third dump; {good[2]:,} failed and named"
+            " the tables.")
+    return {"faults": f"{markdown(['fault', 'how often tried', 'lost'], rows)}\n\n{note}",
+            "attacks": markdown(["attack", "tests", "lost"], attacks),
+            "never": markdown(["what must never happen", "tests that attack it"],
+                              [row[:2] for row in never])}

@@ -1,0 +1,476 @@
+"""Proxies that break what passes, and the faults that they make."""
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import json
+import random
+import re
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from servers import Server, free_ports
+
+# ---- A proxy that breaks things ----------------------------------------------------------------
+
+class Rule(NamedTuple):
+    pattern: re.Pattern[bytes]
+    action: str
+    argument: Any
+
+
+class Proxy(Server):
+    """A TCP proxy that delivers, loses, cuts or answers HTTP requests by what is in them.
+
+    Patterns are searched in a request's head and the first 64 KiB of its body. What isn't HTTP
+    (PostgreSQL, TLS) is passed on as it is; down() and hang() work on that as well.
+    """
+
+    def __init__(self, target: int, port: int = 0) -> None:
+        self.target, self.port = target, port or free_ports(1)[0]
+        self.changed = threading.Condition()
+        self.requests: list[bytes] = []
+        self.rules: list[Rule] = []
+        self.connections: set[socket.socket] = set()
+        self.flowing = threading.Event()
+        self.listener: socket.socket | None = None
+
+    # -- what tests do with it
+
+    def start(self) -> Proxy:
+        self.up()
+        return self
+
+    def up(self) -> None:
+        """Deliver again, after down() or hang(); on the same port."""
+        self.flowing.set()
+        if self.listener is None:
+            self.listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+            threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def down(self) -> None:
+        """Refuse connections, and cut those that there are."""
+        with self.changed:
+            listener, self.listener = self.listener, None
+        if listener:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # which ends its accept()
+            listener.close()
+        self.drop()
+        self.flowing.set()  # those who wait find their connections cut
+
+    stop = kill = down
+
+    @property
+    def running(self) -> bool:
+        return self.listener is not None
+
+    def hang(self) -> None:
+        """Accept connections and requests, but pass nothing on."""
+        self.flowing.clear()
+
+    def lose(self, pattern: bytes, times: int = 1) -> None:
+        """Deliver the next matching requests, throw their answers away, and hang up."""
+        self._add(pattern, "lose", None, times)
+
+    def cut(self, pattern: bytes, after: int = 0, times: int = 1) -> None:
+        """Hang up on both sides AFTER bytes of the next matching requests' bodies."""
+        self._add(pattern, "cut", after, times)
+
+    def reply(self, pattern: bytes, raw: bytes | Callable[[], Iterator[bytes]],
+              times: int = 1) -> None:
+        """Answer the next matching requests with these bytes, and hang up; deliver nothing."""
+        self._add(pattern, "reply", raw, times)
+
+    def change(self, pattern: bytes, how: Callable[[bytes], Iterator[bytes]],
+               times: int = 1) -> None:
+        """Deliver the next matching requests, answer with what HOW makes of the answers."""
+        self._add(pattern, "change", how, times)
+
+    def double(self, pattern: bytes, times: int = 1) -> None:
+        """Deliver the next matching requests twice; the second answers count."""
+        self._add(pattern, "double", None, times)
+
+    def refuse(self, pattern: bytes, seconds: float, times: int = 1) -> None:
+        """At the next matching requests cut all connections, and take none for so long."""
+        self._add(pattern, "refuse", seconds, times)
+
+    def expect(self, pattern: bytes, times: int) -> None:
+        """Let the next matching requests pass, whatever rules come after this one."""
+        self._add(pattern, "pass", None, times)
+
+    def drop(self) -> None:
+        """Cut the connections that there are; new ones are taken."""
+        with self.changed:
+            open_ones = list(self.connections)
+        for connection in open_ones:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def clear(self) -> None:
+        """Forget the rules that are left."""
+        with self.changed:
+            self.rules.clear()
+
+    def seen(self, pattern: bytes) -> int:
+        """How many requests matched so far, delivered or not."""
+        with self.changed:
+            return sum(bool(re.search(pattern, request)) for request in self.requests)
+
+    def wait_seen(self, pattern: bytes, count: int = 1, timeout: float = 30) -> None:
+        """Wait until COUNT requests have matched, from the start."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.seen(pattern) >= count, timeout):
+                raise AssertionError(f"no {count} requests matched {pattern!r} in {timeout} s")
+
+    # -- how it does it
+
+    def _add(self, pattern: bytes, action: str, argument: Any, times: int) -> None:
+        with self.changed:
+            self.rules += [Rule(re.compile(pattern), action, argument)] * times
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(OSError))
+            stack.callback(self._forget, client)
+            with self.changed:
+                if self.listener is None:
+                    return
+                self.connections.add(client)
+            first = client.recv(8, socket.MSG_PEEK)
+            self.flowing.wait()
+            server = socket.create_connection(("127.0.0.1", self.target), 10)
+            server.settimeout(None)
+            stack.callback(self._forget, server)
+            with self.changed:
+                self.connections.add(server)
+            if re.match(rb"[A-Z]{3,8} ?", first):
+                while self._exchange(client, server):
+                    pass
+            else:
+                self._plain(client, server)
+
+    def _plain(self, client: socket.socket, server: socket.socket) -> None:
+        """What isn't HTTP, both ways."""
+        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back.start()
+        self._pump(client, server)
+        back.join()
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self.changed:
+            self.connections.discard(connection)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        """Pass bytes on until one side hangs up."""
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.flowing.wait()
+                target.sendall(data)
+        for connection in (source, target):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
+        """One HTTP request and its answer; whether the connection goes on."""
+        if server in select.select([client, server], [], [])[0]:
+            return False  # an idle connection was closed
+        head, rest = read_head(client)
+        length = int((re.search(rb"(?im)^content-length:\s*(\d+)", head) or [0, 0])[1])
+        if re.search(rb"(?im)^expect:\s*100-continue", head):
+            # the client waits for this before its body, which is needed to see what it asks
+            head = re.sub(rb"(?im)^expect:.*\r\n", b"", head)
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = rest
+        while len(body) < min(length, 65536):
+            body += receive(client)
+        with self.changed:
+            request = head + body[:65536]
+            rule = next((rule for rule in self.rules if rule.pattern.search(request)), None)
+            if rule:
+                self.rules.remove(rule)
+                rule = None if rule.action == "pass" else rule
+            self.requests.append(request)
+            self.changed.notify_all()
+        self.flowing.wait()
+        if rule and rule.action == "reply":
+            for _ in more(client, length - len(body)):
+                pass
+            for piece in rule.argument() if callable(rule.argument) else [rule.argument]:
+                client.sendall(piece)
+            return False
+        if rule and rule.action == "refuse":
+            self.down()
+            threading.Timer(rule.argument, self.up).start()
+            return False
+        if rule and rule.action == "cut":
+            server.sendall(head + body[:rule.argument])
+            for data in more(client, rule.argument - len(body)):
+                server.sendall(data)
+            return False
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # a server may refuse, and hang up, before it has read it all: its answer counts
+            server.sendall(head + body)
+            for data in more(client, length - len(body)):
+                self.flowing.wait()
+                server.sendall(data)
+        if rule and rule.action == "double":
+            with socket.create_connection(("127.0.0.1", self.target), 10) as first:
+                first.settimeout(None)
+                self._answer(first, server, head.startswith(b"HEAD "), rule)
+                first.sendall(head + body)  # such a body has at most 64 KiB
+                self._answer(client, first, head.startswith(b"HEAD "), None)
+                return False
+        if client in select.select([client, server], [], [])[0]:
+            return False  # the client gave up: so does the proxy
+        return self._answer(client, server, head.startswith(b"HEAD "), rule)
+
+    def _answer(self, client: socket.socket, server: socket.socket, bare: bool,
+                rule: Rule | None) -> bool:
+        """Pass the server's answer on, or what RULE makes of it; whether the connection goes on."""
+        taken: list[bytes] = []
+        give = taken.append if rule else client.sendall
+        head, rest = read_head(server)
+        bare = bare or bool(re.match(rb"HTTP/1.\d (1\d\d|204|304)", head))
+        length = re.search(rb"(?im)^content-length:\s*(\d+)", head)
+        chunked = re.search(rb"(?im)^transfer-encoding:\s*chunked", head)
+        self.flowing.wait()
+        give(head + rest)
+        if not bare and length:
+            rest_of_it = more(server, int(length[1]) - len(rest))
+        elif not bare:
+            rest_of_it = until(server, rest, b"\r\n0\r\n\r\n" if chunked else None)
+        else:
+            rest_of_it = iter(())
+        for data in rest_of_it:
+            self.flowing.wait()
+            give(data)
+        for piece in rule.argument(b"".join(taken)) if rule and rule.action == "change" else ():
+            client.sendall(piece)
+        return not rule and not re.search(rb"(?im)^connection:\s*close", head) and bool(
+            bare or length or chunked)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """Some bytes; ConnectionAbortedError at the end."""
+    data = connection.recv(65536)
+    if not data:
+        raise ConnectionAbortedError
+    return data
+
+
+def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """An HTTP head, and what came with it of the body."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += receive(connection)
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return head + end, rest
+
+
+def more(connection: socket.socket, count: int) -> Iterator[bytes]:
+    """COUNT bytes (none if that is negative), as they come."""
+    while count > 0:
+        data = connection.recv(min(count, 65536))
+        if not data:
+            raise ConnectionAbortedError
+        count -= len(data)
+        yield data
+
+
+def until(connection: socket.socket, seen: bytes, end: bytes | None) -> Iterator[bytes]:
+    """Bytes as they come until those so far end with END, or the connection does."""
+    last = b"\r\n" + seen
+    while not (end and last.endswith(end)):
+        data = connection.recv(65536)
+        if not data:
+            return
+        last = (last + data)[-64:]
+        yield data
+
+
+# ---- Answers of servers, and what leads through a proxy ----------------------------------------
+
+def http_reply(status: str, body: bytes, length: int = -1) -> bytes:
+    return (f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length < 0 else length}\r\n"
+            "Connection: close\r\n\r\n").encode() + body
+
+
+def http_answer(line: str, code: str, message: str = "a test says so") -> bytes:
+    """An S3 server's error, as it goes over the wire."""
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>" if code else ""
+    return (f"HTTP/1.1 {line}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}"
+            f"\r\nConnection: close\r\n\r\n{body}").encode()
+
+
+FORBIDDEN = http_answer("403 Forbidden", "AccessDenied")
+SLOW = http_answer("503 Slow Down", "SlowDown")
+PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
+COMPLETING = rb"^POST \S*uploadId="
+
+
+def through(proxy: Proxy, scale: float = 1) -> dict[str, str]:
+    """Settings that lead through a proxy before S3."""
+    return {"AWS_S3_ENDPOINT": f"127.0.0.1:{proxy.port}", "BACKUP_TIME_SCALE": str(scale)}
+
+
+# ---- Proxies that change what passes -----------------------------------------------------------
+
+class Meddler(Proxy):
+    """A proxy that also changes what passes: pieces of requests, of answers to HEAD, of others."""
+
+    class Tap(NamedTuple):
+        recv: Callable[[int], bytes]
+        sendall: Callable[[bytes], None]
+        fileno: Callable[[], int]
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.request: Callable[[bytes], bytes] = bytes
+        self.answer: Callable[[bytes], bytes] = bytes
+        self.other: Callable[[bytes], bytes] = bytes
+
+    def _exchange(self, client: Any, server: Any) -> bool:
+        return super()._exchange(self.Tap(  # type: ignore[arg-type]
+            lambda size: self.request(client.recv(size)), client.sendall, client.fileno), server)
+
+    def _answer(self, client: Any, server: Any, bare: bool, rule: Rule | None) -> bool:
+        return super()._answer(client, self.Tap(  # type: ignore[arg-type]
+            lambda size: (self.answer if bare else self.other)(server.recv(size)),
+            server.sendall, server.fileno), bare, rule)
+
+
+# ---- Faults ------------------------------------------------------------------------------------
+
+WEIRD = random.Random(6).randbytes(4000)
+
+
+class Fault(NamedTuple):
+    """What a proxy does at a call: its method, that method's argument, and for how many calls."""
+
+    name: str
+    action: str
+    argument: Any = None
+    times: int = 1
+
+
+def endless() -> Iterator[bytes]:
+    """An answer that goes on for as long as it is read."""
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
+    while True:
+        yield b"<x>" * 20000
+        threading.Event().wait(0.001)
+
+
+def trickle(answer: bytes, seconds: float = 2) -> Iterator[bytes]:
+    """The answer, bit by bit."""
+    step = max(1, len(answer) // 40)
+    for start in range(0, len(answer), step):
+        yield answer[start:start + step]
+        threading.Event().wait(seconds / 40)
+
+
+def silence(seconds: float) -> Iterator[bytes]:
+    """Nothing; then it hangs up."""
+    threading.Event().wait(seconds)
+    yield b""
+
+
+def http_faults(elsewhere: int, patience: float) -> list[Fault]:
+    """The ways in which a call by HTTP goes wrong; PATIENCE seconds are more than a caller has."""
+    far = f"\r\nLocation: http://127.0.0.1:{elsewhere}/away"
+    refused = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
+        b'{"status": 500, "message": "by a test"}').decode()})
+    return [
+        Fault("refused for a second", "refuse", 1),
+        Fault("no answer", "reply", functools.partial(silence, patience)),
+        Fault("request cut", "cut", 0), Fault("request cut in its body", "cut", 40),
+        Fault("answer lost", "lose"), Fault("delivered twice", "double"),
+        Fault("answer cut in its head", "change", lambda answer: iter([answer[:20]])),
+        Fault("answer without its body", "change",
+              lambda answer: iter([answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"])),
+        Fault("answer shorter than its length", "change", lambda answer: iter([answer[:-9]])),
+        Fault("answer in a trickle", "change", trickle),
+        Fault("answer without an end", "reply", endless),
+        Fault("garbage", "reply", WEIRD),
+        Fault("garbage as a body", "reply", http_reply("200 OK", b"\x01\xff{<" * 99)),
+        Fault("an empty body", "reply", http_reply("200 OK", b"")),
+        Fault("200 with an error inside", "reply", http_answer("200 OK", "InternalError"), 3),
+        Fault("200 with a refusal inside", "reply", http_reply("200 OK", refused.encode()), 3),
+        *(Fault(f"{status[:3]}{' with Retry-After' * bool(more)}", "reply",
+                http_answer(status + more, "InternalError"), 3)
+          for status in ("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests")
+          for more in ("", "\r\nRetry-After: 1")),
+        *(Fault(f"redirect, {status[:3]}", "reply", http_answer(status + far, "InternalError"), 2)
+          for status in ("301 Moved Permanently", "302 Found", "303 See Other",
+                         "307 Temporary Redirect", "308 Permanent Redirect"))]
+
+
+def wire_faults(length: int) -> list[Fault]:
+    """The ways in which a session of PostgreSQL goes wrong; LENGTH: of its answers in bytes."""
+    cuts = sorted({0, 1, 20, 400, *range(0, length, max(1, length // 12))})
+    return [Fault("refused for a second", "refuse", 1), Fault("no answer for 2 s", "hang", 2),
+            Fault("garbage", "say", lambda: iter([WEIRD])), Fault("a trickle", "trickle"),
+            Fault("endless garbage", "say", endless),
+            *(Fault(f"cut after {count} bytes", "cut", count) for count in cuts)]
+
+
+class Wire(Proxy):
+    """A proxy before PostgreSQL that has one fault at one session, counted from arm() on."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.sessions: list[int] = []  # bytes that each was answered
+        self.armed: tuple[int, Fault] | None = None
+
+    def arm(self, number: int = -1, fault: Fault | None = None) -> None:
+        with self.changed:
+            self.sessions, self.armed = [], (number, fault) if fault else None
+
+    def _plain(self, client: socket.socket, server: socket.socket) -> None:
+        with self.changed:
+            number = len(self.sessions)
+            self.sessions.append(0)
+            fault = self.armed[1] if self.armed and self.armed[0] == number else None
+        if fault and fault.action == "refuse":
+            self.down()
+            threading.Timer(fault.argument, self.up).start()
+        elif fault and fault.action == "say":
+            for piece in fault.argument():
+                client.sendall(piece)
+        else:
+            there = threading.Thread(target=self._pump, args=(client, server), daemon=True)
+            there.start()
+            with contextlib.suppress(OSError):
+                self._back(server, client, number, fault)
+            for connection in (client, server):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            there.join()
+
+    def _back(self, server: socket.socket, client: socket.socket, number: int,
+              fault: Fault | None) -> None:
+        if fault and fault.action == "hang":
+            threading.Event().wait(fault.argument)
+        while data := server.recv(65536):
+            if fault and fault.action == "cut" and (
+                    self.sessions[number] + len(data) > fault.argument):
+                return client.sendall(data[:fault.argument - self.sessions[number]])
+            for piece in trickle(data, 0.2) if fault and fault.action == "trickle" else [data]:
+                client.sendall(piece)
+            with self.changed:
+                if number < len(self.sessions):
+                    self.sessions[number] += len(data)

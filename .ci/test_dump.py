@@ -1,0 +1,551 @@
+"""Tests of dumps: every row, refusals before, crashes, little room, odd names."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from environment import NOBODY, POSTGRESQL, ROOT
+from proxies import COMPLETING, FORBIDDEN, PART, Fault, Meddler, Wire, through
+from readme import least_privileges
+from restores import result_of, same_databases, with_little_room
+from servers import (
+    Executor,
+    Postgres,
+    SeaweedFS,
+    client_programs,
+    descendants,
+    handles_below,
+    temporary_folder,
+)
+from surroundings import BIG, FILLED, LOCKING, Scene, becomes_true, sha256_of, stuck_upload
+from timescale import ask
+
+# ---- Every row ---------------------------------------------------------------------------------
+
+@pytest.fixture(scope="session")
+def generations(postgres: Postgres) -> Iterator[dict[int, Postgres]]:
+    """Servers of three generations."""
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Postgres(folder / str(x), x)) for x in sorted(POSTGRESQL)]
+        yield {server.version: server for server in (postgres, *servers)}
+
+
+TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t;
+    CREATE TABLE renamed AS TABLE t; CREATE TABLE replaced AS TABLE t;
+    CREATE TABLE widened (i int); INSERT INTO widened VALUES (1), (2); CREATE TABLE split (i int)
+    PARTITION BY RANGE (i); CREATE TABLE low PARTITION OF split FOR VALUES FROM (0) TO (9);
+    CREATE TABLE high (i int); INSERT INTO low VALUES (1); INSERT INTO high VALUES (10);
+    CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE t;
+    CREATE MATERIALIZED VIEW total AS SELECT count(*) FROM truncated"""
+
+
+@pytest.fixture(params=[15, 17, 18])
+def aged(request: pytest.FixtureRequest, generations: dict[int, Postgres],
+         s3: SeaweedFS) -> Iterator[Scene]:
+    """A database that is backed up by the role that README has for it."""
+    name, server = f"aged_{secrets.token_hex(4)}", generations[request.param]
+    server.sql(f"CREATE DATABASE {name}")
+    server.sql(f"{FILLED}; {TABLES}", name)
+    server.sql(re.sub(r"\b(sensors|backup)\b", name, least_privileges("sql")[0]))
+    with temporary_folder() as folder:
+        scene = Scene(server, s3, folder, name, name)
+        scene.settings |= {"DB_USER": name, "DB_PASSWORD": "change me", "BACKUP_TIME_SCALE": "0.05"}
+        yield scene
+    server.sql(f"DROP DATABASE {name} WITH (FORCE); DROP ROLE {name}")
+
+
+def beside(scene: Scene, *meanwhile: str, status: int = 0, **settings: str) -> Executor:
+    """A backup to its end. While its first dumps wait for their locks the SQL is run, one each."""
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(scene.session()) for _ in meanwhile]
+        print(LOCKING.format("t"), file=locks[0].stdin, flush=True)
+        assert locks[0].stdout and locks[0].stdout.readline() == "locked\n"
+        executor = stack.enter_context(scene.start(**settings))
+        for statements, lock, following in zip(meanwhile, locks, [*locks[1:], None]):
+            waiting = scene.waiting()
+            scene.sql(statements)
+            if following:  # it waits behind this dump, and then keeps the next one waiting
+                print(LOCKING.format("t"), file=following.stdin, flush=True)
+                scene.waiting(but=waiting)
+            assert lock.stdin
+            lock.stdin.close()
+            if following:
+                assert following.stdout and following.stdout.readline() == "locked\n"
+        assert executor.wait() == status, executor.log
+        return executor
+
+
+TRUNCATED = """BEGIN; CREATE TEMPORARY TABLE kept AS TABLE truncated; TRUNCATE truncated;
+    INSERT INTO truncated TABLE kept; COMMIT;"""
+CHANGED = TRUNCATED + """ALTER TABLE rewritten ALTER id TYPE bigint;
+    CREATE TABLE a AS TABLE renamed; ALTER TABLE renamed RENAME TO b;
+    ALTER TABLE a RENAME TO renamed;
+    CREATE TABLE c AS TABLE replaced; DROP TABLE replaced; ALTER TABLE c RENAME TO replaced;
+    BEGIN; ALTER TABLE widened ADD more bigint; UPDATE widened SET more = i; ALTER TABLE widened
+    DROP i; ALTER TABLE widened RENAME more TO i; COMMIT;"""
+MOVED = """ALTER SCHEMA zone RENAME TO gone; CREATE SCHEMA zone; CREATE TABLE zone.moved AS TABLE
+    gone.moved;"""
+
+
+def test_rows_that_change_places_between_snapshot_and_locks_are_in_the_backup(aged: Scene) -> None:
+    """pg_dump succeeds, and has none of these rows. Then it fails, since a table is dropped."""
+    executor = beside(aged, CHANGED + MOVED, "DROP TABLE b")
+    result = result_of(executor)
+    changed, dropped = result["made_again"]
+    assert changed.startswith("6 tables were ") and changed.endswith(  # and zone.moved
+        ": public.renamed, public.replaced, public.rewritten, public.truncated, public.widened")
+    assert re.search(r'relation "public\.b" does not exist', dropped)
+    executor.wait_for(r"level=warning .*6 tables were")
+    same_databases(aged, aged.restored(result["filename"]))
+    assert aged.files() == []
+
+
+def test_what_changes_no_rows_of_a_dump_costs_no_other_dump(aged: Scene) -> None:
+    before = aged.postgres.fingerprint(aged.database)
+    result = result_of(beside(aged, """ALTER TABLE split DETACH PARTITION low;
+        ALTER TABLE split ATTACH PARTITION high FOR VALUES FROM (10) TO (99);
+        REFRESH MATERIALIZED VIEW total; ALTER TABLE truncated ADD more int;
+        DELETE FROM truncated; VACUUM truncated; ANALYZE truncated; CREATE TABLE new (i int)"""))
+    assert result["made_again"] == []
+    assert aged.postgres.fingerprint(aged.restored(result["filename"])) == before
+
+
+def test_a_backup_fails_whose_tables_are_truncated_each_time(scene: Scene) -> None:
+    scene.sql(TABLES)
+    executor = beside(scene, *[TRUNCATED] * 3, status=1, BACKUP_TIME_SCALE="0.05")
+    executor.wait_for("level=error .*3 dumps failed.* public.truncated; keep jobs and policies")
+    assert len(re.findall("Making the dump again", executor.log)) == 2
+    assert scene.files() == [] and not scene.objects()
+
+
+@pytest.fixture
+def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
+    """A database of its own whose dump takes seconds, most of them to copy t."""
+    name = f"slow_{secrets.token_hex(4)}"
+    backup_servers[0].sql(f"CREATE DATABASE {name}")
+    backup_servers[0].sql(f"{BIG.replace('(1, 100)', '(1, 40)')}; {TABLES}", name)
+    with temporary_folder() as folder:
+        scene = Scene(*backup_servers, folder, name, name)
+        scene.settings |= {"BACKUP_COMPRESSION": "gzip:9", "BACKUP_TIME_SCALE": "0.05"}
+        yield scene
+    backup_servers[0].sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize("fork", range(1, 8))
+def test_a_signal_amid_a_fork_is_neither_lost_nor_leaves_a_program_behind(
+        scene: Scene, tmp_path: Path, fork: int) -> None:
+    """Python swallows what is raised there."""
+    (tmp_path / "sitecustomize.py").write_text(f"""import os, signal
+forks = []
+def forking():
+    forks.append(1)
+    if len(forks) == {fork}:
+        os.kill(os.getpid(), signal.SIGTERM)
+os.register_at_fork(before=forking)
+""")
+    ran = scene.run("backup", status=1, PYTHONPATH=str(tmp_path))
+    assert "stopped by SIGTERM" in ran.stderr and scene.files() == [] and not scene.objects()
+
+
+def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_copies_is_seen(
+        slow: Scene) -> None:
+    assert slow.postgres.program
+    # What the server says of a pg_dump that is stopped, in a statement of its or between two.
+    stopped = "canceling statement due to user request|client connection with an open transaction"
+    before = len(re.findall(stopped, slow.postgres.program.log))
+    with slow.locked() as unlock, slow.start(LOG_LEVEL="debug") as executor:
+        slow.waiting()
+        slow.sql(TRUNCATED)
+        unlock()
+        executor.wait_for(r"Making the dump again .*public\.truncated")
+        slow.postgres.program.wait_for(stopped, count=before + 1)
+        executor.wait_for("pg_dump has its locks")
+        slow.sql(MOVED)
+        executor.wait_for("Making the dump again .*1 schemas were replaced")
+        assert executor.wait() == 0, executor.log
+    result = result_of(executor)
+    assert len(result["made_again"]) == 2
+    restored = slow.restored(result["filename"])
+    assert slow.postgres.sql("SELECT count(*) FROM truncated UNION ALL SELECT count(*) FROM"
+                             " zone.moved", restored) == "40\n40"
+
+
+def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_is_seen(
+        slow: Scene) -> None:
+    """Where pg_dump's session does not show what it does, that is when it has ended."""
+    slow.settings["PGOPTIONS"] = "-c track_activities=off"
+    with slow.locked() as unlock, slow.session() as dropping, slow.start() as executor:
+        waiting = slow.waiting()
+        slow.sql(TRUNCATED)
+        unlock()
+        becomes_true(lambda: slow.sql(
+            f"SELECT count(*) > 0 FROM pg_locks WHERE granted AND pid = {waiting} AND"
+            " relation = 'truncated'::regclass") == "t")
+        ask(dropping, "DROP TABLE truncated CASCADE; SELECT 'done';")  # behind pg_dump
+        assert executor.wait() == 0, executor.log
+    [why] = result_of(executor)["made_again"]
+    assert why.startswith("1 tables were") and why.endswith(": public.truncated")
+    restored = slow.restored(result_of(executor)["filename"])
+    assert slow.postgres.sql("SELECT to_regclass('truncated') IS NULL", restored) == "t"
+
+
+def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scene) -> None:
+    with Wire(scene.postgres.port) as wire:
+        scene.settings |= {"DB_PORT": str(wire.port), "BACKUP_TIME_SCALE": "0.05"}
+        scene.backup()
+        for number in (1, 2):  # from the last one on
+            last = len(wire.sessions) - number
+            wire.arm(last, Fault("a cut", "cut", 20))
+            assert scene.backup()["made_again"] == []
+            wire.arm()
+            scene.backup()
+
+
+def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
+        scene: Scene, tmp_path: Path) -> None:
+    """It was not there when the tables were read for the first time."""
+    program, real = tmp_path / "pg_dump", client_programs()[0]
+    program.write_text(f"""#!/bin/sh
+[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \\
+    'CREATE TABLE IF NOT EXISTS truncated AS SELECT 1 AS i'
+exec '{real}/pg_dump' "$@"
+""")
+    program.chmod(0o755)
+    executor = beside(scene, TRUNCATED, PATH=f"{tmp_path}:{real}:/usr/bin:/bin",
+                      BACKUP_TIME_SCALE="0.05")
+    [why] = result_of(executor)["made_again"]
+    assert why.endswith(": public.truncated")
+    same_databases(scene, scene.restored(result_of(executor)["filename"]))
+
+
+def test_a_dump_of_a_standby_that_recovery_ends_or_empties_is_made_again(scene: Scene) -> None:
+    with (temporary_folder() as folder, Postgres(folder / "primary") as primary):
+        standby = Postgres(folder / "standby", password=primary.password)
+        primary.sql(f"CREATE TABLE early (i int); INSERT INTO early VALUES (1); {FILLED}; {TABLES}")
+        primary.run("pg_basebackup", "-D", str(standby.folder / "data"), "-R", "-cfast")
+        with open(standby.folder / "data/postgresql.auto.conf", "a") as file:
+            file.write("max_standby_streaming_delay = 0\n")
+        if ROOT:
+            for path in (standby.folder, *standby.folder.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+        source = Scene(primary, scene.s3, scene.folder, "postgres", scene.prefix)
+        there = Scene(standby, scene.s3, scene.folder, "postgres", scene.prefix)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(standby)
+            unlock = stack.enter_context(source.locked())
+            source.sql("CREATE TABLE last (i int)")  # this commit makes the lock known there, too
+            becomes_true(lambda: there.sql("SELECT to_regclass('public.last')") == "last")
+            executor = stack.enter_context(there.start(BACKUP_TIME_SCALE="0.05"))
+            waiting = there.waiting()
+            source.sql("TRUNCATE early")  # which that pg_dump has locked: recovery cancels it
+            executor.wait_for("Making the dump again .*conflict with recovery")
+            there.waiting(but=waiting)
+            source.sql(TRUNCATED)  # which it has not locked yet
+            unlock()
+            assert executor.wait() == 0, executor.log
+        assert result_of(executor)["made_again"][1].endswith(": public.truncated")
+        same_databases(source, source.restored(result_of(executor)["filename"]))
+
+
+# ---- Before the dump ---------------------------------------------------------------------------
+
+def test_an_old_pg_dump_is_refused_with_both_versions(scene: Scene) -> None:
+    error = scene.failure(clients=15)
+    assert re.search(r"\b15\.\d", error) and re.search(r"\b17\.\d", error)
+    assert "Backing up" not in error  # it doesn't come to that
+    assert not scene.objects() and not scene.files()
+
+
+def test_a_newer_pg_dump_warns_and_an_equal_one_is_silent(scene: Scene) -> None:
+    with temporary_folder() as folder, Postgres(folder / "old", 15) as old:
+        before = Scene(old, scene.s3, scene.folder, "postgres", f"{scene.prefix}_15")
+        old.sql(FILLED)
+        warned = before.run("backup", clients=17)
+        assert re.search(r"level=warning .*\b17\..*\b15\.", warned.stderr)
+        for compression in ("auto", "gzip:6", "none"):  # which that pg_dump spells otherwise
+            equal = before.run("backup", clients=15, BACKUP_COMPRESSION=compression)
+            assert not re.search("level=warning .*pg_dump", equal.stderr)
+            same_databases(before, before.restored(json.loads(equal.stdout)["filename"]))
+
+
+@pytest.mark.parametrize("settings, says", [
+    ({"DB_PASSWORD": "wrong"}, 'password authentication failed for user \\"postgres'),
+    ({"DB_PASSWORD": ""}, "no password supplied"),
+    ({"DB_DATABASE": "missing"}, 'database \\"missing\\" does not exist'),
+    ({"DB_PORT": "1"}, "Connection refused"),
+    ({"AWS_S3_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch"),
+    ({"AWS_S3_ACCESS_KEY": "wrong"}, "InvalidAccessKeyId"),
+    ({"AWS_S3_SECURE": "true"}, "AWS_S3_SECURE"),
+    ({"BACKUP_PATH": "/missing"}, "/missing: No such file or directory"),
+    ({"BACKUP_PATH": "/proc/self/task"}, "/proc/self/task"),
+])
+def test_what_cannot_get_better_fails_within_seconds(
+        scene: Scene, settings: dict[str, str], says: str) -> None:
+    before = time.monotonic()
+    error = scene.failure(**settings)
+    assert says in error and time.monotonic() - before < 10
+    assert not scene.objects() and not scene.files()
+
+
+def test_on_aws_a_missing_bucket_is_an_error_and_boto3_finds_the_keys(scene: Scene) -> None:
+    aws = {"AWS_S3_ENDPOINT": "", "AWS_S3_ACCESS_KEY": "", "AWS_S3_SECRET_ACCESS_KEY": "",
+           "AWS_ENDPOINT_URL_S3": scene.s3.url, "AWS_ACCESS_KEY_ID": scene.s3.access_key,
+           "AWS_SECRET_ACCESS_KEY": scene.s3.secret_key}
+    assert "no-such-bucket" in scene.failure(**aws, AWS_S3_BUCKET_NAME="no-such-bucket")
+    buckets = [bucket["Name"] for bucket in scene.client.list_buckets()["Buckets"]]
+    assert "no-such-bucket" not in buckets
+    assert scene.backup(**aws)["filename"] in scene.objects()
+
+
+def test_an_s3_server_that_is_away_is_waited_for_before_the_dump(
+        scene: Scene, meddler: Meddler) -> None:
+    meddler.down()
+    with scene.start(**through(meddler, 0.02)) as executor:
+        executor.wait_for("level=warning .*S3 is away")
+        assert "Backing up database" not in executor.log
+        meddler.up()
+        assert executor.wait() == 0
+    assert len(scene.objects()) == 1
+
+
+def test_an_s3_server_that_stays_away_is_one_clear_failure(scene: Scene, meddler: Meddler) -> None:
+    meddler.down()
+    with scene.locked():  # so that it would be seen if there were a dump
+        assert f"127.0.0.1:{meddler.port}" in scene.failure(**through(meddler, 0.001))
+    assert not scene.files()
+
+
+# ---- Crashes -----------------------------------------------------------------------------------
+
+def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
+        scene: Scene) -> None:
+    scene.settings["COLONIES_EXECUTOR_NAME"] = "one"
+    with scene.locked(), scene.start() as executor:
+        session = scene.waiting()
+        name = scene.sql(f"SELECT application_name FROM pg_stat_activity WHERE pid = {session}")
+        assert "one" in name and scene.database in name
+        handles = handles_below(executor.pid)
+        executor.kill()
+        assert handles and all(select.select([handle], [], [], 10)[0] for handle in handles)
+        left = scene.files()
+        assert left and not any(file.endswith(".bak") for file in left)
+        assert {os.stat(scene.folder / file).st_mode & 0o777 for file in left} == {0o600}
+        # The session on the server waits for its lock and knows nothing of it.
+        waits = os.pidfd_open(int(session))
+        with scene.start(COLONIES_EXECUTOR_NAME="two") as other:
+            scene.waiting(but=session)
+            other.kill()
+        assert not select.select([waits], [], [], 0)[0]  # another's sessions are not ours to end
+        with scene.start() as again:
+            assert select.select([waits], [], [], 30)[0]
+            again.kill()
+    assert scene.backup()["filename"] in scene.objects()
+    assert len(scene.objects()) == 1 and scene.files() == []
+
+
+def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Meddler) -> None:
+    name, sha256 = stuck_upload(big, meddler)
+    assert len(big.uploads()) == 1
+    resumed = big.run("backup", "--resume", **through(meddler))
+    assert resumed.stdout == "" and "Backing up database" not in resumed.stderr
+    [(uploaded, body)] = big.objects().items()
+    assert (uploaded, sha256_of(body)) == (name, sha256)
+    assert big.head(name)["Metadata"]["sha256"] == sha256
+    assert not big.uploads() and not big.files()
+
+
+def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
+        big: Scene, meddler: Meddler) -> None:
+    with big.locked(), big.start() as executor:
+        session = os.pidfd_open(int(big.waiting()))
+        assert executor.stop(timeout=10) == 1
+        assert "Traceback" not in executor.log and big.files() == []
+        assert select.select([session], [], [], 10)[0]  # its session on the server has ended
+    meddler.cut(PART + b"1", 1000, times=10000)
+    with big.start(**through(meddler)) as executor:
+        meddler.wait_seen(PART + b"1", 2)
+        meddler.clear()
+        assert executor.stop(timeout=10) == 1
+    [name, _] = big.files()
+    assert name.endswith(".bak") and not big.uploads() and not big.objects()
+
+
+@pytest.mark.parametrize("change", ["a byte more", "a byte changed", "a symlink"])
+def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
+        scene: Scene, meddler: Meddler, tmp_path: Path, change: str) -> None:
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.failure(**through(meddler, 0.001))
+    [name, _] = scene.files()
+    file = scene.folder / name
+    body = bytearray(file.read_bytes())
+    if change == "a symlink":
+        file.rename(tmp_path / "dump")
+        file.symlink_to(tmp_path / "dump")
+    else:
+        body[100] ^= 1
+        file.write_bytes(file.read_bytes() + b"x" if change == "a byte more" else body)
+    before = file.read_bytes()
+    result = scene.backup()
+    assert list(scene.objects()) == [result["filename"]] and result["filename"] != name
+    assert scene.files() == [name] and file.read_bytes() == before
+
+
+def test_an_operators_files_are_left_alone(scene: Scene) -> None:
+    (scene.folder / "backup_1.bak").write_bytes(b"PGDMP of an operator")
+    (scene.folder / "notes.txt").write_text("mine")
+    (scene.folder / "backup_2.bak").symlink_to(scene.folder / "notes.txt")
+    (scene.folder / "backup_3.bak.json").write_text("[1, 2]")
+    (scene.folder / "backup_4.bak").mkdir()
+    before = scene.files()
+    for _ in range(2):
+        scene.run("backup")
+    scene.run("backup", "--resume")
+    assert scene.files() == before and len(scene.objects()) == 2
+    assert (scene.folder / "backup_1.bak").read_bytes() == b"PGDMP of an operator"
+    assert (scene.folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_backup_at_the_same_time_says_so(scene: Scene) -> None:
+    with scene.locked() as unlock, scene.start() as first:
+        scene.waiting()
+        error = scene.failure()
+        assert "another backup" in error and str(scene.folder) in error
+        unlock()
+        assert first.wait() == 0, first.log
+    assert len(scene.objects()) == 1
+
+
+def test_a_pg_dump_that_fails_in_the_middle_leaves_nothing(scene: Scene) -> None:
+    before = scene.backup()["filename"]
+    scene.put("backup_1000000000.bak", **scene.head(before)["Metadata"])
+    with scene.locked(), scene.start(FULL_BACKUPS="1") as executor:
+        scene.sql(f"SELECT pg_terminate_backend({scene.waiting()})")
+        assert executor.wait() == 1
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "Backing up database" in error and "pg_dump: exit status 1" in error
+    assert "terminating connection due to administrator command" in error
+    assert not executor.out and scene.files() == []
+    assert sorted(scene.objects()) == ["backup_1000000000.bak", before]
+
+
+def test_a_failed_dump_of_many_tables_says_why_and_no_part_of_a_secret(scene: Scene) -> None:
+    """The statement that names them all is cut, wherever that is; each name holds the password."""
+    role, word = f"poor_{scene.database}", "qx0password0"
+    scene.sql(f"CREATE ROLE {role} LOGIN PASSWORD '{word}'; DO $$ BEGIN FOR i IN 100 .. 399 LOOP"
+              f" EXECUTE format('CREATE TABLE {word}_%s_many ()', i); END LOOP; END $$")
+    error = scene.failure(DB_USER=role, DB_PASSWORD=word)
+    scene.sql(f"DROP ROLE {role}")
+    assert re.search(r"exit status 1: pg_dump: error: .* permission denied for table", error)
+    assert "_100_many" in error and "_399_many" in error and "_250_many" not in error
+    parts = {word[start:start + 5] for start in range(len(word) - 4)}
+    assert not [part for part in parts if part in error] and len(error) < 5000
+
+
+@pytest.mark.parametrize("after, says", [
+    ("exit 3", "exit status 3"), ("kill -9 $$", "signal 9"),
+    ('for last; do case $last in *.partial) truncate -s 200 "$last";; esac; done',
+     "table of contents")], ids=["exit-status", "killed", "truncated"])
+def test_a_bad_dump_is_never_uploaded(
+        scene: Scene, tmp_path: Path, after: str, says: str) -> None:
+    real, path = client_programs()[0], tmp_path / "pg_dump"
+    path.write_text(f'#!/bin/sh\n{real}/pg_dump "$@"\n'
+                    f"case $* in *version*) exit 0;; esac\n{after}\n")
+    path.chmod(0o755)
+    assert says in scene.failure(PATH=f"{tmp_path}:{real}:/usr/bin:/bin")
+    assert scene.files() == [] and not scene.objects()
+
+
+def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
+    scene.sql("DROP TABLE t")
+    assert "empty" in scene.failure() and scene.files() == [] and not scene.objects()
+
+
+# ---- Little room -------------------------------------------------------------------------------
+
+def test_a_full_disk_fails_clearly_and_leaves_nothing(big: Scene) -> None:
+    with with_little_room(big, 2) as executor:
+        assert executor.wait() == 1, executor.log
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "pg_dump: exit status 1" in error and "No space left on device" in error
+    assert executor.out == ["LEFT:"] and not big.objects()
+
+
+def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(scene: Scene) -> None:
+    with scene.locked(), with_little_room(scene, 4) as executor:
+        scene.waiting()
+        inside = descendants(executor.pid)[0]
+        volume = Path(f"/proc/{inside}/root{scene.folder}")
+        size = os.statvfs(volume).f_blocks * os.statvfs(volume).f_frsize
+        (volume / "full").write_bytes(bytes(int(size * 0.97)))
+        assert executor.wait() == 1, executor.log
+    [error] = [line for line in executor.lines if "level=error" in line]
+    assert "pg_dump was stopped" in error and "bytes" in error
+    assert executor.out == ["LEFT: full"] and not scene.objects()
+
+
+def test_too_little_room_for_a_dump_like_the_newest_is_refused_before_the_dump(
+        scene: Scene) -> None:
+    metadata = scene.head(scene.backup()["filename"])["Metadata"]
+    for mebibytes, status in ((9, 1), (8, 0)):  # 1.2 times 9 MiB are more than the volume's 10
+        scene.put(f"backup_{int(time.time()) + 5}.bak", bytes(mebibytes << 20), **metadata)
+        with with_little_room(scene, 10) as executor:
+            assert executor.wait() == status, executor.log
+        if status:
+            assert "Backing up database" not in executor.log
+            assert re.search(r"level=error .*bytes are free", executor.log)
+
+
+# ---- Names and passwords -----------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", [
+    "x=y", "--schema-only", "a'b\"c d", "ünïcode;drop", "new\nline", "host=nowhere dbname=x",
+    "postgresql://x/y", "back\\slash%20$HOME `id`", " ", "é" * 31])
+def test_a_databases_name_is_data(scene: Scene, name: str) -> None:
+    scene.postgres.sql('CREATE DATABASE "{}" TEMPLATE {}'.format(
+        name.replace('"', '""'), scene.database))
+    try:
+        scene.database = scene.settings["DB_DATABASE"] = name
+        scene.sql("INSERT INTO t VALUES (-1, current_database())")
+        result = scene.backup()
+        assert result["database"] == name
+        [row] = json.loads(scene.run("list", "--json").stdout)
+        assert row["database"] == name and row["name"] == result["filename"]
+        assert len(scene.run("list").stdout.splitlines()) == 2
+        scene.backup(FULL_BACKUPS="1")
+        [left] = scene.objects()
+        same_databases(scene, scene.restored(left))
+    finally:
+        scene.postgres.sql('DROP DATABASE "{}"'.format(name.replace('"', '""')))
+
+
+AWKWARD = "".join(map(chr, range(32, 127))) + " ünï€ %s %(x)s ${HOME} \\n\\ "
+
+
+def test_a_password_may_hold_any_character(scene: Scene, tmp_path: Path) -> None:
+    role = f"role_{secrets.token_hex(4)}"
+    scene.postgres.sql("CREATE ROLE {} SUPERUSER LOGIN PASSWORD '{}'".format(
+        role, AWKWARD.replace("'", "''")))
+    file = tmp_path / "password"
+    scene.run("backup", DB_USER=role, DB_PASSWORD=AWKWARD)
+    for text in (AWKWARD, AWKWARD + "\n"):
+        file.write_text(text)
+        scene.run("backup", DB_USER=role, DB_PASSWORD="", DB_PASSWORD_FILE=str(file))
+    file.write_text(AWKWARD + "\n\n")  # only one newline is not part of it
+    assert "password authentication failed" in scene.failure(
+        DB_USER=role, DB_PASSWORD="", DB_PASSWORD_FILE=str(file))
+    assert len(scene.objects()) == 3
+
+
+def test_libpqs_variables_apply_but_never_name_another_database(scene: Scene) -> None:
+    assert scene.backup(PGHOST="/nowhere", PGHOSTADDR="192.0.2.1", PGPORT="1", PGUSER="nobody",
+                        PGDATABASE="template1", PGPASSWORD="x")["database"] == scene.database
+    assert "server does not support SSL" in scene.failure(PGSSLMODE="require")

@@ -1,0 +1,47 @@
+"""Tests that break each call, and kill each program: shorter runs of the faults."""
+from __future__ import annotations
+
+import random
+import re
+import secrets
+
+from colonies import SUCCESS
+from environment import files_with_tests
+from faults import ATTACKS, MUST_NEVER, break_calls, change_meanwhile, kill_at_random, soak
+from servers import Postgres, SeaweedFS
+from timescale import Timescale
+
+
+def test_each_fault_at_each_call_of_a_backup_loses_nothing(
+        backup_servers: tuple[Postgres, SeaweedFS]) -> None:
+    """A sixth of the cases; `faults` has them all."""
+    seed = secrets.randbits(32)
+    _, wrong = break_calls(*backup_servers, lambda cases: random.Random(seed).sample(
+        cases, len(cases) // 6))
+    assert not wrong, f"seed {seed}: " + "\n".join(wrong)
+
+
+def test_programs_that_are_killed_at_random_moments_lose_nothing() -> None:
+    killed, ends = kill_at_random(40, secrets.randbits(32))
+    assert killed.total() >= 40 and ends[SUCCESS] > 10
+
+
+def test_backups_of_tables_that_are_changed_meanwhile_have_every_row(
+        timescale: Timescale, backup_servers: tuple[Postgres, SeaweedFS]) -> None:
+    done, (good, again, _) = change_meanwhile(timescale, backup_servers[1], seed=1, backups=5)
+    assert good and again and len(done) > 3, (done, good, again)
+
+
+def test_each_attack_that_readme_lists_has_its_tests() -> None:
+    tests = [name for file in files_with_tests()
+             for name in re.findall(r"(?m)^def (test_\w+)", file.read_text())]
+    for patterns in [*ATTACKS.values(), *MUST_NEVER.values()]:
+        for pattern in patterns.split("|"):
+            assert any(pattern in name for name in tests), pattern
+
+
+def test_one_backup_after_the_other_leaves_nothing_behind(
+        backup_servers: tuple[Postgres, SeaweedFS]) -> None:
+    before, after = soak(*backup_servers, 25)
+    assert after[1:] == before[1:]
+    assert after.megabytes < before.megabytes + 1

@@ -1,0 +1,297 @@
+"""Tests of verify, the command and the function."""
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import select
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colonies import CANCELLED, FAILED, WAITING
+from proxies import Meddler, http_reply, through
+from restores import Proof, holding, paused
+from servers import HELD_UP, Executor, client_programs, descendants, handles_below, kill_child, run
+from surroundings import BRISK, GENERATIONS, Site, becomes_true, sha256_of, standin
+from timescale import PAUSING, Sensors
+
+# ---- Verify ------------------------------------------------------------------------------------
+
+def test_verify_leaves_the_backed_up_server_alone(sensors: Sensors) -> None:
+    since = len(sensors.server.logged())
+    sensors.run("verify")
+    log = sensors.server.logged(since)  # asking for it takes a session
+    assert sum("connection received" in line for line in log) == 1, log
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["checksum", "no-checksum"])
+@pytest.mark.parametrize("damage", ["bit", "truncated", "swapped"])
+def test_a_damaged_backup_fails(proof: Proof, damage: str, checksum: bool, tmp_path: Path) -> None:
+    body = bytearray(proof.objects()[proof.name])
+    if damage == "bit":
+        body[len(body) * 2 // 3] ^= 8  # in the data: the table of contents, before them, is whole
+    elif damage == "truncated":
+        del body[len(body) * 2 // 3:]
+    elif checksum:
+        proof.postgres.run("pg_dump", "-Fc", "-f", str(tmp_path / "other"))
+        body[:] = (tmp_path / "other").read_bytes()
+    else:
+        body[:0] = b"another format"
+    name = proof.again(bytes(body), **(proof.metadata if checksum else {}))
+    before = len(proof.scratch.logged())
+    report = proof.report(name, status=1)
+    assert re.match("failed.*" + ("SHA-256" if checksum else "pg_restore"), report["verdict"])
+    assert not any("CREATE DATABASE" in line for line in proof.scratch.logged(before))
+    assert re.match("failed", proof.verdicts()[name] or "")
+
+
+def test_a_backup_that_lost_a_table_since_fails(proof: Proof) -> None:
+    proof.again(**proof.metadata | {"tables": str(int(proof.metadata["tables"]) + 1)})
+    assert re.search("failed.* 3 tables.* 4", proof.report(status=1)["verdict"])
+
+
+def test_a_backup_that_can_be_read_but_not_restored_fails(proof: Proof) -> None:
+    """Its table's constraint calls a function that finds no table t without a search_path."""
+    proof.sql("""CREATE FUNCTION known(int) RETURNS boolean LANGUAGE plpgsql AS
+        'BEGIN RETURN EXISTS (SELECT FROM t WHERE id = $1); END';
+        CREATE TABLE needy (i int CHECK (known(i))); INSERT INTO needy VALUES (1)""")
+    proof.backup(DB_PORT=str(proof.postgres.port))
+    before = len(proof.scratch.logged())
+    assert proof.report(VERIFY_DB_HOST="")["verdict"] == "readable"
+    assert re.search('failed.*"t" does not exist', proof.report(status=1)["verdict"], re.DOTALL)
+    assert any("CREATE DATABASE" in line for line in proof.scratch.logged(before))
+
+
+def test_a_verify_that_is_told_to_stop_drops_its_database_at_once(proof: Proof) -> None:
+    with Executor({**proof.settings, **PAUSING}, "verify") as executor:
+        scratch = paused(proof.scratch)
+        assert re.fullmatch("verify_[0-9]{10}", scratch)
+        assert executor.stop() == 1
+        assert scratch not in proof.scratch.databases() and not executor.out
+    assert proof.verdicts() == {proof.name: None}
+
+
+@pytest.mark.parametrize("nothing", ["", "LOCK TABLE pg_shdescription IN SHARE MODE"],
+                         ids=["restores", "comments"])
+def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
+        proof: Proof, nothing: str) -> None:
+    with holding(proof.scratch, nothing):  # or as soon as its database is there
+        with Executor({**proof.settings, **PAUSING}, "verify") as executor:
+            paused(proof.scratch, HELD_UP)
+            programs = handles_below(executor.pid)
+            executor.kill()
+        proof.scratch.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                          f" WHERE {HELD_UP}")  # as if it had not come that far
+        left = {name for name in proof.scratch.databases() if name.startswith("verify_")}
+        assert programs and all(select.select([pid], [], [], 10)[0] for pid in programs)
+    assert proof.files() == [] and len(left) == 1
+    assert proof.report()["verdict"] == "restored"
+    assert not left & proof.scratch.databases()
+
+
+def test_somebody_elses_databases_named_like_scratch_ones_are_left_alone(proof: Proof) -> None:
+    now = int(time.time())  # the next names that `verify` may think of are taken too
+    names = {"verify_123", "verify_124", *(f"verify_{now + i}" for i in range(15))}
+    try:
+        for name in names:
+            proof.scratch.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+        proof.scratch.sql("COMMENT ON DATABASE verify_124 IS 'colonies-backup 0123456789ab'")
+        assert proof.report()["verdict"] == "restored"
+        assert names <= proof.scratch.databases()
+    finally:
+        for name in names:
+            proof.scratch.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+def test_the_latest_is_the_newest_good_one_of_this_database(proof: Proof) -> None:
+    good, metadata = proof.name, proof.metadata
+    small = b"less than half of the size before"
+    proof.again(small, **metadata | {"sha256": sha256_of(small)})
+    proof.again(**metadata | {"database": "other"})
+    proof.again()  # an older executor's, of no one knows which database
+    assert proof.report(VERIFY_DB_HOST="")["object"] == f"{proof.prefix}/{good}"
+
+
+def test_list_shows_when_each_backup_was_verified_and_how_that_went(proof: Proof) -> None:
+    good = proof.name
+    bad = proof.again(b"damaged", **proof.metadata)
+    proof.report(good)
+    proof.report(bad, status=1)
+    last, first = json.loads(proof.run("list", "--json").stdout)
+    assert abs(datetime.fromisoformat(first["verified"]["time"]).timestamp() - time.time()) < 60
+    assert first["verified"]["verdict"] == "restored"
+    assert re.match("failed.*SHA-256", last["verified"]["verdict"])
+    lines = proof.run("list").stdout.splitlines()
+    for line, row, word in ((lines[1], last, "failed"), (lines[2], first, "restored")):
+        assert row["name"] in line and word in line and row["verified"]["time"][:10] in line
+
+
+def test_what_is_not_in_the_bucket_any_more_is_not_said_to_be_verified(proof: Proof) -> None:
+    gone = proof.name
+    kept = proof.again(**proof.metadata)
+    proof.report(gone, VERIFY_DB_HOST="")
+    proof.client.delete_object(Bucket="backup", Key=f"{proof.prefix}/{gone}")
+    proof.report(kept, VERIFY_DB_HOST="")
+    assert proof.verdicts() == {kept: "readable"}
+    assert set(json.loads(proof.objects()["verified.json"])) == {kept}
+
+
+@pytest.mark.parametrize("garbage", [b"\xff{", b"[1]", b'"x"', b'{"%s": 7}', b'{"%s": {"a": []}}'])
+def test_a_verified_json_that_is_garbage_stops_nothing(proof: Proof, garbage: bytes) -> None:
+    proof.put("verified.json", garbage.replace(b"%s", proof.name.encode()))
+    for arguments in (["list"], ["list", "--json"]):
+        assert proof.name in proof.run(*arguments).stdout
+    proof.report(VERIFY_DB_HOST="")
+    assert proof.verdicts() == {proof.name: "readable"}
+
+
+def test_a_cut_answer_loses_no_verdict(proof: Proof, meddler: Meddler) -> None:
+    first, second = proof.name, proof.again(**proof.metadata)
+    proof.report(first, VERIFY_DB_HOST="")
+    meddler.change(rb"^GET \S*verified\.json", lambda answer: iter([answer[:-30]]))
+    proof.report(second, VERIFY_DB_HOST="", **through(meddler, 0.1))
+    assert proof.verdicts() == {first: "readable", second: "readable"}
+
+
+@pytest.mark.parametrize("what", ["listing", "download", "lost"])
+def test_s3_that_is_away_is_an_error_that_says_nothing_of_the_backup(
+        proof: Proof, meddler: Meddler, what: str) -> None:
+    request = rb"^GET /backup\?" if what == "listing" else rb"^GET \S*/backup_"
+    if what == "lost":
+        meddler.lose(request, times=10000)
+    else:
+        meddler.reply(request, http_reply("503 Slow Down", b""), times=10000)
+    assert str(meddler.port) in proof.refusal("verify", **through(meddler, 0.001))
+    assert meddler.seen(request) > 1 and proof.verdicts() == {proof.name: None}
+
+
+@pytest.mark.parametrize(("setting", "value", "says"), [
+    ("VERIFY_DB_PASSWORD", "not-this-one", "password authentication failed"),
+    ("VERIFY_DB_PORT", "1", "onnection refused")])
+def test_a_server_that_cannot_be_used_says_nothing_of_the_backup(
+        proof: Proof, setting: str, value: str, says: str) -> None:
+    ran = proof.run("verify", status=1, **{setting: value})
+    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert says in error and "not-this-one" not in ran.stdout + ran.stderr
+    assert proof.verdicts() == {proof.name: None}
+
+
+def test_a_backup_and_a_verify_do_not_share_the_staging_volume(proof: Proof) -> None:
+    with Executor({**proof.settings, **PAUSING}, "verify") as verify:
+        paused(proof.scratch)
+        for command in ("backup", "verify"):
+            assert "another" in proof.refusal(command, DB_PORT=str(proof.postgres.port))
+        verify.stop()
+    with proof.locked(), Executor({**proof.settings, "DB_PORT": str(proof.postgres.port)},
+                                  "backup") as backup:
+        proof.waiting()
+        assert "another backup is running" in proof.refusal("verify")
+        backup.stop()
+
+
+# ---- The function `verify` ---------------------------------------------------------------------
+
+def stuck_verify(folder: Path) -> tuple[str, Path]:
+    """A PATH whose pg_restore reads no archive to its end, and the file it makes when it begins."""
+    program, begun = folder / "pg_restore", folder / "begun"
+    program.write_text(f"""#!/bin/sh
+        case "$*" in *--list*|*-l*|*--version*) exec '{client_programs()[0]}/pg_restore' "$@"; esac
+        echo >>'{begun}'
+        exec sleep 600\n""")
+    program.chmod(0o755)
+    return f"{folder}:{client_programs()[0]}:/usr/bin:/bin", begun
+
+
+@contextlib.contextmanager
+def verifying_for_ever(site: Site, folder: Path) -> Iterator[tuple[Executor, str, Path]]:
+    """An executor amid the verify of a backup, that process, and a file with a line for each."""
+    assert run(site.settings(), "backup").returncode == 0
+    path, begun = stuck_verify(folder)
+    process = site.submit("verify")
+    with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
+        becomes_true(begun.exists)
+        yield executor, process, begun
+
+
+@standin(*GENERATIONS)
+def test_a_verify_process_is_closed_with_the_report(site: Site) -> None:
+    with site.serve() as executor:
+        made = [site.succeeds(site.submit())["filename"]]
+        newest = site.submit("verify")
+        report = site.succeeds(newest)
+        assert site.client.process(newest)["out"] == [json.dumps(report, indent=4)]
+        assert report["verdict"] and made[0] in json.dumps(report)
+        made.append(site.succeeds(site.submit())["filename"])
+        report = site.succeeds(site.submit("verify", args=[made[0]]))
+        assert made[0] in json.dumps(report) and made[1] not in json.dumps(report)
+        assert executor.log.count("Backing up database") == 2  # a verify satisfies no backup
+        if site.where.generation == 2026:
+            assert site.client.logs(newest)
+    assert site.left() == []
+
+
+@standin(*GENERATIONS)
+def test_a_backup_that_waits_beside_a_verify_goes_first(site: Site) -> None:
+    queued = [site.submit("verify"), site.submit("verify"), site.submit()]
+    with site.serve() as executor:
+        name = site.succeeds(queued[2])["filename"]
+        for verify in queued[:2]:
+            assert name in json.dumps(site.succeeds(verify))
+        begun = re.findall(r"Beginning process.* ProcessId=(\S*)", executor.log)
+        assert begun == [queued[2], *queued[:2]]
+
+
+@standin()
+@pytest.mark.parametrize("what", [
+    {"args": ["latest", "latest"]}, {"args": [5]}, {"args": [["latest"]]}, {"args": [None]},
+    {"args": [""]}, {"args": ["--help"]}, {"args": ["latest\0"]}, {"args": ["\ud800"]},
+    {"args": ["x" * 200_000]}, {"kwargs": {"name": "latest"}}], ids=lambda what: str(what)[:30])
+def test_arguments_that_verify_does_not_take_are_refused(site: Site, what: Any) -> None:
+    process = site.submit("verify", **what)
+    with site.serve() as executor:
+        (error,) = site.client.wait(process, FAILED)["errors"]
+        assert "verify" in error and "argument" in error and "name" in error
+        assert "Beginning process" not in executor.log
+
+
+@standin()
+def test_a_verify_that_fails_says_why_and_unknown_functions_name_those_there_are(
+        site: Site) -> None:
+    missing, unknown = site.submit("verify", args=["backup_1.bak"]), site.submit("prove\0")
+    with site.serve() as executor:
+        errors = site.client.wait(missing, FAILED)["errors"]
+        assert len(errors) == 1 and errors[0] in executor.log and len(errors[0]) > 10
+        (error,) = site.client.wait(unknown, FAILED)["errors"]
+        assert all(word in error for word in ("prove", "backup", "verify")) and "\0" not in error
+
+
+@standin(None)
+def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
+        site: Site, tmp_path: Path) -> None:
+    with verifying_for_ever(site, tmp_path) as (executor, killed, begun):
+        kill_child(executor)
+        assert "memory" in site.client.wait(killed, FAILED)["errors"][0]
+        cancelled = site.submit("verify")
+        becomes_true(lambda: begun.read_text() == "\n\n")
+        site.client.cancel(cancelled)
+        becomes_true(lambda: not descendants(executor.pid))
+        assert site.left() == []
+        site.succeeds(site.submit())
+    assert site.client.process(cancelled)["state"] == CANCELLED
+
+
+@standin({"stale": 3})
+def test_a_verify_longer_than_the_servers_patience_goes_on_and_sigterm_hands_it_back(
+        site: Site, tmp_path: Path) -> None:
+    with verifying_for_ever(site, tmp_path) as (executor, process, begun):
+        site.standin.wait_call("getprocessmsg", count=9)
+        assert site.called("addexecutormsg") == 1 and begun.read_text() == "\n"
+        assert executor.stop(timeout=10) == 0
+        assert site.client.process(process)["state"] == WAITING and site.left() == []
+    with site.serve():
+        site.succeeds(process)
