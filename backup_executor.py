@@ -1,124 +1,233 @@
 #!/usr/bin/env python3
 """Colonies Backup Executor: PostgreSQL and TimescaleDB backups in S3, run by Colonies.
 
-Beside a database it waits for processes `backup`: `pg_dump -Fc` to a local volume, its table of
-contents read back, an upload of which every part has a checksum, a look at what S3 has; then, never
-before, the local file goes, and what is beyond the newest few; a JSON result closes the process. A
-finished dump outlasts crashes and peers' absence. Nothing partial has a final name; nothing goes
-that is not provably an old backup of this database. `verify` proves one, `restore` restores it."""
+DOCSTRING
+"""
 
 from __future__ import annotations
-import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
-import importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl
-import subprocess, sys, tempfile, threading, time, traceback, typing, urllib.parse, urllib.request
+
+import argparse
+import base64
+import collections
+import ctypes
+import dataclasses
+import datetime
+import fcntl
+import functools
+import hashlib
+import hmac
+import itertools
+import json
+import os
+import random
+import re
+import resource
+import select
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar
 
 __version__ = "1.0.0"
-BLOCK, MIB, GIB, FOREVER, UTF8 = 1 << 18, 1 << 20, 1 << 30, float("inf"), ("utf-8", "replace")
-PATIENCE, NAMES = 15 * 60, 10_000  # seconds to wait for S3; names of a bucket to look at
-TIME_SCALE = float(os.environ.get("BACKUP_TIME_SCALE") or 1)  # of all intervals, for tests
 
+MIB, GIB = 1024**2, 1024**3
+BLOCK = 256 * 1024  # bytes read at a time; larger ones cost memory and gain nothing
+FOREVER = float("inf")
+Answer = TypeVar("Answer")
 
-class Failure(Exception):  # `status`: the peer's, or 2: settings. `again`: trying may help
-    def __init__(self, text: str, status: int = 0, again: bool = False):
-        super().__init__(text)
-        self.status, self.again = status, again
+# ---- Errors and waiting --------------------------------------------------------------------------
 
-
+# A factor of all intervals, which the tests make small.
+TIME_SCALE_TEXT = os.environ.get("BACKUP_TIME_SCALE") or "1"
+TIME_SCALE = float(TIME_SCALE_TEXT) if re.fullmatch(r"[0-9]*\.?[0-9]+", TIME_SCALE_TEXT) else 0.0
+SHORTEST = 4.0  # seconds: no time limit for a peer's answer gets smaller by it
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Failure(Exception):
+    """What went wrong, in words for the operator: which step, which peer, what to look at.
+
+    again: whether the same may succeed later.
+    """
+
+    def __init__(self, text: str, again: bool = False):
+        super().__init__(text)
+        self.again = again
+
+
+class WrongSettings(Failure):
+    """The settings or the command line ask for what can't be."""
+
+
+class PeerFailure(Failure):
+    """A peer refused a request, or gave no answer that can be used.
+
+    status: the HTTP status of its answer; 0 where there was none.
+    """
+
+    def __init__(self, text: str, status: int = 0, again: bool = False):
+        super().__init__(text, again)
+        self.status = status
+
+
+class S3Failure(PeerFailure):
+    """S3 is the peer."""
+
+
+class ColoniesFailure(PeerFailure):
+    """The Colonies server is the peer.
+
+    odd: it answered, with something that is no answer to what was asked.
+    """
+
+    def __init__(self, text: str, status: int = 0, again: bool = False, odd: bool = False):
+        super().__init__(text, status, again)
+        self.odd = odd
 
 
 class Stop(BaseException):
     """A signal, the argument, asks for the end."""
 
 
-def require(fact: object, otherwise: str, status: int = 0) -> None:
+def require(fact: object, otherwise: str) -> None:
+    """Raise Failure with the text OTHERWISE unless FACT is true."""
     if not fact:
-        raise Failure(otherwise, status)
+        raise Failure(otherwise)
 
 
 @contextmanager
-def allowing(*statuses: int) -> Iterator[None]:  # go on after a Failure with such a status
+def allowing(*statuses: int) -> Iterator[None]:
+    """Go on after a peer's refusal with one of these statuses."""
     try:
         yield
-    except Failure as error:
+    except PeerFailure as error:
         if error.status not in statuses:
             raise
 
 
 @contextmanager
-def placing(where: str) -> Iterator[None]:  # an OSError names its file, or says WHERE it was
+def placing(where: str) -> Iterator[None]:
+    """Have an OSError say WHERE it was, if it names no file itself."""
     try:
         yield
-    except OSError as e:
-        raise OSError(e.errno, e.strerror, e.filename or where) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or where) from None
 
 
-def in_time(seconds: float, work: Callable[[], Any]) -> Any:  # TimeoutError also if it trickles
-    answers, errors = list[Any](), list[BaseException]([TimeoutError("no complete answer in time")])
+def time_limit(seconds: float) -> float:
+    """Seconds to wait for a peer's answer, as long as BACKUP_TIME_SCALE has it."""
+    return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
+
+
+def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
+    """What WORK returns or raises; TimeoutError if it takes longer, even if it only trickles.
+
+    It runs in a thread, which is left behind then: what it waits for has a time limit, too.
+    """
+    answers: list[Answer] = []
+    errors: list[BaseException] = []
 
     def attempt() -> None:
         try:
             answers.append(work())
         except BaseException as error:
-            errors.insert(0, error)
+            errors.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)  # one that is left behind ends itself
+    thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not answers:
+    if errors:
         raise errors[0]
+    if not answers:
+        raise TimeoutError("no complete answer in time")
     return answers[0]
 
 
-def backoff() -> Iterator[float]:  # seconds to wait: doubling to 30, jittered
-    for tries in itertools.count():
-        yield min(0.5 * 2 ** min(tries, 6), 30) * random.uniform(0.5, 1) * TIME_SCALE
+def backoff() -> Iterator[float]:
+    """Seconds to wait before each new try: 0.5, doubling up to 30, with jitter."""
+    pause = 0.5
+    while True:
+        yield pause * random.uniform(0.5, 1) * TIME_SCALE
+        pause = min(pause * 2, 30)
 
 
-# ---- The log -------------------------------------------------------------------------------------
+# ---- Log and progress ----------------------------------------------------------------------------
+
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+CHILD = "BACKUP_PROCESS"  # the variable by which the executor tells a child what it works for
+PROGRESS_SECONDS = 30  # between two lines of progress
 
 
-def quoted(value: object) -> str:  # as logrus does: on one line, whatever it holds
+def quoted(value: object) -> str:
+    """A value as logrus writes it: on one line, whatever it holds."""
     text = json.dumps(str(value), ensure_ascii=False)
-    return (
-        text[1:-1]
-        if re.fullmatch(r'"[A-Za-z0-9._/@^+-]+"', text)
-        else "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
-    )
+    if re.fullmatch(r'"[A-Za-z0-9._/@^+-]+"', text):
+        return text[1:-1]
+    return printable(text)
 
 
-def write(fd: int, text: str) -> None:  # that nobody takes a log is no reason to stop a backup
+def printable(text: str) -> str:
+    """A text that no terminal obeys: what is not for printing becomes its code point."""
+    return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+
+
+def write(fd: int, text: str) -> None:
+    """Write all of a text to a file descriptor. Raises OSError."""
     rest = text.encode("utf-8", "backslashreplace")
-    with suppress(*[OSError] * (fd == 2 or text[0] == "#")), placing("stdout"):
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+    while rest:
+        written = os.write(fd, rest)
+        rest = rest[written:]
 
 
-def log(level: str, message: str, **fields: object) -> None:  # as logrus; a child's on stdout too
-    more = "".join(f" {name}={quoted(value)}" for name, value in fields.items())
-    if "BACKUP_PROCESS" in os.environ and level != "debug":
-        write(1, f"#{json.dumps([level, message + more])}\n")
-    if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
-        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        more = f'time="{now}" level={level} msg={quoted(message)}{more}\n'
-        write(2, "\r\x1b[K" * os.isatty(2) + more)
+def say(text: str) -> None:
+    """Print an answer of a command to stdout. Raises OSError: nobody would have it."""
+    with placing("stdout"):
+        write(1, text)
 
 
-def progress(what: str, total: int) -> Callable[[int], None]:  # call it with the bytes done
+def log(level: str, message: str, **fields: object) -> None:
+    """A line on stderr as logrus writes it; in a child of the executor also a line for that.
+
+    It never raises: that nobody takes a log is no reason to stop a backup.
+    """
+    more = "".join(f" {name}={quoted(redacted(value))}" for name, value in fields.items())
+    with suppress(OSError):
+        if CHILD in os.environ and level != "debug":
+            write(1, f"#{json.dumps([level, message + more])}\n")
+        if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
+            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            if os.isatty(2):
+                write(2, "\r\x1b[K")  # over a bar of `progress`
+            write(2, f'time="{now}" level={level} msg={quoted(redacted(message))}{more}\n')
+
+
+def progress(what: str, total: int) -> Callable[[int], None]:
+    """What shows the progress of a long step, when it is called with the bytes that are done.
+
+    total: bytes, as far as they are known; else 0. A terminal shows a bar, a log a line at times.
+    """
     begun = shown = time.monotonic()
 
     def show(done: int) -> None:
         nonlocal shown
-        rate = f"{done / MIB / ((now := time.monotonic()) - begun + 0.001):.1f} MiB/s"
-        if os.isatty(2) and "BACKUP_PROCESS" not in os.environ:
+        now = time.monotonic()
+        rate = f"{done / MIB / (now - begun + 0.001):.1f} MiB/s"
+        if os.isatty(2) and CHILD not in os.environ:
             bar = "#" * min(30, 30 * done // (total or sys.maxsize))
-            write(2, f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}")
-        elif now - shown >= 30 * TIME_SCALE:
+            text = f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}"
+            with suppress(OSError):
+                write(2, text)
+        elif now - shown >= PROGRESS_SECONDS * TIME_SCALE:
             shown = now
             log("info", what, Size=f"{done} bytes", Of=f"about {total} bytes", Rate=rate)
 
@@ -126,7 +235,18 @@ def progress(what: str, total: int) -> Callable[[int], None]:  # call it with th
 
 
 # ---- Settings ------------------------------------------------------------------------------------
-Setting = collections.namedtuple("Setting", "name also kind default meaning")
+
+
+class Setting(NamedTuple):
+    """An environment variable."""
+
+    name: str
+    also: str  # another spelling of it, or ""
+    kind: str  # how its text is read: a name in PATTERNS or READERS
+    default: str
+    meaning: str
+
+
 SETTINGS = [
     Setting(*(cell.strip() for cell in row.split("|")))
     for row in """
@@ -167,111 +287,292 @@ VERIFY_DB_USER||text|postgres|the role that restores there
 VERIFY_DB_PASSWORD||secret||its password
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
-LOG_LEVEL||level|info|debug, info, warning or error""".strip().splitlines()
+LOG_LEVEL||level|info|debug, info, warning or error
+""".strip().splitlines()
 ]
 SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
 
 
-def private_key(text: str) -> int:  # ValueError does not repeat the text
+@dataclasses.dataclass(frozen=True)
+class Database:
+    """A database, and as whom our programs connect to it."""
+
+    host: str
+    port: int
+    user: str
+    password: str  # "": libpq's own ways (a PGPASSFILE, …)
+    name: str
+    session: str  # application_name of our sessions, by which the server's are known to be ours
+
+    def named(self, name: str) -> Database:
+        """Another database of the same server."""
+        return dataclasses.replace(self, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """SETTINGS by their names in lower case; not set: "", 0 for a port, None for a key."""
+
+    colonies_server_host: str
+    colonies_server_port: int
+    colonies_tls: bool
+    colonies_insecure_skip_verify: bool
+    colonies_ca_file: str
+    colonies_colony_name: str
+    colonies_colony_id: str
+    colonies_colony_prvkey: int | None
+    colonies_executor_prvkey: int | None
+    colonies_executor_name: str
+    colonies_executor_type: str
+    backup_cron: str
+    backup_cron_name: str
+    verify_cron: str
+    verify_cron_name: str
+    db_host: str
+    db_port: int
+    db_database: str
+    db_user: str
+    db_password: str
+    aws_s3_endpoint: str  # a URL; "" is AWS
+    aws_s3_secure: bool
+    aws_s3_insecure_skip_verify: bool
+    aws_s3_ca_file: str
+    aws_s3_region: str
+    aws_s3_access_key: str
+    aws_s3_secret_access_key: str
+    aws_s3_bucket_name: str
+    aws_s3_prefix: str  # without slashes at its ends
+    full_backups: int
+    backup_path: str
+    verify_db_host: str
+    verify_db_port: int
+    verify_db_user: str
+    verify_db_password: str
+    backup_compression: str
+    backup_alive_file: str
+    log_level: str
+
+    command: str  # that runs, for the names of its sessions
+
+    @property
+    def owner(self) -> str:
+        """Whose a journal on the staging volume is."""
+        return f"colonies-backup-executor/1 {self.db_host}:{self.db_port}/{self.db_database}"
+
+    @property
+    def place(self) -> str:
+        """Where this installation works; the same for the one that takes its place."""
+        folder = os.path.realpath(self.backup_path)
+        bucket = f"{self.aws_s3_bucket_name}/{self.aws_s3_prefix}"
+        return f"{self.colonies_executor_name} {self.owner} {folder} {bucket}"
+
+    @property
+    def mark(self) -> int:
+        """The connection limit of scratch databases of ours: a number that nobody else chooses."""
+        return 10**9 + int(hashlib.sha256(self.place.encode()).hexdigest()[:7], 16)
+
+    def database(self) -> Database:
+        """The one that is backed up, and its server the one where backups are restored."""
+        here = f"{self.place} {os.uname().nodename}"
+        tag = hashlib.sha256(here.encode()).hexdigest()[:8]
+        who = f"colonies-{self.command} {tag} {self.colonies_executor_name}/{self.db_database}"
+        session = re.sub("[^ -~]", "?", who)[:63]  # a longer one would be cut by the server
+        return Database(
+            self.db_host, self.db_port, self.db_user, self.db_password, self.db_database, session
+        )
+
+    def verify_server(self) -> Database:
+        """The database from which `verify` makes its scratch databases."""
+        return dataclasses.replace(
+            self.database(),
+            host=self.verify_db_host,
+            port=self.verify_db_port,
+            user=self.verify_db_user,
+            password=self.verify_db_password,
+            name="postgres",
+        )
+
+
+# What a text has to look like, and what it is not otherwise.
+PATTERNS = {
+    "text": (r"[^\0]*", "free of NUL"),
+    "secret": (r"[^\0]*", "free of NUL"),
+    "token": ("[!-~]+", "printable ASCII"),
+    "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
+    "server": (
+        r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?",
+        "host[:port], a URL",
+    ),
+    "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
+    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS)),
+}
+
+
+def as_flag(text: str) -> bool:
+    """True of true, 1 and yes, in any case; ValueError unless it is their opposite."""
+    word = text.lower()
+    if word not in ("true", "1", "yes", "false", "0", "no"):
+        raise ValueError("is not true or false")
+    return word in ("true", "1", "yes")
+
+
+def as_port(text: str) -> int:
+    """A port's number. Raises ValueError."""
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise ValueError("is not a port, 1 to 65535")
+    return int(text)
+
+
+def as_count(text: str) -> int:
+    """A number from 1 on. Raises ValueError."""
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise ValueError("is not a number from 1 on")
+    return int(text)
+
+
+def as_authorities(path: str) -> str:
+    """The path of a PEM file that can be read. Raises OSError."""
+    ssl.create_default_context(cafile=path)
+    return path
+
+
+def private_key(text: str) -> int:
+    """A private key of secp256k1. Raises ValueError, which does not repeat the text."""
     key = int(text, 16) if re.fullmatch("[0-9a-fA-F]{64}", text) else 0
     if not 0 < key < ORDER:
         raise ValueError("is not a private key: 64 hex digits, 1 to n-1")
     return key
 
 
-KINDS: dict[str, tuple[Any, ...]] = {  # pattern, what that is, conversion if it is no text
-    "text": (r"[^\0]*", "free of NUL"),
-    "secret": (r"[^\0]*", "free of NUL"),
-    "file": (".*", "a path", lambda path: ssl.create_default_context(cafile=path) and path),
-    "flag": ("(?i)true|1|yes|false|0|no", "true or false", lambda text: text.lower()[0] in "t1y"),
-    "port": ("[0-9]{1,5}", "a port", lambda text: range(65536).index(int(text) or -1)),
-    "key": ("(?s).*", "", private_key),
-    "count": ("[1-9][0-9]{0,8}", "a number from 1 on", int),
-    "token": ("[!-~]+", "printable ASCII"),
-    "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
-    "server": (r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?", "host[:port], a URL"),
-    "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
-    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS)),
+READERS: dict[str, Callable[[str], str | int]] = {
+    "flag": as_flag,
+    "port": as_port,
+    "count": as_count,
+    "file": as_authorities,
+    "key": private_key,
 }
+ABSENT: dict[str, int | None] = {"port": 0, "key": None}  # else ""
 
 
-def parsed(setting: Setting, environ: Mapping[str, str]) -> Any:  # ValueError, OSError
-    values = {
-        x: environ.get(f"{setting.name}{x}") or environ.get(f"{setting.also or '-'}{x}", "")
-        for x in ("", "_FILE" if setting.kind in SECRET else "")
-    }
-    text, file = values[""] or setting.default, values.get("_FILE")
+def text_of(setting: Setting, environ: Mapping[str, str]) -> str:
+    """What the environment, or the file that it names, says. Raises ValueError or OSError."""
+    names = [setting.name, setting.also or setting.name]
+    given = [environ.get(name, "") for name in names]
+    text = given[0] or given[1] or setting.default
+    if setting.kind not in SECRET:
+        return text
+    files = [environ.get(f"{name}_FILE", "") for name in names]
+    file = files[0] or files[1]
     if text and file:
         raise ValueError(f"and {setting.name}_FILE are both set")
     if file:
         with open(file, encoding="utf-8", newline="") as opened:
-            text = opened.read(MIB).removesuffix("\n")
-    pattern, what, convert = (*KINDS[setting.kind], str)[:3]
-    if text.encode() and not re.fullmatch(pattern, text):
+            return opened.read(MIB).removesuffix("\n")
+    return text
+
+
+def value_of(setting: Setting, environ: Mapping[str, str]) -> str | int | None:
+    """A setting's value, of its kind. Raises ValueError or OSError."""
+    text = text_of(setting, environ)
+    text.encode()  # UnicodeEncodeError, a ValueError, of what is no text
+    if not text:
+        return ABSENT.get(setting.kind, "")
+    if setting.kind in READERS:
+        return READERS[setting.kind](text)
+    pattern, what = PATTERNS[setting.kind]
+    if not re.fullmatch(pattern, text):
         raise ValueError(f"is not {what}")
-    return convert(text) if text else None if setting.kind == "key" else ""
+    return text
 
 
-def read_settings(environ: Mapping[str, str], serve: bool = False, s3: bool = True) -> Namespace:
-    """Settings as attributes in lower case: int, bool, keys int or None, else text, maybe empty."""
-    s, wrong = Namespace(), dict[str, str]()
-    for setting in SETTINGS:
-        try:
-            value = parsed(setting, environ)
-        except OSError as error:
-            value = wrong[setting.name] = f"cannot be read: {error}"
-        except ValueError as error:
-            value = wrong[setting.name] = str(error)
-        setattr(s, setting.name.lower(), value)
-    keys = ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
-    needed = (
-        ["AWS_S3_BUCKET_NAME"] * s3
-        + keys * any(getattr(s, key.lower()) for key in keys)
-        + [
+def needed(values: Mapping[str, object], serve: bool, s3: bool) -> list[str]:
+    """The settings, or the choices of them ("A or B"), that a command can't do without."""
+    names = []
+    if s3:
+        names.append("AWS_S3_BUCKET_NAME")
+    if values["aws_s3_access_key"] or values["aws_s3_secret_access_key"]:
+        names += ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
+    if serve:
+        names += [
             "COLONIES_SERVER_HOST",
             "COLONIES_SERVER_PORT",
-            ("COLONIES_COLONY_NAME or COLONIES_COLONY_ID"),
+            "COLONIES_COLONY_NAME or COLONIES_COLONY_ID",
             "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY",
         ]
-        * serve
+    return names
+
+
+def read_settings(
+    environ: Mapping[str, str], command: str = "backup", serve: bool = False, s3: bool = True
+) -> Settings:
+    """The settings, from the environment. Raises WrongSettings, which names all that is wrong.
+
+    serve: what it takes to talk to Colonies is required, too. s3: the bucket is.
+    """
+    values: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for setting in SETTINGS:
+        value: object = "?"
+        try:
+            value = value_of(setting, environ)
+        except OSError as error:
+            wrong[setting.name] = f"cannot be read: {error}"
+        except ValueError as error:
+            wrong[setting.name] = str(error)
+        values[setting.name.lower()] = value
+        if setting.kind in ("secret", "token"):
+            SECRETS.add(str(value))
+    for choice in needed(values, serve, s3):
+        if not any(values[name.lower()] for name in choice.split(" or ")):
+            wrong[choice] = "is missing"
+    if TIME_SCALE <= 0:
+        wrong["BACKUP_TIME_SCALE"] = "is not a number above 0"
+    if wrong:
+        raise WrongSettings("settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong))
+    values["aws_s3_prefix"] = values["aws_s3_prefix"].strip("/")
+    values["colonies_executor_name"] = (
+        values["colonies_executor_name"] or f"backup-{os.uname().nodename}"
     )
-    wrong |= {
-        names: "is missing"
-        for names in needed
-        if not any(getattr(s, name.lower()) for name in names.split(" or "))
-    }
-    require(not wrong, "settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong), 2)
-    s.aws_s3_prefix = s.aws_s3_prefix.strip("/")
-    s.colonies_executor_name = s.colonies_executor_name or f"backup-{os.uname().nodename}"
-    s.backup_alive_file = s.backup_alive_file or f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
-    if s.aws_s3_endpoint and "://" not in s.aws_s3_endpoint:
-        s.aws_s3_endpoint = f"http{'s' * s.aws_s3_secure}://{s.aws_s3_endpoint}"
-    s.journals = f"colonies-backup-executor/1 {s.db_host}:{s.db_port}/{s.db_database}"
-    place = f"{os.path.realpath(s.backup_path)} {s.aws_s3_bucket_name}/{s.aws_s3_prefix}"
-    whose = f"{s.colonies_executor_name} {s.journals} {place}"  # also for who takes its place
-    s.mark = 10**9 + int(hashlib.sha256(whose.encode()).hexdigest()[:7], 16)  # of scratch databases
-    s.tag = hashlib.sha256(f"{whose} {os.uname().nodename}".encode()).hexdigest()  # our sessions
-    return s
+    values["backup_alive_file"] = (
+        values["backup_alive_file"] or f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
+    )
+    endpoint = values["aws_s3_endpoint"]
+    if endpoint and "://" not in endpoint:
+        scheme = "https" if values["aws_s3_secure"] else "http"
+        values["aws_s3_endpoint"] = f"{scheme}://{endpoint}"
+    return Settings(**values, command=command)
 
 
-def redacted(s: Namespace, said: object) -> str:  # others' words without our secrets
+SECRETS: set[str] = set()  # all that `read_settings` has read
+
+
+def redacted(said: object) -> str:
+    """Others' words without our secrets, in whatever form they come back."""
     text = str(said).replace("\0", "").strip()
-    for secret in (getattr(s, x.name.lower()) for x in SETTINGS if x.kind in ("secret", "token")):
-        for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
-            text = text.replace(form, "***") if len(secret) > 3 else text
+    for secret in sorted(SECRETS, key=len, reverse=True):
+        if len(secret) > 3:  # a shorter one is no secret, and stands in every other word
+            for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
+                text = text.replace(form, "***")
     return text
 
 
 # ---- Programs ------------------------------------------------------------------------------------
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
 def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subprocess.Popen[bytes]:
-    """Start a program, from a list and never by a shell. It dies with us, even by kill -9."""
+    """Start a program, from a list and never by a shell. It dies with us, even by kill -9.
+
+    Its stdin is empty and its stdout a pipe; MORE is for Popen.
+    """
     parent, libc = os.getpid(), ctypes.CDLL(None)
     # A Stop amid fork() is swallowed by what Python runs there (os.register_at_fork), or comes
     # when the program runs and nobody knows it: signals wait until it is known.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def die_with_parent() -> None:
-        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.getppid() != parent:
             os._exit(1)
@@ -298,6 +599,7 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
 
 
 def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: float = 4) -> None:
+    """End a program: by a signal, and by SIGKILL if it runs on for GRACE seconds."""
     program.send_signal(signum)
     with suppress(subprocess.TimeoutExpired):
         program.wait(grace)
@@ -305,48 +607,53 @@ def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: 
     program.wait()
 
 
-def environment(s: Namespace, connect: bool, options: str = "") -> dict[str, str]:
-    """The variables of a program: few, and libpq's only for those that CONNECT to s.db_….
+# What of our environment a program gets, and what of libpq's says the same as DB_HOST and its like.
+PASSED_ON = re.compile(r"LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$")
+OURS = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")
+
+
+def environment(database: Database | None, options: str = "") -> dict[str, str]:
+    """The variables of a program: few, and libpq's only if it connects to a DATABASE.
 
     options: more of libpq's PGOPTIONS ("-c name=value").
     """
-    # DB_HOST and its like say these; libpq's other variables are the operator's to set.
-    ours = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")
-    passed = r"LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$"
-    if connect:
-        passed += "|PG"
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ours and re.match(passed, name)
-    }
-    if not connect:
+    env = {}
+    for name, value in os.environ.items():
+        libpq = database and name.startswith("PG") and name not in OURS
+        if libpq or PASSED_ON.match(name):
+            env[name] = value
+    if database is None:
         return env
-    both = f"{s.colonies_executor_name}/{s.db_database}"
-    name = re.sub("[^ -~]", "?", f"colonies-backup {s.tag[:8]} {both}")[:63]
-    env = {"PGCONNECT_TIMEOUT": "30"} | env | {"PGAPPNAME": name, "PGDATABASE": s.db_database}
+    env.setdefault("PGCONNECT_TIMEOUT", "30")
+    env |= {"PGAPPNAME": database.session, "PGDATABASE": database.name}
     if options:
         env["PGOPTIONS"] = f"{env.get('PGOPTIONS', '')} {options}"
-    if s.db_password:
-        env["PGPASSWORD"] = s.db_password
+    if database.password:
+        env["PGPASSWORD"] = database.password
     return env
 
 
-def with_connection(s: Namespace, argv: Sequence[str]) -> list[str]:
-    """A program's arguments with those that say where to connect to."""
-    return [argv[0], "-h", s.db_host, "-p", str(s.db_port), "-U", s.db_user, *argv[1:]]
+def with_connection(argv: Sequence[str], database: Database) -> list[str]:
+    """A program's arguments, with those that say where to connect to and as whom."""
+    where = ["-h", database.host, "-p", str(database.port), "-U", database.user]
+    return [argv[0], *where, *argv[1:]]
 
 
-def excerpt(s: Namespace, stderr: bytes) -> str:
+def excerpt(stderr: bytes) -> str:
     """What a program said, without our secrets: all of it, or its first and last 2 kB.
 
     The reason stands at the beginning, before a statement that may name thousands of tables
     (pg_dump), or at the end, after as many warnings (pg_restore).
     """
-    said = redacted(s, stderr.decode(*UTF8))
+    said = redacted(decoded(stderr))
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
+
+
+def decoded(said: bytes) -> str:
+    """A program's output as text; what is not in UTF-8 becomes the replacement character."""
+    return said.decode("utf-8", "replace")
 
 
 def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) -> bytes:
@@ -361,24 +668,24 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
 
 
 def run(
-    s: Namespace,
     step: str,
     argv: Sequence[str],
-    *,
-    connect: bool = True,
+    database: Database | None = None,
     options: str = "",
     timeout: float = FOREVER,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], None] | None = None,
 ) -> str:
     """Run a program to its end; its stdout.
 
-    options: of libpq, where it CONNECTs. timeout: seconds. tick: called each second meanwhile, more
-    often at first; what it raises stops the program. Raises Failure, with the program's own words,
-    unless it exits 0.
+    database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
+    called each second meanwhile, more often at first; what it raises stops the program.
+
+    Raises Failure, with the program's own words, unless it exits with 0.
     """
-    if connect:
-        argv = with_connection(s, argv)
-    program = start(argv, environment(s, connect, options), stderr=subprocess.PIPE)
+    if database:
+        argv = with_connection(argv, database)
+    log("debug", "Running", Step=step, Argv=" ".join(argv))
+    program = start(argv, environment(database, options), stderr=subprocess.PIPE)
     end, pause = time.monotonic() + timeout, 0.1
     try:
         while True:
@@ -387,102 +694,53 @@ def run(
                 break
             except subprocess.TimeoutExpired:
                 pause = min(pause * 1.5, 1)
+            if tick:
                 tick()
             require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
     finally:
         stop(program, signal.SIGINT)  # which has the server end what it does, too
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-    require(not status, f"{step}: {argv[0]}: {how}: {excerpt(s, stderr)}")
-    return stdout.decode(*UTF8)
+    require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
+    return decoded(stdout)
 
 
-# ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
-FIELD, ORDER = 2**256 - 2**32 - 977, 2**256 - 0x14551231950B75FC4402DA1732FC9BEBF
-GENERATOR = (
-    0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
-    0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8,
-)
+def psql(
+    database: Database,
+    step: str,
+    query: str,
+    timeout: float = 120,
+    options: str = "",
+    first: str = "",
+) -> str:
+    """What a query answers, without headings and alignment. Nothing of the database's own runs.
+
+    first: a statement to run before it, in a transaction of its own.
+    """
+    queries = [f"--command={sql}" for sql in (first, query) if sql]
+    return run(
+        step,
+        ["psql", "-XAtqw", *queries],
+        database,
+        f"-c statement_timeout=0 -c search_path=pg_catalog {options}",
+        timeout,
+    )
 
 
-def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = x^3 + 7; q is not -p
-    rise, run = (3 * p[0] ** 2, 2 * p[1]) if p == q else (q[1] - p[1], q[0] - p[0])
-    x = ((slope := rise * pow(run, -1, FIELD)) ** 2 - p[0] - q[0]) % FIELD
-    return x, (slope * (p[0] - x) - p[1]) % FIELD
+def read_json(database: Database, step: str, query: str, **more: Any) -> Any:
+    """The JSON that a query answers."""
+    return json.loads(psql(database, step, query, **more))
 
 
-DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
-
-
-def multiply(scalar: int) -> tuple[int, int]:  # of the generator: some 128 sums of DOUBLES
-    return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
-
-
-def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
-    return hashlib.sha3_256("04{:064x}{:064x}".format(*multiply(key)).encode()).hexdigest()
-
-
-def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
-    seed = key.to_bytes(32, "big") + (number % ORDER).to_bytes(32, "big")
-    k, v = bytes(32), b"\1" * 32
-    for mark in (b"\0", b"\1"):
-        k = hmac.digest(k, v + mark + seed, "sha256")
-        v = hmac.digest(k, v, "sha256")
-    return int.from_bytes(hmac.digest(k, v, "sha256"), "big")
-
-
-def sign(key: int, text: str) -> str:  # r (32 bytes), low s (32), recovery id (1)
-    number = int.from_bytes(hashlib.sha3_256(text.encode()).digest(), "big")
-    x, y = multiply(once := nonce(key, number))
-    s = pow(once, -1, ORDER) * (number + x * key) % ORDER
-    return f"{x:064x}{min(s, ORDER - s):064x}{(y ^ (s > ORDER - s)) & 1:02x}"
-
-
-def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is the same
-    texts = (f"colonies-backup-executor/1\0{colony}\0{name}\0{n}" for n in itertools.count())
-    codes = (hmac.digest(owner.to_bytes(32, "big"), text.encode(), "sha256") for text in texts)
-    return next(key for code in codes if 0 < (key := int.from_bytes(code, "big")) < ORDER)
-
-
-# ---- Colonies ------------------------------------------------------------------------------------
-WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
-
-
-def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
-    """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
-    status, text = 0, base64.b64encode(json.dumps(message).encode()).decode()
-    body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
-    query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
-    web, opener = urllib.request, urllib.request.OpenerDirector()  # it follows no redirection
-    for handler in (web.ProxyHandler(), web.HTTPHandler(), web.HTTPSHandler(context=tls)):
-        opener.add_handler(handler)
-
-    def exchange() -> tuple[int, bytes]:
-        with opener.open(query, timeout=within) as reply:
-            return reply.status, reply.read(16 * MIB)
-
-    try:
-        status, raw = in_time(within, exchange)
-        require(status // 100 != 3, "it redirects, which is not followed")
-        envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
-        answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
-        if status == 200 and envelope["error"] is False:
-            return answer
-        why = str(answer["message"])
-    except Exception as no:  # no answer (0), an odd one (1), or something else's (0)
-        status, why = +(status == 200), f"{no} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
-    raise Failure(f"Colonies at {url}: {message['msgtype']}: {why[:500]}", status, again=True)
-
-
-def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
-    with suppress(IndexError, ValueError):
-        day, part, zone = re.findall(r"^(.{19})\.?([0-9]{,9})(Z|[+-]\d\d:\d\d)$", str(text))[0]
-        whole = datetime.datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
-        return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
-    return 0
+def major_version(text: str) -> int:
+    """17 of "17.2", "17beta1", "17.2 (Debian 17.2-1)"; 0 if there is none."""
+    found = re.search(r"\d+", text)
+    return int(found[0]) if found else 0
 
 
 # ---- S3 ------------------------------------------------------------------------------------------
+PATIENCE = 15 * 60  # seconds for which S3 is waited for
+NAMES = 10_000  # of a bucket are looked at, at most
 Found = collections.namedtuple(  # metadata None: it cannot be looked at; etag: as listed, or ""
     "Found", "seconds key size metadata etag", defaults=("",)
 )
@@ -517,7 +775,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
     RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
     HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
 
-    def __init__(self, s: Namespace, patience: float = PATIENCE):
+    def __init__(self, s: Settings, patience: float = PATIENCE):
         self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
@@ -544,7 +802,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
                 verify=not s.aws_s3_insecure_skip_verify and trusted,
             )
         except Exception as error:  # boto3 is not installed, or doesn't like its own settings
-            raise Failure(f"{self.where}: boto3: {redacted(s, error)}") from None
+            raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
         if s.aws_s3_insecure_skip_verify:
             warnings.simplefilter("ignore")  # our own log said it
 
@@ -581,9 +839,9 @@ class S3:  # the bucket; `call` is the one place where a request leaves
                 hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (
                     code == "SSLError" or status // 100 == 3
                 )
-                text = f"{self.where}: {verb}: {redacted(self.s, error)}{hint}"
+                text = f"{self.where}: {verb}: {redacted(error)}{hint}"
             if not again or time.monotonic() + pause > end:
-                raise Failure(text, status, again)
+                raise S3Failure(text, status, again)
             if tries == 3:
                 log("warning", "S3 is away, trying again ...", Error=text)
             time.sleep(pause)
@@ -859,7 +1117,7 @@ def digest(path: str) -> str:  # SHA-256; of nothing if it is no plain file
     return sha256.hexdigest()
 
 
-def journals(s: Namespace) -> list[Journal]:  # this database's, oldest first
+def journals(s: Settings) -> list[Journal]:  # this database's, oldest first
     found = [
         Journal(os.path.join(s.backup_path, name[:-5]))
         for name in os.listdir(s.backup_path)
@@ -868,11 +1126,11 @@ def journals(s: Namespace) -> list[Journal]:  # this database's, oldest first
     for journal in found:
         with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
             journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
-    return sorted((x for x in found if x.get("by") == s.journals), key=lambda x: x.file)
+    return sorted((x for x in found if x.get("by") == s.owner), key=lambda x: x.file)
 
 
 @contextmanager
-def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
+def staging(s: Settings, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
     folder = os.open(s.backup_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -883,7 +1141,7 @@ def staging(s: Namespace, wait: bool) -> Iterator[None]:  # by flock(2): it ends
     yield
 
 
-def room(s: Namespace) -> tuple[int, int]:  # bytes free there, and how many must stay so
+def room(s: Settings) -> tuple[int, int]:  # bytes free there, and how many must stay so
     volume = os.statvfs(s.backup_path)
     return volume.f_bavail * volume.f_frsize, min(volume.f_blocks * volume.f_frsize // 20, GIB)
 
@@ -899,45 +1157,27 @@ END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity 
     AND application_name = current_setting('application_name')"""
 
 
-def psql(
-    s: Namespace, step: str, query: str, timeout: float = 120, options: str = "", first: str = ""
-) -> str:
-    """What a query answers. FIRST is run before it, in a transaction of its own."""
-    queries = [f"--command={sql}" for sql in (first, query) if sql]
-    return run(
-        s,
-        step,
-        ["psql", "-XAtqw", *queries],
-        timeout=timeout,
-        options=f"-c statement_timeout=0 -c search_path=pg_catalog {options}",
-    )
-
-
-def read_json(s: Namespace, step: str, query: str, **more: Any) -> Any:
-    return json.loads(psql(s, step, query, **more))
-
-
-def read_patiently(s: Namespace, step: str, query: str) -> Any:
+def read_patiently(database: Database, step: str, query: str) -> Any:
     """The JSON that a query answers; asked again for a minute, since a whole dump depends on it."""
     end = time.monotonic() + 60 * TIME_SCALE
     for pause in backoff():
         try:
-            return read_json(s, step, query)
+            return read_json(database, step, query)
         except Failure:
             if time.monotonic() + pause > end:
                 raise
         time.sleep(pause)
 
 
-def look(s: Namespace, step: str, query: str, **more: Any) -> Namespace:
-    return Namespace(**read_json(s, step, query, **more))
+def look(database: Database, step: str, query: str, **more: Any) -> Namespace:
+    return Namespace(**read_json(database, step, query, **more))
 
 
-def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fits it
-    server = look(s, "Looking at the database", LOOK)
-    said = run(s, "Looking at pg_dump", ["pg_dump", "--version"], connect=False, timeout=60)
+def look_at_database(s: Settings) -> Namespace:  # and whether this pg_dump fits it
+    server = look(s.database(), "Looking at the database", LOOK)
+    said = run("Looking at pg_dump", ["pg_dump", "--version"], timeout=60)
     server.pg_dump = next(iter(re.findall(r"\d[\w.]*", said)), "0")
-    server.client, major = (int(re.split(r"\D", x)[0]) for x in (server.pg_dump, server.postgresql))
+    server.client, major = (major_version(x) for x in (server.pg_dump, server.postgresql))
     text = f"pg_dump {server.pg_dump} is {{}} than the server, {server.postgresql}: {{}}"
     require(server.client >= major, text.format("older", "install the server's version or later"))
     if server.client > major:
@@ -945,7 +1185,7 @@ def look_at_database(s: Namespace) -> Namespace:  # and whether this pg_dump fit
     return server
 
 
-def look_for_room(s: Namespace, newest: int, database_size: int) -> str:  # or Failure
+def look_for_room(s: Settings, newest: int, database_size: int) -> str:  # or Failure
     with tempfile.TemporaryFile(dir=s.backup_path):
         free, floor = room(s)
     text = f"{s.backup_path}: {free} bytes are free; the newest backup has {newest}"
@@ -999,9 +1239,9 @@ class Window:
     which keep all of that out from then on. It needs no privilege: catalogs are open to every role.
     """
 
-    def __init__(self, s: Namespace):
-        self.s = s
-        before = read_json(s, "Reading the tables", READ_TABLES)
+    def __init__(self, database: Database):
+        self.database = database
+        before = read_json(database, "Reading the tables", READ_TABLES)
         self.time: str = before["time"]  # of the server
         self.schemas: dict[str, int] = before["schemas"]  # oids by name
         self.before: dict[str, str] = before["tables"]
@@ -1019,7 +1259,7 @@ class Window:
         self.interval = min(self.interval * 1.5, 10 if self.locked else 2)
         try:
             if self.locked:
-                self.compare_schemas(read_json(self.s, "Reading the schemas", READ_SCHEMAS))
+                self.compare_schemas(read_json(self.database, "Reading the schemas", READ_SCHEMAS))
                 return True
             return self.look_for_locks()
         except Failure as error:
@@ -1035,10 +1275,10 @@ class Window:
         session that waits for ours, only we can end that.
         """
         sessions = READ_SESSIONS.format(self.time)
-        seen = read_json(self.s, "Looking at pg_dump", sessions, timeout=20)
+        seen = read_json(self.database, "Looking at pg_dump", sessions, timeout=20)
         if seen["copying"]:
-            tables = read_json(self.s, "Reading the tables", READ_TABLES)["tables"]
-            if read_json(self.s, "Looking at pg_dump", sessions, timeout=20)["copying"]:
+            tables = read_json(self.database, "Reading the tables", READ_TABLES)["tables"]
+            if read_json(self.database, "Looking at pg_dump", sessions, timeout=20)["copying"]:
                 self.compare(tables, {})
                 self.locked = tables
                 log("debug", "pg_dump has its locks, and the tables are what they were")
@@ -1073,7 +1313,7 @@ class Window:
             return []
         listed = ", ".join(map(str, sorted(oids)[:1000]))
         with suppress(Failure):
-            return [psql(self.s, "Naming the tables", NAME_TABLES.format(listed)).strip()]
+            return [psql(self.database, "Naming the tables", NAME_TABLES.format(listed)).strip()]
         return [listed]
 
     def is_void(self, oid: str, now: str | None, heir: str | None, archived: bool) -> bool:
@@ -1102,9 +1342,9 @@ class Window:
         """
         tables = self.locked
         if tables is None:
-            tables = read_patiently(self.s, "Reading the tables", READ_TABLES)["tables"]
+            tables = read_patiently(self.database, "Reading the tables", READ_TABLES)["tables"]
         self.compare(tables, archived)
-        self.compare_schemas(read_patiently(self.s, "Reading the schemas", READ_SCHEMAS))
+        self.compare_schemas(read_patiently(self.database, "Reading the schemas", READ_SCHEMAS))
 
 
 HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
@@ -1129,7 +1369,7 @@ HOLD_OFF = (
 
 
 @contextmanager
-def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[], None]]:
+def compression_held_off(s: Settings, server: Namespace) -> Iterator[Callable[[], None]]:
     """Keep TimescaleDB from compressing until what this yields is called, or a minute is over.
 
     compress_chunk truncates the chunk. Before that it writes to this table of the catalog, which
@@ -1149,8 +1389,8 @@ def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[
             statements = [part for statement in HOLD_OFF for part in ("-c", statement)]
             options = "-c lock_timeout=20s -c statement_timeout=0 -c client_min_messages=error "
             holder = start(
-                with_connection(s, ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements]),
-                environment(s, True, options + gone_client(server)),
+                with_connection(["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements], s.database()),
+                environment(s.database(), options + gone_client(server)),
                 stderr=subprocess.STDOUT,
             )
             said = said_until(holder, b"held\n", HOLD_SECONDS)
@@ -1159,7 +1399,7 @@ def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[
                     "info",
                     "Compression is not held off: if it empties chunks that are being "
                     "dumped, the dump is made again",
-                    Reason=excerpt(s, said),
+                    Reason=excerpt(said),
                 )
         yield release
     finally:
@@ -1168,11 +1408,11 @@ def compression_held_off(s: Namespace, server: Namespace) -> Iterator[Callable[[
 
 def gone_client(server: Namespace) -> str:
     """Options with which a server notices within 10 s that we are gone, also while it computes."""
-    major = int(re.split(r"\D", server.postgresql)[0])
+    major = major_version(server.postgresql)
     return "-c client_connection_check_interval=10s" if major >= 14 else ""
 
 
-def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
+def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
     """All that comes before the upload: look, dump, read the archive back, vouch for it.
 
     Raises Failure or OSError; then nothing of it is left on the volume.
@@ -1181,8 +1421,10 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
     newest = newest_backup(s, s3, server)
     look_for_room(s, newest.size, server.size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
-    journal = Journal(file, by=s.journals, made_again=[], **begun)
-    psql(s, "Ending sessions of an earlier run", END_SESSIONS)  # of a pg_dump killed by -9
+    journal = Journal(file, by=s.owner, made_again=[], **begun)
+    psql(
+        s.database(), "Ending sessions of an earlier run", END_SESSIONS
+    )  # of a pg_dump killed by -9
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
@@ -1203,7 +1445,7 @@ def dump(s: Namespace, s3: S3, **begun: Any) -> Journal:
     return journal
 
 
-def newest_backup(s: Namespace, s3: S3, server: Namespace) -> Found:
+def newest_backup(s: Settings, s3: S3, server: Namespace) -> Found:
     """The newest proven backup of this database; one of no size and time where there is none.
 
     A bucket that is missing is made, unless it is at AWS. Raises Failure.
@@ -1211,7 +1453,7 @@ def newest_backup(s: Namespace, s3: S3, server: Namespace) -> Found:
     known = [Found(0, "", 0, None)]
     try:
         known += proven(s3.backups(), server.system_identifier, server.database)
-    except Failure as error:
+    except S3Failure as error:
         if error.status != 404 or not s.aws_s3_endpoint:
             raise
         log("warning", "The bucket is missing, making it ...", Error=error)
@@ -1220,7 +1462,7 @@ def newest_backup(s: Namespace, s3: S3, server: Namespace) -> Found:
     return [backup for backup in known if backup.seconds < 10**11][-1]
 
 
-def free_seconds(s: Namespace, newest: Found) -> int:
+def free_seconds(s: Settings, newest: Found) -> int:
     """The seconds of the new backup's name: now, but later than the newest one's."""
     now = int(time.time())
     if now < newest.seconds:
@@ -1232,7 +1474,7 @@ def free_seconds(s: Namespace, newest: Found) -> int:
     return seconds
 
 
-def compression(s: Namespace, server: Namespace) -> str:
+def compression(s: Settings, server: Namespace) -> str:
     """pg_dump's --compress for BACKUP_COMPRESSION; before 16 it knows gzip's levels alone."""
     wanted: str = s.backup_compression
     if server.client >= 16:
@@ -1255,7 +1497,7 @@ ADVICE = (
 
 
 def dump_every_row(
-    s: Namespace, server: Namespace, journal: Journal, expected: int
+    s: Settings, server: Namespace, journal: Journal, expected: int
 ) -> tuple[int, str]:
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
@@ -1281,7 +1523,7 @@ def dump_every_row(
     raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}")
 
 
-def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) -> tuple[int, str]:
+def dump_once(s: Settings, server: Namespace, journal: Journal, expected: int) -> tuple[int, str]:
     """Run pg_dump once; the seconds it took, and its archive's table of contents.
 
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
@@ -1293,10 +1535,10 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
     command.append(f"--compress={compression(s, server)}")
     with compression_held_off(s, server) as release:
         try:
-            window = Window(s)
+            window = Window(s.database())
         except Failure:  # the role may have but one connection
             release()
-            window = Window(s)
+            window = Window(s.database())
 
         def tick() -> None:
             free, floor = room(s)
@@ -1307,11 +1549,9 @@ def dump_once(s: Namespace, server: Namespace, journal: Journal, expected: int) 
             if window.look():
                 release()
 
-        run(s, "Backing up database", command, tick=tick, options=gone_client(server))
+        run("Backing up database", command, tick=tick, options=gone_client(server))
         took = int(time.monotonic() - begun)
-        listed = run(
-            s, "The table of contents", ["pg_restore", "--list", journal.partial], connect=False
-        )
+        listed = run("The table of contents", ["pg_restore", "--list", journal.partial])
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
         rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
         window.end(rows)  # before what waits for us goes on
@@ -1368,7 +1608,7 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
             require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
             try:
                 s3.call("complete_multipart_upload", 0, **target, **condition)
-            except Failure as error:
+            except S3Failure as error:
                 why = str(error)
                 if error.status == 404:
                     target = {}  # it is gone: send again if no object is there
@@ -1454,7 +1694,7 @@ RESULT = (
 )  # and `made_again`
 
 
-def backup(s: Namespace, resume: bool, process: str = "", starttime: str = "") -> Any:
+def backup(s: Settings, resume: bool, process: str = "", starttime: str = "") -> Any:
     """One backup; its result, a dict. With `resume`: only finish what earlier runs left; None."""
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
@@ -1507,7 +1747,7 @@ def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to i
     return result
 
 
-def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the process's own
+def sweep(s: Settings, s3: S3, process: str) -> Journal:  # after crashes; the process's own
     mine = Journal("")
     for journal in journals(s):
         own = bool(process) and journal["process"] == process
@@ -1534,880 +1774,90 @@ def sweep(s: Namespace, s3: S3, process: str) -> Journal:  # after crashes; the 
     return mine
 
 
-# ---- Restore and proof ---------------------------------------------------------------------------
-SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
-    pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
-    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
-    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
-# Empty is also what holds nothing but extensions, as images make databases. Their members depend on
-# them ("e"); indexes and the like belong to something else ("i", "a"), which is there, too; and an
-# extension's schema is no member of it.
-EMPTY = """
-    SELECT json_build_object(
-        'timescaledb', EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'),
-        'empty', NOT EXISTS (
-            SELECT FROM (
-                SELECT classid, objid FROM pg_depend
-                UNION SELECT tableoid, oid FROM pg_namespace
-                UNION SELECT tableoid, oid FROM pg_publication
-                UNION SELECT tableoid, oid FROM pg_default_acl
-                UNION SELECT tableoid, oid FROM pg_cast
-                UNION SELECT tableoid, oid FROM pg_foreign_data_wrapper
-                UNION SELECT tableoid, 16384 FROM pg_largeobject_metadata
-            ) AS o
-            WHERE objid >= 16384 AND classid <> 'pg_extension'::regclass
-            AND objid NOT IN (SELECT extnamespace FROM pg_extension)
-            AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid
-                            AND d.objid = o.objid AND deptype IN ('a', 'e', 'i', 'P', 'S'))))
-"""
-# Something for each of PARTS in a transaction of its own, which then lets go of its locks: a server
-# may have no room for those of all tables. An error is noted, and the others have their turn.
-FOR_EACH = """
-    DO $$
-    DECLARE
-        part record;
-        number bigint := 0;
-        answers json[] := ARRAY[]::json[];
-    BEGIN
-        FOR part IN {parts} ORDER BY nspname, relname LOOP
-            BEGIN
-                EXECUTE part.query {into};
-                answers := array_append(answers, json_build_array(part.whole, number, ''));
-            EXCEPTION WHEN others THEN
-                answers := array_append(answers, json_build_array(part.whole, 0, SQLERRM));
-            END;
-            COMMIT;
-        END LOOP;
-        PERFORM set_config('colonies_backup.answers', encode(convert_to(
-            array_to_json(answers)::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII'
-            THEN 'SQL_ASCII' ELSE 'UTF8' END), 'hex'), false);
-    END $$
-"""
-# In hexadecimal, since psql writes names in the database's encoding.
-ANSWERS = """SELECT json_build_object('size', pg_database_size(current_database()),
-    'answers', current_setting('colonies_backup.answers'))"""
-# A table with a partition at another server has no statistics of its own: that is not asked.
-ANALYZE = FOR_EACH.format(
-    into="",
-    parts="""
-    SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query
-    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE (relkind IN ('r', 'm') AND relpersistence <> 't') OR (relkind = 'p' AND NOT EXISTS (
-        SELECT FROM pg_partition_tree(c.oid) JOIN pg_class f ON f.oid = relid
-        WHERE f.relkind = 'f'))""",
-)
-# Partitions are counted one by one, and added up, but for one at another server, which is in no
-# dump. TimescaleDB's chunks are seen through their hypertable.
-COUNT = FOR_EACH.format(
-    into="INTO number",
-    parts="""
-    SELECT coalesce(pg_partition_root(c.oid)::oid, c.oid)::regclass AS whole,
-        CASE relkind WHEN 'p' THEN 'SELECT 0'
-            ELSE format('SELECT count(*) FROM %s', c.oid::regclass) END AS query
-    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE relkind IN ('r', 'p')
-    AND nspname !~ '^(pg_|information_schema$|_timescaledb_)'
-    AND (relispartition OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))""",
-)
-THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
-# Of databases. pg_has_role: sessions of others a role that is no superuser may not end.
-END_OTHERS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname IN ({}) AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'MEMBER')"""
-SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
-# TimescaleDB's functions for users are where the extension is, which need not be in public.
-POST_RESTORE = "SELECT {}.timescaledb_post_restore()"
-# ALTER DATABASE … RENAME stops TimescaleDB's scheduler for good, also where it is refused.
-START_WORKERS = "SELECT _timescaledb_functions.start_background_workers()"
-# Those below 1000 are TimescaleDB's own. It is a table up to 2.24, then a view of that.
-PAUSE_JOBS = """WITH paused AS (UPDATE _timescaledb_config.bgw_job SET scheduled = false
-    WHERE scheduled AND id >= 1000 RETURNING id) SELECT array_agg(id ORDER BY id) FROM paused"""
-JOBS_ON = "SELECT {}.alter_job(id, scheduled => true) FROM unnest('{}'::int[]) AS id;"
-ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
-WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
-PUBLIC = f"-c search_path=public {WRITING}"
-NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
-OF_DATABASE = (
-    rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
-    rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)"
+# ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
+FIELD, ORDER = 2**256 - 2**32 - 977, 2**256 - 0x14551231950B75FC4402DA1732FC9BEBF
+GENERATOR = (
+    0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
+    0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8,
 )
 
 
-def at(s: Namespace, database: str, server: str = "db") -> Namespace:  # or at `verify_db`
-    there = {f"db_{x}": getattr(s, f"{server}_{x}") for x in ("host", "port", "user", "password")}
-    return Namespace(**vars(s) | there | {"db_database": database})
+def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = x^3 + 7; q is not -p
+    rise, run = (3 * p[0] ** 2, 2 * p[1]) if p == q else (q[1] - p[1], q[0] - p[0])
+    x = ((slope := rise * pow(run, -1, FIELD)) ** 2 - p[0] - q[0]) % FIELD
+    return x, (slope * (p[0] - x) - p[1]) % FIELD
 
 
-def named(file: IO[bytes]) -> str:  # a path for our programs, also if it has no name
-    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
 
 
-@contextmanager
-def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one stays "step"
-    begun, report["step"] = time.monotonic(), step
-    log("info", f"{step.capitalize()} ...")
-    yield
-    report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
+def multiply(scalar: int) -> tuple[int, int]:  # of the generator: some 128 sums of DOUBLES
+    return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
 
 
-def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest good one
-    if name != "latest":  # also one that `backups` does not look at
-        n = re.fullmatch(rf"({re.escape(s3.key(''))})?(backup_([0-9]{{1,18}})\.bak)", name)
-        head: Any = s3.head(s3.key(n[2])) if n else None
-        require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-        if n:
-            return Found(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
-    found = s3.backups()
-    require(found, f"{s3.where}: there is no backup")
-    whose = by_database(found)
-    ours = [x for of, x in whose.items() if of[1] == database]  # of two servers: the newer one's
-    unknown = by_archive(s3, found, {of[1] for of in whose})
-    if not ours and database in unknown:
-        ours = [unknown[database]]
-    sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or [*whose.values(), *unknown.values()]
-    sorts = sorts or [found]
-    require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
-    backups, doubts = sorts[0], doubtful(sorts[0])
-    while backups[-1].key in doubts:
-        log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
-    return backups[-1]
+def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
+    return hashlib.sha3_256("04{:064x}{:064x}".format(*multiply(key)).encode()).hexdigest()
 
 
-def by_archive(s3: S3, found: list[Found], known: set[str]) -> dict[str, list[Found]]:
-    """Objects without metadata by the database that their archives name, but for those KNOWN.
-
-    Old first. What is no archive counts as nobody's. The newest 100 are asked for. Raises Failure.
-    """
-    whose = dict[str, list[Found]]()
-    for f in [f for f in found if f.metadata == {}][-HEADS:]:
-        name, _ = archive_origin(s3.beginning(f))
-        if name and name not in known:
-            whose.setdefault(name, []).append(f)
-    return whose
+def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
+    seed = key.to_bytes(32, "big") + (number % ORDER).to_bytes(32, "big")
+    k, v = bytes(32), b"\1" * 32
+    for mark in (b"\0", b"\1"):
+        k = hmac.digest(k, v + mark + seed, "sha256")
+        v = hmac.digest(k, v, "sha256")
+    return int.from_bytes(hmac.digest(k, v, "sha256"), "big")
 
 
-def fetch(s: Namespace, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
-    found = chosen(s3, name, whose)  # its metadata are returned
-    metadata, sha256, step = found.metadata or {}, hashlib.sha256(), max(16 * MIB, found.size >> 12)
-    report |= {"object": found.key, "size": found.size, "seconds": {}}
-    log(
-        "info",
-        "Found the backup",
-        Key=found.key,
-        Size=f"{found.size} bytes",
-        Time=moment(found.seconds),
-        Database=urllib.parse.unquote(metadata.get("database", "unknown")),
-    )
-    pg_restore_for(s, metadata.get("pg-dump", ""))
-    look_for_room(s, found.size, 0)
-
-    def get(start: int, end: int) -> Any:
-        def keep(answer: Any) -> tuple[int, int]:
-            at, right = start, f"bytes {start}-{end - 1}/{found.size}"
-            while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
-                with placing(s.backup_path):
-                    while data:
-                        at, data = at + (n := os.pwrite(file.fileno(), data, at)), data[n:]
-            require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
-            return start, end
-
-        return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
-
-    with timed(report, "download"):
-        for start, end in slices("Download in progress", found.size, step, get):
-            for at in range(start, end, BLOCK):  # hashed while the next ones come
-                sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
-    report |= {"step": "checksum", "sha256": "checked" if "sha256" in metadata else "absent"}
-    require(
-        sha256.hexdigest() == metadata.get("sha256", sha256.hexdigest()),
-        f"{s3.where}: {found.key} is damaged: its SHA-256 is not that of the dump",
-    )
-    if "sha256" not in metadata:
-        log("warning", "It has no checksum: that was not checked")
-    return metadata
+def sign(key: int, text: str) -> str:  # r (32 bytes), low s (32), recovery id (1)
+    number = int.from_bytes(hashlib.sha3_256(text.encode()).digest(), "big")
+    x, y = multiply(once := nonce(key, number))
+    s = pow(once, -1, ORDER) * (number + x * key) % ORDER
+    return f"{x:064x}{min(s, ORDER - s):064x}{(y ^ (s > ORDER - s)) & 1:02x}"
 
 
-def pg_restore_for(s: Namespace, dumped_by: str) -> int:  # its major version, or Failure
-    said = run(s, "Looking at pg_restore", ["pg_restore", "--version"], connect=False)
-    ours, theirs = (int((re.findall(r"\d+", text) or "0")[0]) for text in (said, dumped_by))
-    require(ours >= theirs, f"pg_restore {ours} is older than the archive's pg_dump {dumped_by}")
-    return ours
+def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is the same
+    texts = (f"colonies-backup-executor/1\0{colony}\0{name}\0{n}" for n in itertools.count())
+    codes = (hmac.digest(owner.to_bytes(32, "big"), text.encode(), "sha256") for text in texts)
+    return next(key for code in codes if 0 < (key := int.from_bytes(code, "big")) < ORDER)
 
 
-@contextmanager
-def listing(entries: list[str]) -> Iterator[str]:  # pg_restore's option that chooses these
-    with tempfile.NamedTemporaryFile("w") as file:
-        with placing(file.name):
-            print(*entries, "", sep="\n", file=file, flush=True)
-        yield f"--use-list={file.name}"
+# ---- Colonies ------------------------------------------------------------------------------------
+WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
 
 
-def statements(sql: str) -> list[str]:  # no text in a literal, a comment's for instance, forges one
-    sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
-    return [x.strip() for x in re.findall(r"""(?:[^;'"]|'[^']*'|"[^"]*")+;""", sql)]
+def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
+    """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
+    status, text = 0, base64.b64encode(json.dumps(message).encode()).decode()
+    body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
+    query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
+    web, opener = urllib.request, urllib.request.OpenerDirector()  # it follows no redirection
+    for handler in (web.ProxyHandler(), web.HTTPHandler(), web.HTTPSHandler(context=tls)):
+        opener.add_handler(handler)
 
+    def exchange() -> tuple[int, bytes]:
+        with opener.open(query, timeout=within) as reply:
+            return reply.status, reply.read(16 * MIB)
 
-def roles_in(statement: str) -> set[str]:  # a GRANT's, a policy's, …
-    roles, due, told = set[str](), False, re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
-    for word in re.findall(rf"'[^']*'|{NAME}|\S", told):
-        if due and (word[0] == '"' or (re.match(r"\w", word) and not word.isupper())):
-            roles.add(word[1:-1].replace('""', '"') if word[0] == '"' else word)
-        else:
-            due = word in ("TO", "FROM", "FOR", "ROLE", "AUTHORIZATION") or (due and word == ",")
-    return roles - {"public"}
-
-
-def look_at_archive(s: Namespace, path: str, options: list[str]) -> Namespace:  # what it holds
-    def read(*how: str) -> str:
-        return run(s, "Reading the archive", ["pg_restore", *how, *options, path], connect=False)
-
-    listed = read("-l", "-C")
-    a = Namespace(
-        path=path,
-        options=options,
-        entries=re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed),
-        format="".join(re.findall("; +Dump Version: (.*)", listed)),
-        roles=set[str](),
-        create="TEMPLATE = template0",
-        database="",
-        properties=[],
-        timescaledb="",
-        left=list[str](),
-        tables=len(re.findall(TABLES, listed)),
-        jobs=Copied(),
-    )
-    a.client = pg_restore_for(s, "".join(re.findall(r"; +Dumped by pg_dump version: (.*)", listed)))
-    kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
-    with listing([entry for entry in a.entries if re.match(kinds, entry)]) as chosen:
-        try:
-            sql = read("-f-", "-C", chosen)  # -C: and what makes the database
-        except Failure as no:
-            a.left, sql = [f"not restored: {no}"], read("-f-", chosen)
-    for statement in statements(sql):
-        found = re.fullmatch(OF_DATABASE, statement)
-        if not found or "--no-owner" not in options:
-            a.roles |= roles_in(statement)
-        if made := re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement):
-            a.database, a.create = made[1], made[2]
-        elif found:
-            a.properties.append(found.groups())
-            if found[2].startswith(" OWNER TO "):
-                a.create += found[2][:-1].replace(" TO", "", 1)
-    if any(" EXTENSION - timescaledb " in entry for entry in a.entries):
-        look_at_timescaledb(a, read)
-    return a
-
-
-# ---- Restore: TimescaleDB ------------------------------------------------------------------------
-# The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
-CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
-OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
-NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
-SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")  # entries of a table of contents, as all of these
-FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
-JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
-# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
-LATE = re.compile(
-    r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
-    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
-)
-OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) ELSE user END
-    FROM pg_attribute WHERE attname = 'owner' AND attrelid IN (to_regclass(
-    '_timescaledb_catalog.bgw_job'), to_regclass('_timescaledb_config.bgw_job')) LIMIT 1"""
-GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
-ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}  # what COPY writes so
-
-
-class Copied(NamedTuple):
-    """A table's rows as a script of pg_restore copies them; none where it does not."""
-
-    table: str = ""  # with its schema
-    columns: str = ""  # as COPY names them
-    rows: Sequence[dict[str, str]] = ()  # values as COPY writes them
-
-    def values(self, column: str) -> list[str]:
-        """The plain values of a column, in order; none where there is no such column."""
-        return [
-            re.sub(r"\\(.)", lambda found: ESCAPED.get(found[1], found[1]), row[column])
-            for row in self.rows
-            if column in row
-        ]
-
-
-def copied(script: str, table: str) -> Copied:
-    """The rows of a table of TimescaleDB's catalog in a script of pg_restore."""
-    schemas = "|".join(CATALOG)
-    head = rf"(?m)^COPY ((?:{schemas})\.{table}) \(([\w, ]+)\) FROM stdin;\n"
-    found = re.search(head + r"((?s:.*?))^\\\.$", script)
-    if not found:
-        return Copied()
-    names, lines = found[2].split(", "), found[3].split("\n")[:-1]
-    return Copied(found[1], found[2], [dict(zip(names, line.split("\t"))) for line in lines])
-
-
-def unquoted(identifier: str) -> str:
-    """The name that an identifier stands for; a name that is none is itself."""
-    if identifier[:1] == '"':
-        return identifier[1:-1].replace('""', '"')
-    return identifier
-
-
-def look_at_timescaledb(a: Namespace, read: Callable[..., str]) -> None:
-    """Add what restoring TimescaleDB takes: version, schema, jobs, and what has to come late."""
-    catalog = read("-a", "-f-", *OF_CATALOG, "-tmetadata", "-thypertable", "-tbgw_job")
-    version = re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog)
-    a.timescaledb = version[0] if version else "?"
-    a.jobs = copied(catalog, "bgw_job")
-    owners = set(a.jobs.values("owner"))
-    a.adopted = {owner for owner in owners if GONE.fullmatch(owner) or "--no-owner" in a.options}
-    a.roles |= {unquoted(owner) for owner in owners - a.adopted}
-
-    keys = [entry for entry in a.entries if FOREIGN_KEY.match(entry)]
-    extension = [entry for entry in a.entries if " EXTENSION - timescaledb " in entry]
-    with listing(extension + keys) as chosen:
-        made = statements(read("-f-", chosen))
-    schema = re.findall(rf"CREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});", "\n".join(made))
-    a.schema = schema[0] if schema else "public"
-    added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
-    require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
-    a.late = set(filter(LATE.match, a.entries))
-    a.late |= pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
-
-
-def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
-    """The entries, of all foreign keys with their statements, whose key points at a hypertable.
-
-    With `timescaledb.restoring` on, it finds no rows there, or is not passed on to the chunks;
-    with it off, a key *of* a hypertable is refused. One at itself, which only an older table can
-    have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
-    """
-    names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
-    found = set()
-    for entry, statement in keys.items():
-        key = re.match(
-            rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s.* REFERENCES ({NAME})"
-            rf"\.({NAME})\(",
-            statement,
-        )
-        if key:
-            schema, table, *target = map(unquoted, key.groups())
-            if tuple(target) in names and (schema, table) not in names:
-                found.add(entry)
-    return found
-
-
-def restore_timescaledb(
-    t: Namespace, a: Namespace, many: str, restore_part: Callable[..., None], off: str
-) -> None:
-    """Restore it in the one order that loses no rows, up to timescaledb_post_restore().
-
-    The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev; OFF is for sessions that see all
-    rows, MANY the option for several jobs at once.
-    """
-    with listing(list(filter(SCHEMA.match, a.entries))) as schemas:
-        restore_part([schemas])  # the extension may be in one of them
-    version = "" if a.timescaledb == "?" else f"VERSION '{a.timescaledb}'"
-    # One transaction: between two, the extension's own jobs ran at once.
-    psql(
-        t,
-        "Restoring",
-        f"CREATE EXTENSION timescaledb WITH SCHEMA {a.schema} {version};"
-        f" SELECT {a.schema}.timescaledb_pre_restore()",
-        options=PUBLIC,
-    )
-    with listing(list(itertools.filterfalse(SCHEMA.match, a.entries))) as others:
-        restore_part(["--section=pre-data", others])
-
-    apart = JOBS if a.adopted else re.compile("$")
-    with listing(list(itertools.filterfalse(apart.match, a.entries))) as catalog:
-        restore_part(["--section=data", *OF_CATALOG, catalog])
-    if a.adopted:
-        adopt_jobs(t, a)
-    # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
-    psql(
-        t,
-        "Restoring",
-        "SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',"
-        " 'id'), max(id)) FROM _timescaledb_catalog.tablespace",
-        options=PUBLIC,
-    )
-    restore_part(["--section=data", *NOT_OF_CATALOG, many])
-
-    with listing([entry for entry in a.entries if entry not in a.late]) as early:
-        restore_part(["--section=post-data", many, early])
-    with listing([entry for entry in a.entries if entry in a.late]) as late:
-        restore_part([many, late], off)
-
-
-def adopt_jobs(t: Namespace, a: Namespace) -> None:
-    """Copy TimescaleDB's jobs; those of `a.adopted` become the restoring role's, and that is said.
-
-    The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
-    already did not run; it is switched off, lest it runs with more rights than it ever had.
-    """
-    step, ours, said = "Restoring the jobs", psql(t, "Looking for jobs", OWNER).strip(), []
-    with tempfile.NamedTemporaryFile() as script, tempfile.NamedTemporaryFile() as rows:
-        run(
-            t,
-            step,
-            [
-                "pg_restore",
-                "--data-only",
-                *OF_CATALOG,
-                "--table=bgw_job",
-                f"--file={script.name}",
-                a.path,
-            ],
-            connect=False,
-        )
-        text = script.read().decode("latin-1")  # of whatever encoding: no byte is lost
-        encoding = re.findall(r"SET client_encoding = '(\w+)'", text)[0]
-        jobs = copied(text, "bgw_job")
-        for row, job, owner in zip(jobs.rows, a.jobs.values("id"), a.jobs.values("owner")):
-            if owner in a.adopted:
-                row["owner"] = ours.replace("\\", r"\\")
-                said.append(f"{job} of {unquoted(owner)}")
-            if GONE.fullmatch(owner):
-                row["scheduled"] = "f"
-                said[-1] += " (switched off)"
-            rows.write("\t".join(row.values()).encode("latin-1") + b"\n")
-        rows.flush()
-        psql(
-            t,
-            step,
-            f"\\copy {jobs.table} ({jobs.columns}) FROM '{rows.name}' (ENCODING '{encoding}')",
-            options=PUBLIC,
-        )
-    log(
-        "warning",
-        "Jobs of TimescaleDB are the restoring role's now",
-        Role=unquoted(ours),
-        Jobs=", ".join(said),
-    )
-
-
-def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or Failure
-    has, known = server.versions or [], tuple(f" {role}" for role in ["", *server.roles])
-    owned = [] if "--no-owner" in a.options else a.entries  # each ends with its owner
-    owners = {x.split()[-1]: x.split(" ", 3)[3] for x in owned if not x.endswith(known)}
-    missing = ", ".join([*sorted(a.roles - {*server.roles}), *owners.values()])
-    require(
-        not missing,
-        f"the server lacks these roles, or the owners of these: {missing}; "
-        "`pg_dumpall --globals-only` writes how to make them, --no-owner goes on without",
-    )
-    if not a.timescaledb:
-        return
-    a.timescaledb = version or a.timescaledb  # an old one's catalog does not say it: "?"
-    require(
-        server.preloaded and has and a.timescaledb in ["?", *has],
-        "it takes TimescaleDB "
-        f"{a.timescaledb} and its preloading (shared_preload_libraries); preloaded: "
-        f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}",
-    )
-
-
-def rebuild(t: Namespace, a: Namespace, jobs: int, report: dict[str, Any]) -> None:
-    step, many = "Restoring", f"--jobs={jobs}"
-    known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
-    strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
-
-    def restore_part(part: list[str], options: str = "") -> None:
-        try:
-            run(
-                t,
-                step,
-                [
-                    "pg_restore",
-                    f"--dbname={t.db_database}",
-                    "--no-password",
-                    *strict,
-                    *part,
-                    *a.options,
-                    a.path,
-                ],
-                options=options,
-            )
-        except Failure as error:
-            only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
-            if not (only and re.search("ignored on restore: [12]$", str(error))):
-                raise
-
-    with timed(report, "restore"):
-        if a.timescaledb:
-            restore_timescaledb(t, a, many, restore_part, ALL_ROWS)
-        else:
-            restore_part([many])
-
-
-def for_each(t: Namespace, step: str, sql: str, options: str) -> tuple[list[list[Any]], int]:
-    """Of each table its name, a number and what went wrong, or ""; and the database's size."""
-    told = look(t, step, ANSWERS, timeout=FOREVER, options=options, first=sql)
-    answers = bytes.fromhex(told.answers).decode("utf-8", "surrogateescape")
-    return json.loads(answers), told.size
-
-
-def analyze(t: Namespace, a: Namespace, report: dict[str, Any]) -> list[str]:
-    """Have the planner know the tables. What did not come about, a line each."""
-    step = "Not analyzed"
-    with timed(report, "analyze"):
-        try:
-            if a.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
-                psql(t, step, "ANALYZE", FOREVER, f"{ALL_ROWS} {WRITING}")
-                return []
-            answers, _ = for_each(t, step, ANALYZE, WRITING)
-        except Failure as error:
-            return [str(error)]
-    return [f"{table}: not analyzed: {reason}" for table, _, reason in answers if reason]
-
-
-def count_rows(t: Namespace, a: Namespace, report: dict[str, Any]) -> list[str]:
-    """Put into the report what was restored. What was not counted, a line each."""
-    report |= {"tables": a.tables, "database_size": None, "rows": {}}
-    options = f"-c row_security=off {ALL_ROWS if a.timescaledb else ''}"  # an error, not a part
-    with timed(report, "count"):
-        try:
-            answers, report["database_size"] = for_each(t, "Not counted", COUNT, options)
-        except Failure as error:
-            return [str(error)]
-    rows, why = dict[str, int](), dict[str, str]()
-    for table, number, reason in answers:
-        rows[table] = rows.get(table, 0) + number
-        if reason:
-            why.setdefault(table, reason)
-    report["rows"] = {table: rows[table] for table in rows if table not in why}
-    return [f"{table}: not counted: {why[table]}" for table in why]
-
-
-@contextmanager
-def new_database(hub: Namespace, name: str, create: str, keep: bool = False) -> Iterator[None]:
-    """Make a database. What is not whole, since something raised, is dropped, or kept."""
-    psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}", FOREVER)
     try:
-        yield
-    except BaseException:
-        log("warning", "What was restored is not whole", Database=name, Kept=keep)
-        try:
-            if not keep:
-                drop(hub, name)
-        except Failure as error:
-            log("error", f"It is left on the server: {error}")
-        raise
+        status, raw = in_time(within, exchange)
+        require(status // 100 != 3, "it redirects, which is not followed")
+        envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
+        answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        if status == 200 and envelope["error"] is False:
+            return answer
+        why = str(answer["message"])
+    except Exception as no:  # no answer (0), an odd one (1), or something else's (0)
+        status, why = +(status == 200), f"{no} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+    text = f"Colonies at {url}: {message['msgtype']}: {why[:500]}"
+    raise ColoniesFailure(text, status, again=True)
 
 
-def drop(hub: Namespace, name: str) -> str:
-    return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
-
-
-# ---- The command restore -------------------------------------------------------------------------
-class Target(NamedTuple):
-    """The database that a restore makes, and the name that it is to have."""
-
-    hub: Namespace  # from where databases are made and named
-    scratch: str  # its name until it is whole, counted and can be named
-    name: str  # as the command line has it
-    taken: bool  # an empty database bears the name; it will be called before_SCRATCH
-    workers: bool  # and has TimescaleDB's extension, so a scheduler
-
-
-def identifier(name: str) -> str:
-    """A name, as SQL takes it."""
-    return '"{}"'.format(name.replace('"', '""'))
-
-
-def literal(text: str) -> str:
-    """A text, as SQL takes it, whatever standard_conforming_strings is."""
-    return "E'{}'".format(text.replace("\\", "\\\\").replace("'", "''"))
-
-
-def connecting(name: str) -> str:
-    """A line for psql. Other names than plain ones might be taken for a connection string."""
-    if re.fullmatch(r"\w+", name):
-        return rf"\connect {name}"
-    value = name.replace("\\", "\\\\").replace("'", "\\'")
-    return r"\connect -reuse-previous=on " + identifier(f"dbname='{value}'")
-
-
-def is_there(hub: Namespace, name: str) -> bool:
-    """Whether there is such a database. Raises Failure where the server knows no such letters."""
-    return psql(hub, "Looking at the server", THERE.format(literal(name))).strip() != "0"
-
-
-def look_at_target(s: Namespace, name: str) -> Target:
-    """What is to be made. Raises Failure if a database with something in it has that name."""
-    hub, there = at(s, "postgres"), Namespace(timescaledb=False)
-    if taken := is_there(hub, name):
-        there = look(at(s, name), "Looking at the database", EMPTY)
-        require(
-            there.empty,
-            f"the database {identifier(name)} is there, and not empty: restore into a new one",
-        )
-    scratch = f"restore_{int(time.time())}"
-    return Target(hub, scratch, name, taken, there.timescaledb)
-
-
-def naming(new: Target, a: Namespace) -> list[str]:
-    """The statements that name it, of one transaction: who connects then sees all rows."""
-    statements = [f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"]
-    if a.timescaledb:  # or a session that connects before post_restore keeps it on for its life
-        statements.insert(0, f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;")
-    if new.taken:
-        statements.insert(
-            0, f"ALTER DATABASE {identifier(new.name)} RENAME TO before_{new.scratch};"
-        )
-    return statements
-
-
-def name_database(new: Target, a: Namespace) -> None:
-    """Give it its name, and end the sessions that are in the way. Raises Failure after a minute.
-
-    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile."""
-    names = [new.scratch, new.name] if new.taken else [new.scratch]
-    end_others = END_OTHERS.format(", ".join(map(literal, names)))
-    end, pauses = time.monotonic() + 60 * TIME_SCALE, backoff()
-    while True:
-        try:
-            psql(new.hub, "Not named", " ".join([f"{end_others};", *naming(new, a)]))
-            return
-        except Failure:
-            if not is_there(new.hub, new.scratch):  # an answer may get lost
-                return
-            if time.monotonic() > end:
-                raise
-        time.sleep(next(pauses))
-
-
-def complete(s: Namespace, new: Target, a: Namespace, pause: bool, report: dict[str, Any]) -> None:
-    """Do what pg_restore leaves out, but for the name. What fails is noted in `a.left`.
-
-    Where PAUSE asks for it, the report has then, as SQL, which jobs of TimescaleDB are off."""
-    log("info", "What was restored is whole", Database=new.scratch)
-    for before, after in a.properties:  # before anybody finds it under its name
-        try:
-            psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
-        except Failure as error:
-            a.left.append(f"{before}…{after} {error}")
-    made = at(s, new.scratch)
-    a.left += analyze(made, a, report) + count_rows(made, a, report)
-    if a.timescaledb and pause:
-        try:
-            report["paused"] = psql(made, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
-        except Failure as error:
-            a.left.append(str(error))
-
-
-def start_workers(there: Namespace) -> None:
-    """Have TimescaleDB's scheduler run in a database. Raises Failure where it does not."""
-    name = there.db_database
-    answer = psql(there, f"TimescaleDB's scheduler in {name}", START_WORKERS, options=PUBLIC)
-    require(
-        answer.strip() == "t",
-        f"TimescaleDB's scheduler does not run in {name}: no worker "
-        "is free; see timescaledb.max_background_workers, then start_background_workers()",
-    )
-
-
-def hand_over(s: Namespace, new: Target, a: Namespace, due: dict[str, str], work: bool) -> None:
-    """Name what is whole, then, where TimescaleDB is to WORK in it, tell that so.
-
-    Removes from DUE what is done. What fails is noted in `a.left`, and leaves all as it is."""
-    try:
-        name_database(new, a)
-        del due["name"]
-        if "work" in due and work:
-            psql(
-                at(s, new.name),
-                "timescaledb_post_restore()",
-                POST_RESTORE.format(a.schema),
-                FOREVER,
-                PUBLIC,
-            )
-            del due["work"]
-            start_workers(at(s, new.name))
-    except Failure as error:
-        a.left.append(str(error))
-    if new.workers:
-        try:
-            start_workers(at(s, new.name if "name" in due else f"before_{new.scratch}"))
-        except Failure as error:
-            a.left.append(str(error))
-
-
-def due_for(new: Target, a: Namespace) -> dict[str, str]:
-    """What makes of a whole database what its name promises, for `psql -d postgres`."""
-    lines = ["BEGIN;", *naming(new, a), "COMMIT;"]
-    if new.workers:
-        lines += [connecting(f"before_{new.scratch}"), f"{START_WORKERS};"]
-    due = {"name": "\n".join(lines)}
-    if a.timescaledb:
-        due["work"] = f"{connecting(new.name)}\n{POST_RESTORE.format(a.schema)};"
-    return due
-
-
-def swapping(new: Target, a: Namespace) -> str:
-    """What puts it in the old one's place, for `psql -d postgres`; "" if it is there."""
-    old = unquoted(a.database)
-    if old in ("", new.name):
-        return ""
-    before = f"before_{new.scratch}"
-    lines = [
-        f"To put it in the place of {a.database}, while nobody is connected to either:",
-        "BEGIN;",
-        f"ALTER DATABASE {a.database} RENAME TO {before};",
-        f"ALTER DATABASE {identifier(new.name)} RENAME TO {a.database};",
-        "COMMIT;",
-    ]
-    if a.timescaledb:
-        for name in (old, before):
-            lines += [connecting(name), f"{START_WORKERS};"]
-    return "\n".join([*lines, ""])
-
-
-def tell(new: Target, a: Namespace, due: dict[str, str], report: dict[str, Any]) -> None:
-    """The command's answer: the rows, what was made, what is left to do by hand."""
-    rows, facts = report.get("rows", {}), [f"{a.tables} tables"]
-    for table, number in rows.items():
-        write(1, f"{number:>14}  {table}\n")
-    if size := report.get("database_size"):
-        facts += [
-            f"{sum(rows.values())} rows",
-            f"{sum(report['seconds'].values()):.0f} seconds",
-            f"{size} bytes",
-        ]
-    called = new.scratch if "name" in due else identifier(new.name)
-    made = f"Restored {report['object']} into {called}: {', '.join(facts)}"
-    lines = [f"{made}; checksum: {report['sha256']}."]
-    if new.taken and "name" not in due:
-        lines.append(f"The empty one that had this name is called before_{new.scratch} now.")
-    if "name" in due:
-        lines.append("It is whole. To name it, while nobody is connected to it:")
-    elif "work" in due:
-        lines.append("It is whole. To have TimescaleDB's jobs run:")
-    lines += due.values()
-    if paused := report.get("paused"):
-        lines += [
-            f"To switch its jobs on, in {identifier(new.name)}:",
-            JOBS_ON.format(a.schema, paused),
-        ]
-    write(1, "\n".join([*lines, "" if due else swapping(new, a)]))
-
-
-def finish_restore(
-    s: Namespace, new: Target, a: Namespace, pause: bool, report: dict[str, Any]
-) -> None:
-    """Complete what is whole, hand it over, and tell so: also of what a signal leaves to do."""
-    due = due_for(new, a)
-    try:
-        complete(s, new, a, pause, report)
-        hand_over(s, new, a, due, work="paused" in report or not pause)
-    except BaseException:
-        with suppress(Failure):  # what the server was told last may have come about
-            if "name" in due and not is_there(new.hub, new.scratch):
-                del due["name"]
-        raise
-    finally:
-        tell(new, a, due, report)
-
-
-def restore(s: Namespace, options: argparse.Namespace) -> int:
-    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
-    require(
-        0 < len(os.fsencode(options.database)) < 64
-        and options.jobs > 0
-        and options.database not in ("postgres", "template1"),
-        "impossible --database or --jobs",
-        2,
-    )
-    report: dict[str, Any] = {"object": options.file, "sha256": "absent", "seconds": {}}
-    server = look(at(s, "postgres"), "Looking at the server", SERVER)
-    new = look_at_target(s, options.database)
-    with (
-        open(options.file, "rb") if options.file else tempfile.TemporaryFile(dir=s.backup_path)
-    ) as file:
-        known = {} if options.file else fetch(s, S3(s, 60), options.name, file, report)
-        a = look_at_archive(s, named(file), SCRATCH[:2] * options.no_owner)
-        look_for_needs(server, a, known.get("timescaledb", ""))
-        with new_database(new.hub, new.scratch, a.create, options.keep):
-            rebuild(at(s, new.scratch), a, options.jobs, report)
-    finish_restore(s, new, a, options.pause_jobs, report)  # from here on nothing drops it
-    for text in a.left:
-        log("error", text)
-    return 1 if a.left else 0
-
-
-# ---- The command verify --------------------------------------------------------------------------
-def verify(s: Namespace, name: str, wait: bool) -> dict[str, Any]:  # its report
-    s3, report = S3(s), dict[str, Any]()
-    with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
-        try:
-            prove(s, fetch(s, s3, name, file, report, s.db_database), named(file), report)
-        except Failure as error:
-            if report.get("step") in (None, "download") or " connection " in str(error):
-                raise
-            report["verdict"] = f"failed: {error}"
-        try:
-            remember(s3, os.path.basename(report["object"]), report["verdict"])
-        except Failure as error:
-            log("warning", "Cannot note the verdict", Error=error)
-    return report
-
-
-def prove(s: Namespace, metadata: dict[str, str], path: str, report: dict[str, Any]) -> None:
-    unproven = report["not_proven"] = ["what no dump holds: roles, other databases"]
-    if "sha256" not in metadata:
-        unproven.append("that no bit of its data flipped: no checksum")
-    with timed(report, "read"):
-        a = look_at_archive(s, path, SCRATCH)
-        report |= {"archive_version": a.format, "tables": a.tables}
-        known = metadata.get("tables", str(a.tables))
-        require(known == str(a.tables), f"it lists {a.tables} tables, at backup time {known}")
-        run(s, "Reading the archive", ["pg_restore", "--file=/dev/null", path], connect=False)
-    report["verdict"] = "readable"
-    if not s.verify_db_host:
-        return unproven.append("that it restores: VERIFY_DB_HOST is not set")
-    hub, server = at(s, "postgres", "verify_db"), drop_scratch(s)
-    look_for_needs(server, a, metadata.get("timescaledb", ""))
-    scratch = next(
-        name
-        for name in map("verify_{}".format, itertools.count(int(time.time())))
-        if name not in server.limits
-    )
-    create = re.sub(f" TABLESPACE = {NAME}", "", a.create)
-    with new_database(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
-        rebuild(made := at(s, scratch, "verify_db"), a, 1, report)
-        unproven += (missed := count_rows(made, a, report))
-    drop(hub, scratch)
-    report["verdict"] = "restored"
-    if missed:
-        report["verdict"] = "restored, not all counted"
-    unproven.append("owners, privileges, tablespaces, publications: restored without")
-    if a.jobs.rows:
-        unproven.append(f"the owners of {len(a.jobs.rows)} jobs of TimescaleDB")
-    if a.timescaledb:
-        unproven.append("timescaledb_post_restore(), which starts the policies")
-
-
-def drop_scratch(s: Namespace) -> Namespace:  # what a crash of `verify` left; the server
-    server = look(hub := at(s, "postgres", "verify_db"), "Looking at the server", SERVER)
-    for name, limit in server.limits.items():
-        if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name):
-            drop(hub, name)
-    return server
-
-
-def verified(s3: S3) -> dict[str, dict[str, str]]:  # PREFIX/verified.json
-    with allowing(404), suppress(ValueError, TypeError, KeyError, AttributeError):
-        return {
-            name: {"verdict": str(was["verdict"]), "time": str(was["time"])}
-            for name, was in json.loads(s3.call("get_object", Key=s3.key("verified.json"))).items()
-        }
-    return {}
-
-
-def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retention removed
-    known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
-    known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
-    text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
-    s3.put(s3.key("verified.json"), text.encode())
+def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
+    with suppress(IndexError, ValueError):
+        day, part, zone = re.findall(r"^(.{19})\.?([0-9]{,9})(Z|[+-]\d\d:\d\d)$", str(text))[0]
+        whole = datetime.datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
+        return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
+    return 0
 
 
 # ---- The executor --------------------------------------------------------------------------------
@@ -2440,7 +1890,7 @@ class Job:  # a command of ours as a child, told for which process it works, if 
         return not data and self.child.wait() is not None
 
 
-class Cron(typing.NamedTuple):
+class Cron(NamedTuple):
     """A cron of the colony; its workflow is one function of ours for executors of our type."""
 
     id: str
@@ -2495,7 +1945,7 @@ def signal_name(number: int) -> str:
 
 
 class Executor:  # has each process done by a child, closes it; its state follows the answers
-    def __init__(self, s: Namespace):
+    def __init__(self, s: Settings):
         self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
         self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
         self.tls = (
@@ -2520,15 +1970,14 @@ class Executor:  # has each process done by a child, closes it; its state follow
         self.alone = False  # at the last look at the crons no other executor of our type was there
         self.warned = set[str]()  # of crons, once each
 
-    def take_keys(self, s: Namespace) -> None:  # they may have changed since
+    def take_keys(self, s: Settings) -> None:  # they may have changed since
         self.owner: int | None = s.colonies_colony_prvkey
-        self.key: int = s.colonies_executor_prvkey or own_key(
-            s.colonies_colony_prvkey, s.colonies_colony_name or s.colonies_colony_id, self.name
-        )
+        colony = s.colonies_colony_name or s.colonies_colony_id
+        self.key = s.colonies_executor_prvkey or own_key(self.owner or 0, colony, self.name)
         self.id = identity(self.key)
         self.names = {"executorname": self.name, "executorid": self.id, **self.colony}
 
-    def call(self, msgtype: str, within: float = 15, key: int = 0, **fields: Any) -> Any:
+    def call(self, msgtype: str, within: Any = 15, key: Any = 0, **fields: Any) -> Any:
         return ask(self.url, self.tls, key or self.key, within, {"msgtype": msgtype, **fields})
 
     def due(self, what: str, seconds: float) -> bool:  # true once in so many seconds
@@ -2585,12 +2034,12 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 time.sleep(next(pauses))
 
     def join(self) -> None:  # be known to the colony, approved, and announced
-        self.take_keys(read_settings(os.environ, serve=True))
+        self.take_keys(read_settings(os.environ, "serve", serve=True))
         executor, announced = self.names | {"executortype": self.type}, None
         if not self.known():
             text = f"Colonies does not know executor {self.name!r}, id {self.id}: approve it"
             if not self.owner:
-                raise Failure(f"{text}, or set COLONIES_COLONY_PRVKEY", 403, True)
+                raise ColoniesFailure(f"{text}, or set COLONIES_COLONY_PRVKEY", 403, True)
             with allowing(400, 403):
                 self.call("addexecutormsg", key=self.owner, executor=executor)
             with allowing(403, 500):
@@ -2782,7 +2231,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
                 self.call("addcronmsg", cron=cron | {"name": called})
             log("info", "Added the cron", Name=called, Expression=wanted, Executor=self.name)
             return
-        raise Failure(
+        raise ColoniesFailure(
             f'Colonies: the cron names {name!r} and "{name}-{self.name}" are taken by '
             f"others: set {function.upper()}_CRON_NAME",
             409,
@@ -2896,7 +2345,7 @@ class Executor:  # has each process done by a child, closes it; its state follow
         how = "successful" if "out" in self.done[name] else "failed"
         try:
             self.call(f"close{how}msg", within, processid=name, **self.done[name])
-        except Failure as refused:
+        except ColoniesFailure as refused:
             if refused.status < 2:
                 raise
             log("warning", "Cannot close the process", ProcessId=name, Error=refused)
@@ -2930,12 +2379,878 @@ class Executor:  # has each process done by a child, closes it; its state follow
             log("warning", "Could not take leave", Error=error)
 
 
+# ---- Restore and proof ---------------------------------------------------------------------------
+SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
+    pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
+    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
+    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
+# Empty is also what holds nothing but extensions, as images make databases. Their members depend on
+# them ("e"); indexes and the like belong to something else ("i", "a"), which is there, too; and an
+# extension's schema is no member of it.
+EMPTY = """
+    SELECT json_build_object(
+        'timescaledb', EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'),
+        'empty', NOT EXISTS (
+            SELECT FROM (
+                SELECT classid, objid FROM pg_depend
+                UNION SELECT tableoid, oid FROM pg_namespace
+                UNION SELECT tableoid, oid FROM pg_publication
+                UNION SELECT tableoid, oid FROM pg_default_acl
+                UNION SELECT tableoid, oid FROM pg_cast
+                UNION SELECT tableoid, oid FROM pg_foreign_data_wrapper
+                UNION SELECT tableoid, 16384 FROM pg_largeobject_metadata
+            ) AS o
+            WHERE objid >= 16384 AND classid <> 'pg_extension'::regclass
+            AND objid NOT IN (SELECT extnamespace FROM pg_extension)
+            AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid
+                            AND d.objid = o.objid AND deptype IN ('a', 'e', 'i', 'P', 'S'))))
+"""
+# Something for each of PARTS in a transaction of its own, which then lets go of its locks: a server
+# may have no room for those of all tables. An error is noted, and the others have their turn.
+FOR_EACH = """
+    DO $$
+    DECLARE
+        part record;
+        number bigint := 0;
+        answers json[] := ARRAY[]::json[];
+    BEGIN
+        FOR part IN {parts} ORDER BY nspname, relname LOOP
+            BEGIN
+                EXECUTE part.query {into};
+                answers := array_append(answers, json_build_array(part.whole, number, ''));
+            EXCEPTION WHEN others THEN
+                answers := array_append(answers, json_build_array(part.whole, 0, SQLERRM));
+            END;
+            COMMIT;
+        END LOOP;
+        PERFORM set_config('colonies_backup.answers', encode(convert_to(
+            array_to_json(answers)::text, CASE getdatabaseencoding() WHEN 'SQL_ASCII'
+            THEN 'SQL_ASCII' ELSE 'UTF8' END), 'hex'), false);
+    END $$
+"""
+# In hexadecimal, since psql writes names in the database's encoding.
+ANSWERS = """SELECT json_build_object('size', pg_database_size(current_database()),
+    'answers', current_setting('colonies_backup.answers'))"""
+# A table with a partition at another server has no statistics of its own: that is not asked.
+ANALYZE = FOR_EACH.format(
+    into="",
+    parts="""
+    SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE (relkind IN ('r', 'm') AND relpersistence <> 't') OR (relkind = 'p' AND NOT EXISTS (
+        SELECT FROM pg_partition_tree(c.oid) JOIN pg_class f ON f.oid = relid
+        WHERE f.relkind = 'f'))""",
+)
+# Partitions are counted one by one, and added up, but for one at another server, which is in no
+# dump. TimescaleDB's chunks are seen through their hypertable.
+COUNT = FOR_EACH.format(
+    into="INTO number",
+    parts="""
+    SELECT coalesce(pg_partition_root(c.oid)::oid, c.oid)::regclass AS whole,
+        CASE relkind WHEN 'p' THEN 'SELECT 0'
+            ELSE format('SELECT count(*) FROM %s', c.oid::regclass) END AS query
+    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE relkind IN ('r', 'p')
+    AND nspname !~ '^(pg_|information_schema$|_timescaledb_)'
+    AND (relispartition OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))""",
+)
+THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
+# Of databases. pg_has_role: sessions of others a role that is no superuser may not end.
+END_OTHERS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname IN ({}) AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'MEMBER')"""
+SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
+# TimescaleDB's functions for users are where the extension is, which need not be in public.
+POST_RESTORE = "SELECT {}.timescaledb_post_restore()"
+# ALTER DATABASE … RENAME stops TimescaleDB's scheduler for good, also where it is refused.
+START_WORKERS = "SELECT _timescaledb_functions.start_background_workers()"
+# Those below 1000 are TimescaleDB's own. It is a table up to 2.24, then a view of that.
+PAUSE_JOBS = """WITH paused AS (UPDATE _timescaledb_config.bgw_job SET scheduled = false
+    WHERE scheduled AND id >= 1000 RETURNING id) SELECT array_agg(id ORDER BY id) FROM paused"""
+JOBS_ON = "SELECT {}.alter_job(id, scheduled => true) FROM unnest('{}'::int[]) AS id;"
+ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
+WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
+PUBLIC = f"-c search_path=public {WRITING}"
+NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
+OF_DATABASE = (
+    rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
+    rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)"
+)
+
+
+def named(file: IO[bytes]) -> str:  # a path for our programs, also if it has no name
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+@contextmanager
+def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one stays "step"
+    begun, report["step"] = time.monotonic(), step
+    log("info", f"{step.capitalize()} ...")
+    yield
+    report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
+
+
+def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest good one
+    if name != "latest":  # also one that `backups` does not look at
+        n = re.fullmatch(rf"({re.escape(s3.key(''))})?(backup_([0-9]{{1,18}})\.bak)", name)
+        head: Any = s3.head(s3.key(n[2])) if n else None
+        require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
+        if n:
+            return Found(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
+    found = s3.backups()
+    require(found, f"{s3.where}: there is no backup")
+    whose = by_database(found)
+    ours = [x for of, x in whose.items() if of[1] == database]  # of two servers: the newer one's
+    unknown = by_archive(s3, found, {of[1] for of in whose})
+    if not ours and database in unknown:
+        ours = [unknown[database]]
+    sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or [*whose.values(), *unknown.values()]
+    sorts = sorts or [found]
+    require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
+    backups, doubts = sorts[0], doubtful(sorts[0])
+    while backups[-1].key in doubts:
+        log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
+    return backups[-1]
+
+
+def by_archive(s3: S3, found: list[Found], known: set[str]) -> dict[str, list[Found]]:
+    """Objects without metadata by the database that their archives name, but for those KNOWN.
+
+    Old first. What is no archive counts as nobody's. The newest 100 are asked for. Raises Failure.
+    """
+    whose = dict[str, list[Found]]()
+    for f in [f for f in found if f.metadata == {}][-HEADS:]:
+        name, _ = archive_origin(s3.beginning(f))
+        if name and name not in known:
+            whose.setdefault(name, []).append(f)
+    return whose
+
+
+def fetch(s: Settings, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
+    found = chosen(s3, name, whose)  # its metadata are returned
+    metadata, sha256, step = found.metadata or {}, hashlib.sha256(), max(16 * MIB, found.size >> 12)
+    report |= {"object": found.key, "size": found.size, "seconds": {}}
+    log(
+        "info",
+        "Found the backup",
+        Key=found.key,
+        Size=f"{found.size} bytes",
+        Time=moment(found.seconds),
+        Database=urllib.parse.unquote(metadata.get("database", "unknown")),
+    )
+    pg_restore_for(metadata.get("pg-dump", ""))
+    look_for_room(s, found.size, 0)
+
+    def get(start: int, end: int) -> Any:
+        def keep(answer: Any) -> tuple[int, int]:
+            at, right = start, f"bytes {start}-{end - 1}/{found.size}"
+            while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
+                with placing(s.backup_path):
+                    while data:
+                        at, data = at + (n := os.pwrite(file.fileno(), data, at)), data[n:]
+            require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
+            return start, end
+
+        return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
+
+    with timed(report, "download"):
+        for start, end in slices("Download in progress", found.size, step, get):
+            for at in range(start, end, BLOCK):  # hashed while the next ones come
+                sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
+    report |= {"step": "checksum", "sha256": "checked" if "sha256" in metadata else "absent"}
+    require(
+        sha256.hexdigest() == metadata.get("sha256", sha256.hexdigest()),
+        f"{s3.where}: {found.key} is damaged: its SHA-256 is not that of the dump",
+    )
+    if "sha256" not in metadata:
+        log("warning", "It has no checksum: that was not checked")
+    return metadata
+
+
+def pg_restore_for(dumped_by: str) -> int:  # its major version, or Failure
+    said = run("Looking at pg_restore", ["pg_restore", "--version"])
+    ours, theirs = (int((re.findall(r"\d+", text) or "0")[0]) for text in (said, dumped_by))
+    require(ours >= theirs, f"pg_restore {ours} is older than the archive's pg_dump {dumped_by}")
+    return ours
+
+
+@contextmanager
+def listing(entries: list[str]) -> Iterator[str]:  # pg_restore's option that chooses these
+    with tempfile.NamedTemporaryFile("w") as file:
+        with placing(file.name):
+            print(*entries, "", sep="\n", file=file, flush=True)
+        yield f"--use-list={file.name}"
+
+
+def statements(sql: str) -> list[str]:  # no text in a literal, a comment's for instance, forges one
+    sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
+    return [x.strip() for x in re.findall(r"""(?:[^;'"]|'[^']*'|"[^"]*")+;""", sql)]
+
+
+def roles_in(statement: str) -> set[str]:  # a GRANT's, a policy's, …
+    roles, due, told = set[str](), False, re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
+    for word in re.findall(rf"'[^']*'|{NAME}|\S", told):
+        if due and (word[0] == '"' or (re.match(r"\w", word) and not word.isupper())):
+            roles.add(word[1:-1].replace('""', '"') if word[0] == '"' else word)
+        else:
+            due = word in ("TO", "FROM", "FOR", "ROLE", "AUTHORIZATION") or (due and word == ",")
+    return roles - {"public"}
+
+
+def look_at_archive(path: str, options: list[str]) -> Namespace:  # what it holds
+    def read(*how: str) -> str:
+        return run("Reading the archive", ["pg_restore", *how, *options, path])
+
+    listed = read("-l", "-C")
+    a = Namespace(
+        path=path,
+        options=options,
+        entries=re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed),
+        format="".join(re.findall("; +Dump Version: (.*)", listed)),
+        roles=set[str](),
+        create="TEMPLATE = template0",
+        database="",
+        properties=[],
+        timescaledb="",
+        left=list[str](),
+        tables=len(re.findall(TABLES, listed)),
+        jobs=Copied(),
+    )
+    a.client = pg_restore_for("".join(re.findall(r"; +Dumped by pg_dump version: (.*)", listed)))
+    kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
+    with listing([entry for entry in a.entries if re.match(kinds, entry)]) as chosen:
+        try:
+            sql = read("-f-", "-C", chosen)  # -C: and what makes the database
+        except Failure as no:
+            a.left, sql = [f"not restored: {no}"], read("-f-", chosen)
+    for statement in statements(sql):
+        found = re.fullmatch(OF_DATABASE, statement)
+        if not found or "--no-owner" not in options:
+            a.roles |= roles_in(statement)
+        if made := re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement):
+            a.database, a.create = made[1], made[2]
+        elif found:
+            a.properties.append(found.groups())
+            if found[2].startswith(" OWNER TO "):
+                a.create += found[2][:-1].replace(" TO", "", 1)
+    if any(" EXTENSION - timescaledb " in entry for entry in a.entries):
+        look_at_timescaledb(a, read)
+    return a
+
+
+# ---- Restore: TimescaleDB ------------------------------------------------------------------------
+# The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
+CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
+OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
+NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
+SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")  # entries of a table of contents, as all of these
+FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
+JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
+# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
+LATE = re.compile(
+    r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
+    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
+)
+OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) ELSE user END
+    FROM pg_attribute WHERE attname = 'owner' AND attrelid IN (to_regclass(
+    '_timescaledb_catalog.bgw_job'), to_regclass('_timescaledb_config.bgw_job')) LIMIT 1"""
+GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
+ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}  # what COPY writes so
+
+
+class Copied(NamedTuple):
+    """A table's rows as a script of pg_restore copies them; none where it does not."""
+
+    table: str = ""  # with its schema
+    columns: str = ""  # as COPY names them
+    rows: Sequence[dict[str, str]] = ()  # values as COPY writes them
+
+    def values(self, column: str) -> list[str]:
+        """The plain values of a column, in order; none where there is no such column."""
+        return [
+            re.sub(r"\\(.)", lambda found: ESCAPED.get(found[1], found[1]), row[column])
+            for row in self.rows
+            if column in row
+        ]
+
+
+def copied(script: str, table: str) -> Copied:
+    """The rows of a table of TimescaleDB's catalog in a script of pg_restore."""
+    schemas = "|".join(CATALOG)
+    head = rf"(?m)^COPY ((?:{schemas})\.{table}) \(([\w, ]+)\) FROM stdin;\n"
+    found = re.search(head + r"((?s:.*?))^\\\.$", script)
+    if not found:
+        return Copied()
+    names, lines = found[2].split(", "), found[3].split("\n")[:-1]
+    return Copied(found[1], found[2], [dict(zip(names, line.split("\t"))) for line in lines])
+
+
+def unquoted(identifier: str) -> str:
+    """The name that an identifier stands for; a name that is none is itself."""
+    if identifier[:1] == '"':
+        return identifier[1:-1].replace('""', '"')
+    return identifier
+
+
+def look_at_timescaledb(a: Namespace, read: Callable[..., str]) -> None:
+    """Add what restoring TimescaleDB takes: version, schema, jobs, and what has to come late."""
+    catalog = read("-a", "-f-", *OF_CATALOG, "-tmetadata", "-thypertable", "-tbgw_job")
+    version = re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog)
+    a.timescaledb = version[0] if version else "?"
+    a.jobs = copied(catalog, "bgw_job")
+    owners = set(a.jobs.values("owner"))
+    a.adopted = {owner for owner in owners if GONE.fullmatch(owner) or "--no-owner" in a.options}
+    a.roles |= {unquoted(owner) for owner in owners - a.adopted}
+
+    keys = [entry for entry in a.entries if FOREIGN_KEY.match(entry)]
+    extension = [entry for entry in a.entries if " EXTENSION - timescaledb " in entry]
+    with listing(extension + keys) as chosen:
+        made = statements(read("-f-", chosen))
+    schema = re.findall(rf"CREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});", "\n".join(made))
+    a.schema = schema[0] if schema else "public"
+    added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
+    require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
+    a.late = set(filter(LATE.match, a.entries))
+    a.late |= pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
+
+
+def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
+    """The entries, of all foreign keys with their statements, whose key points at a hypertable.
+
+    With `timescaledb.restoring` on, it finds no rows there, or is not passed on to the chunks;
+    with it off, a key *of* a hypertable is refused. One at itself, which only an older table can
+    have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
+    """
+    names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
+    found = set()
+    for entry, statement in keys.items():
+        key = re.match(
+            rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s.* REFERENCES ({NAME})"
+            rf"\.({NAME})\(",
+            statement,
+        )
+        if key:
+            schema, table, *target = map(unquoted, key.groups())
+            if tuple(target) in names and (schema, table) not in names:
+                found.add(entry)
+    return found
+
+
+def restore_timescaledb(
+    t: Database, a: Namespace, many: str, restore_part: Callable[..., None], off: str
+) -> None:
+    """Restore it in the one order that loses no rows, up to timescaledb_post_restore().
+
+    The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev; OFF is for sessions that see all
+    rows, MANY the option for several jobs at once.
+    """
+    with listing(list(filter(SCHEMA.match, a.entries))) as schemas:
+        restore_part([schemas])  # the extension may be in one of them
+    version = "" if a.timescaledb == "?" else f"VERSION '{a.timescaledb}'"
+    # One transaction: between two, the extension's own jobs ran at once.
+    psql(
+        t,
+        "Restoring",
+        f"CREATE EXTENSION timescaledb WITH SCHEMA {a.schema} {version};"
+        f" SELECT {a.schema}.timescaledb_pre_restore()",
+        options=PUBLIC,
+    )
+    with listing(list(itertools.filterfalse(SCHEMA.match, a.entries))) as others:
+        restore_part(["--section=pre-data", others])
+
+    apart = JOBS if a.adopted else re.compile("$")
+    with listing(list(itertools.filterfalse(apart.match, a.entries))) as catalog:
+        restore_part(["--section=data", *OF_CATALOG, catalog])
+    if a.adopted:
+        adopt_jobs(t, a)
+    # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
+    psql(
+        t,
+        "Restoring",
+        "SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',"
+        " 'id'), max(id)) FROM _timescaledb_catalog.tablespace",
+        options=PUBLIC,
+    )
+    restore_part(["--section=data", *NOT_OF_CATALOG, many])
+
+    with listing([entry for entry in a.entries if entry not in a.late]) as early:
+        restore_part(["--section=post-data", many, early])
+    with listing([entry for entry in a.entries if entry in a.late]) as late:
+        restore_part([many, late], off)
+
+
+def adopt_jobs(t: Database, a: Namespace) -> None:
+    """Copy TimescaleDB's jobs; those of `a.adopted` become the restoring role's, and that is said.
+
+    The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
+    already did not run; it is switched off, lest it runs with more rights than it ever had.
+    """
+    step, ours, said = "Restoring the jobs", psql(t, "Looking for jobs", OWNER).strip(), []
+    with tempfile.NamedTemporaryFile() as script, tempfile.NamedTemporaryFile() as rows:
+        run(
+            step,
+            [
+                "pg_restore",
+                "--data-only",
+                *OF_CATALOG,
+                "--table=bgw_job",
+                f"--file={script.name}",
+                a.path,
+            ],
+        )
+        text = script.read().decode("latin-1")  # of whatever encoding: no byte is lost
+        encoding = re.findall(r"SET client_encoding = '(\w+)'", text)[0]
+        jobs = copied(text, "bgw_job")
+        for row, job, owner in zip(jobs.rows, a.jobs.values("id"), a.jobs.values("owner")):
+            if owner in a.adopted:
+                row["owner"] = ours.replace("\\", r"\\")
+                said.append(f"{job} of {unquoted(owner)}")
+            if GONE.fullmatch(owner):
+                row["scheduled"] = "f"
+                said[-1] += " (switched off)"
+            rows.write("\t".join(row.values()).encode("latin-1") + b"\n")
+        rows.flush()
+        psql(
+            t,
+            step,
+            f"\\copy {jobs.table} ({jobs.columns}) FROM '{rows.name}' (ENCODING '{encoding}')",
+            options=PUBLIC,
+        )
+    log(
+        "warning",
+        "Jobs of TimescaleDB are the restoring role's now",
+        Role=unquoted(ours),
+        Jobs=", ".join(said),
+    )
+
+
+def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or Failure
+    has, known = server.versions or [], tuple(f" {role}" for role in ["", *server.roles])
+    owned = [] if "--no-owner" in a.options else a.entries  # each ends with its owner
+    owners = {x.split()[-1]: x.split(" ", 3)[3] for x in owned if not x.endswith(known)}
+    missing = ", ".join([*sorted(a.roles - {*server.roles}), *owners.values()])
+    require(
+        not missing,
+        f"the server lacks these roles, or the owners of these: {missing}; "
+        "`pg_dumpall --globals-only` writes how to make them, --no-owner goes on without",
+    )
+    if not a.timescaledb:
+        return
+    a.timescaledb = version or a.timescaledb  # an old one's catalog does not say it: "?"
+    require(
+        server.preloaded and has and a.timescaledb in ["?", *has],
+        "it takes TimescaleDB "
+        f"{a.timescaledb} and its preloading (shared_preload_libraries); preloaded: "
+        f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}",
+    )
+
+
+def rebuild(t: Database, a: Namespace, jobs: int, report: dict[str, Any]) -> None:
+    step, many = "Restoring", f"--jobs={jobs}"
+    known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
+    strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
+
+    def restore_part(part: list[str], options: str = "") -> None:
+        try:
+            run(
+                step,
+                [
+                    "pg_restore",
+                    f"--dbname={t.name}",
+                    "--no-password",
+                    *strict,
+                    *part,
+                    *a.options,
+                    a.path,
+                ],
+                options=options,
+            )
+        except Failure as error:
+            only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
+            if not (only and re.search("ignored on restore: [12]$", str(error))):
+                raise
+
+    with timed(report, "restore"):
+        if a.timescaledb:
+            restore_timescaledb(t, a, many, restore_part, ALL_ROWS)
+        else:
+            restore_part([many])
+
+
+def for_each(t: Database, step: str, sql: str, options: str) -> tuple[list[list[Any]], int]:
+    """Of each table its name, a number and what went wrong, or ""; and the database's size."""
+    told = look(t, step, ANSWERS, timeout=FOREVER, options=options, first=sql)
+    answers = bytes.fromhex(told.answers).decode("utf-8", "surrogateescape")
+    return json.loads(answers), told.size
+
+
+def analyze(t: Database, a: Namespace, report: dict[str, Any]) -> list[str]:
+    """Have the planner know the tables. What did not come about, a line each."""
+    step = "Not analyzed"
+    with timed(report, "analyze"):
+        try:
+            if a.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
+                psql(t, step, "ANALYZE", FOREVER, f"{ALL_ROWS} {WRITING}")
+                return []
+            answers, _ = for_each(t, step, ANALYZE, WRITING)
+        except Failure as error:
+            return [str(error)]
+    return [f"{table}: not analyzed: {reason}" for table, _, reason in answers if reason]
+
+
+def count_rows(t: Database, a: Namespace, report: dict[str, Any]) -> list[str]:
+    """Put into the report what was restored. What was not counted, a line each."""
+    report |= {"tables": a.tables, "database_size": None, "rows": {}}
+    options = f"-c row_security=off {ALL_ROWS if a.timescaledb else ''}"  # an error, not a part
+    with timed(report, "count"):
+        try:
+            answers, report["database_size"] = for_each(t, "Not counted", COUNT, options)
+        except Failure as error:
+            return [str(error)]
+    rows, why = dict[str, int](), dict[str, str]()
+    for table, number, reason in answers:
+        rows[table] = rows.get(table, 0) + number
+        if reason:
+            why.setdefault(table, reason)
+    report["rows"] = {table: rows[table] for table in rows if table not in why}
+    return [f"{table}: not counted: {why[table]}" for table in why]
+
+
+@contextmanager
+def new_database(hub: Database, name: str, create: str, keep: bool = False) -> Iterator[None]:
+    """Make a database. What is not whole, since something raised, is dropped, or kept."""
+    psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}", FOREVER)
+    try:
+        yield
+    except BaseException:
+        log("warning", "What was restored is not whole", Database=name, Kept=keep)
+        try:
+            if not keep:
+                drop(hub, name)
+        except Failure as error:
+            log("error", f"It is left on the server: {error}")
+        raise
+
+
+def drop(hub: Database, name: str) -> str:
+    return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
+
+
+# ---- The command restore -------------------------------------------------------------------------
+class Target(NamedTuple):
+    """The database that a restore makes, and the name that it is to have."""
+
+    hub: Database  # from where databases are made and named
+    scratch: str  # its name until it is whole, counted and can be named
+    name: str  # as the command line has it
+    taken: bool  # an empty database bears the name; it will be called before_SCRATCH
+    workers: bool  # and has TimescaleDB's extension, so a scheduler
+
+
+def identifier(name: str) -> str:
+    """A name, as SQL takes it."""
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def literal(text: str) -> str:
+    """A text, as SQL takes it, whatever standard_conforming_strings is."""
+    return "E'{}'".format(text.replace("\\", "\\\\").replace("'", "''"))
+
+
+def connecting(name: str) -> str:
+    """A line for psql. Other names than plain ones might be taken for a connection string."""
+    if re.fullmatch(r"\w+", name):
+        return rf"\connect {name}"
+    value = name.replace("\\", "\\\\").replace("'", "\\'")
+    return r"\connect -reuse-previous=on " + identifier(f"dbname='{value}'")
+
+
+def is_there(hub: Database, name: str) -> bool:
+    """Whether there is such a database. Raises Failure where the server knows no such letters."""
+    return psql(hub, "Looking at the server", THERE.format(literal(name))).strip() != "0"
+
+
+def look_at_target(s: Settings, name: str) -> Target:
+    """What is to be made. Raises Failure if a database with something in it has that name."""
+    hub, there = s.database().named("postgres"), Namespace(timescaledb=False)
+    if taken := is_there(hub, name):
+        there = look(s.database().named(name), "Looking at the database", EMPTY)
+        require(
+            there.empty,
+            f"the database {identifier(name)} is there, and not empty: restore into a new one",
+        )
+    scratch = f"restore_{int(time.time())}"
+    return Target(hub, scratch, name, taken, there.timescaledb)
+
+
+def naming(new: Target, a: Namespace) -> list[str]:
+    """The statements that name it, of one transaction: who connects then sees all rows."""
+    statements = [f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"]
+    if a.timescaledb:  # or a session that connects before post_restore keeps it on for its life
+        statements.insert(0, f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;")
+    if new.taken:
+        statements.insert(
+            0, f"ALTER DATABASE {identifier(new.name)} RENAME TO before_{new.scratch};"
+        )
+    return statements
+
+
+def name_database(new: Target, a: Namespace) -> None:
+    """Give it its name, and end the sessions that are in the way. Raises Failure after a minute.
+
+    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile."""
+    names = [new.scratch, new.name] if new.taken else [new.scratch]
+    end_others = END_OTHERS.format(", ".join(map(literal, names)))
+    end, pauses = time.monotonic() + 60 * TIME_SCALE, backoff()
+    while True:
+        try:
+            psql(new.hub, "Not named", " ".join([f"{end_others};", *naming(new, a)]))
+            return
+        except Failure:
+            if not is_there(new.hub, new.scratch):  # an answer may get lost
+                return
+            if time.monotonic() > end:
+                raise
+        time.sleep(next(pauses))
+
+
+def complete(s: Settings, new: Target, a: Namespace, pause: bool, report: dict[str, Any]) -> None:
+    """Do what pg_restore leaves out, but for the name. What fails is noted in `a.left`.
+
+    Where PAUSE asks for it, the report has then, as SQL, which jobs of TimescaleDB are off."""
+    log("info", "What was restored is whole", Database=new.scratch)
+    for before, after in a.properties:  # before anybody finds it under its name
+        try:
+            psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
+        except Failure as error:
+            a.left.append(f"{before}…{after} {error}")
+    made = s.database().named(new.scratch)
+    a.left += analyze(made, a, report) + count_rows(made, a, report)
+    if a.timescaledb and pause:
+        try:
+            report["paused"] = psql(made, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
+        except Failure as error:
+            a.left.append(str(error))
+
+
+def start_workers(there: Database) -> None:
+    """Have TimescaleDB's scheduler run in a database. Raises Failure where it does not."""
+    name = there.name
+    answer = psql(there, f"TimescaleDB's scheduler in {name}", START_WORKERS, options=PUBLIC)
+    require(
+        answer.strip() == "t",
+        f"TimescaleDB's scheduler does not run in {name}: no worker "
+        "is free; see timescaledb.max_background_workers, then start_background_workers()",
+    )
+
+
+def hand_over(s: Settings, new: Target, a: Namespace, due: dict[str, str], work: bool) -> None:
+    """Name what is whole, then, where TimescaleDB is to WORK in it, tell that so.
+
+    Removes from DUE what is done. What fails is noted in `a.left`, and leaves all as it is."""
+    try:
+        name_database(new, a)
+        del due["name"]
+        if "work" in due and work:
+            psql(
+                s.database().named(new.name),
+                "timescaledb_post_restore()",
+                POST_RESTORE.format(a.schema),
+                FOREVER,
+                PUBLIC,
+            )
+            del due["work"]
+            start_workers(s.database().named(new.name))
+    except Failure as error:
+        a.left.append(str(error))
+    if new.workers:
+        try:
+            start_workers(
+                s.database().named(new.name if "name" in due else f"before_{new.scratch}")
+            )
+        except Failure as error:
+            a.left.append(str(error))
+
+
+def due_for(new: Target, a: Namespace) -> dict[str, str]:
+    """What makes of a whole database what its name promises, for `psql -d postgres`."""
+    lines = ["BEGIN;", *naming(new, a), "COMMIT;"]
+    if new.workers:
+        lines += [connecting(f"before_{new.scratch}"), f"{START_WORKERS};"]
+    due = {"name": "\n".join(lines)}
+    if a.timescaledb:
+        due["work"] = f"{connecting(new.name)}\n{POST_RESTORE.format(a.schema)};"
+    return due
+
+
+def swapping(new: Target, a: Namespace) -> str:
+    """What puts it in the old one's place, for `psql -d postgres`; "" if it is there."""
+    old = unquoted(a.database)
+    if old in ("", new.name):
+        return ""
+    before = f"before_{new.scratch}"
+    lines = [
+        f"To put it in the place of {a.database}, while nobody is connected to either:",
+        "BEGIN;",
+        f"ALTER DATABASE {a.database} RENAME TO {before};",
+        f"ALTER DATABASE {identifier(new.name)} RENAME TO {a.database};",
+        "COMMIT;",
+    ]
+    if a.timescaledb:
+        for name in (old, before):
+            lines += [connecting(name), f"{START_WORKERS};"]
+    return "\n".join([*lines, ""])
+
+
+def tell(new: Target, a: Namespace, due: dict[str, str], report: dict[str, Any]) -> None:
+    """The command's answer: the rows, what was made, what is left to do by hand."""
+    rows, facts = report.get("rows", {}), [f"{a.tables} tables"]
+    for table, number in rows.items():
+        say(f"{number:>14}  {table}\n")
+    if size := report.get("database_size"):
+        facts += [
+            f"{sum(rows.values())} rows",
+            f"{sum(report['seconds'].values()):.0f} seconds",
+            f"{size} bytes",
+        ]
+    called = new.scratch if "name" in due else identifier(new.name)
+    made = f"Restored {report['object']} into {called}: {', '.join(facts)}"
+    lines = [f"{made}; checksum: {report['sha256']}."]
+    if new.taken and "name" not in due:
+        lines.append(f"The empty one that had this name is called before_{new.scratch} now.")
+    if "name" in due:
+        lines.append("It is whole. To name it, while nobody is connected to it:")
+    elif "work" in due:
+        lines.append("It is whole. To have TimescaleDB's jobs run:")
+    lines += due.values()
+    if paused := report.get("paused"):
+        lines += [
+            f"To switch its jobs on, in {identifier(new.name)}:",
+            JOBS_ON.format(a.schema, paused),
+        ]
+    say("\n".join([*lines, "" if due else swapping(new, a)]))
+
+
+def finish_restore(
+    s: Settings, new: Target, a: Namespace, pause: bool, report: dict[str, Any]
+) -> None:
+    """Complete what is whole, hand it over, and tell so: also of what a signal leaves to do."""
+    due = due_for(new, a)
+    try:
+        complete(s, new, a, pause, report)
+        hand_over(s, new, a, due, work="paused" in report or not pause)
+    except BaseException:
+        with suppress(Failure):  # what the server was told last may have come about
+            if "name" in due and not is_there(new.hub, new.scratch):
+                del due["name"]
+        raise
+    finally:
+        tell(new, a, due, report)
+
+
+def restore(s: Settings, options: argparse.Namespace) -> int:
+    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
+    name = options.database
+    if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
+        raise WrongSettings("impossible --database or --jobs")
+    report: dict[str, Any] = {"object": options.file, "sha256": "absent", "seconds": {}}
+    server = look(s.database().named("postgres"), "Looking at the server", SERVER)
+    new = look_at_target(s, options.database)
+    with (
+        open(options.file, "rb") if options.file else tempfile.TemporaryFile(dir=s.backup_path)
+    ) as file:
+        known = {} if options.file else fetch(s, S3(s, 60), options.name, file, report)
+        a = look_at_archive(named(file), SCRATCH[:2] * options.no_owner)
+        look_for_needs(server, a, known.get("timescaledb", ""))
+        with new_database(new.hub, new.scratch, a.create, options.keep):
+            rebuild(s.database().named(new.scratch), a, options.jobs, report)
+    finish_restore(s, new, a, options.pause_jobs, report)  # from here on nothing drops it
+    for text in a.left:
+        log("error", text)
+    return 1 if a.left else 0
+
+
+# ---- The command verify --------------------------------------------------------------------------
+def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:  # its report
+    s3, report = S3(s), dict[str, Any]()
+    with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
+        try:
+            prove(s, fetch(s, s3, name, file, report, s.db_database), named(file), report)
+        except Failure as error:
+            if report.get("step") in (None, "download") or " connection " in str(error):
+                raise
+            report["verdict"] = f"failed: {error}"
+        try:
+            remember(s3, os.path.basename(report["object"]), report["verdict"])
+        except Failure as error:
+            log("warning", "Cannot note the verdict", Error=error)
+    return report
+
+
+def prove(s: Settings, metadata: dict[str, str], path: str, report: dict[str, Any]) -> None:
+    unproven = report["not_proven"] = ["what no dump holds: roles, other databases"]
+    if "sha256" not in metadata:
+        unproven.append("that no bit of its data flipped: no checksum")
+    with timed(report, "read"):
+        a = look_at_archive(path, SCRATCH)
+        report |= {"archive_version": a.format, "tables": a.tables}
+        known = metadata.get("tables", str(a.tables))
+        require(known == str(a.tables), f"it lists {a.tables} tables, at backup time {known}")
+        run("Reading the archive", ["pg_restore", "--file=/dev/null", path])
+    report["verdict"] = "readable"
+    if not s.verify_db_host:
+        return unproven.append("that it restores: VERIFY_DB_HOST is not set")
+    hub, server = s.verify_server().named("postgres"), drop_scratch(s)
+    look_for_needs(server, a, metadata.get("timescaledb", ""))
+    scratch = next(
+        name
+        for name in map("verify_{}".format, itertools.count(int(time.time())))
+        if name not in server.limits
+    )
+    create = re.sub(f" TABLESPACE = {NAME}", "", a.create)
+    with new_database(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
+        rebuild(made := s.verify_server().named(scratch), a, 1, report)
+        unproven += (missed := count_rows(made, a, report))
+    drop(hub, scratch)
+    report["verdict"] = "restored"
+    if missed:
+        report["verdict"] = "restored, not all counted"
+    unproven.append("owners, privileges, tablespaces, publications: restored without")
+    if a.jobs.rows:
+        unproven.append(f"the owners of {len(a.jobs.rows)} jobs of TimescaleDB")
+    if a.timescaledb:
+        unproven.append("timescaledb_post_restore(), which starts the policies")
+
+
+def drop_scratch(s: Settings) -> Namespace:  # what a crash of `verify` left; the server
+    server = look(hub := s.verify_server().named("postgres"), "Looking at the server", SERVER)
+    for name, limit in server.limits.items():
+        if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name):
+            drop(hub, name)
+    return server
+
+
+def verified(s3: S3) -> dict[str, dict[str, str]]:  # PREFIX/verified.json
+    with allowing(404), suppress(ValueError, TypeError, KeyError, AttributeError):
+        return {
+            name: {"verdict": str(was["verdict"]), "time": str(was["time"])}
+            for name, was in json.loads(s3.call("get_object", Key=s3.key("verified.json"))).items()
+        }
+    return {}
+
+
+def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retention removed
+    known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
+    known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
+    text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
+    s3.put(s3.key("verified.json"), text.encode())
+
+
 # ---- Commands ------------------------------------------------------------------------------------
 def moment(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 
 
-def list_backups(s: Namespace, as_json: bool) -> None:
+def list_backups(s: Settings, as_json: bool) -> None:
     s3, form = S3(s, 10), "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {}"
     found, went = s3.backups(), verified(s3)
     doubts = set[str]().union(*map(doubtful, by_database(found).values()))
@@ -2964,7 +3279,7 @@ def list_backups(s: Namespace, as_json: bool) -> None:
                 quoted(database or "-"),
             )
         )
-    write(1, (json.dumps(rows, indent=4) if as_json else "\n".join(lines)) + "\n")
+    say((json.dumps(rows, indent=4) if as_json else "\n".join(lines)) + "\n")
 
 
 # `next` is NULL for a job that has not run yet: it starts at once.
@@ -2978,15 +3293,15 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
-def look_at_jobs(s: Namespace, server: Namespace, backups: list[Found]) -> tuple[str, str]:
+def look_at_jobs(s: Settings, server: Namespace, backups: list[Found]) -> tuple[str, str]:
     """What TimescaleDB's jobs and our dumps do to each other, in words; "note" if there is any.
 
     backups: this database's; the newest one's hour and duration are taken for those of the next.
     """
     enough = "UPDATE, DELETE, TRUNCATE"  # any of them allows LOCK TABLE … IN SHARE MODE
-    if int(re.split(r"\D", server.postgresql)[0]) >= 17:
+    if major_version(server.postgresql) >= 17:
         enough += ", MAINTAIN"
-    there = look(s, "Looking at the jobs", NEXT_JOBS.format(enough))
+    there = look(s.database(), "Looking at the jobs", NEXT_JOBS.format(enough))
     texts = []
     if not there.may_hold_off:
         texts.append(
@@ -3015,13 +3330,13 @@ def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
     return into <= took
 
 
-def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; exit status
+def check(s: Settings, max_age: float | None) -> int:  # a line for each peer; exit status
     server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
 
     @contextmanager
     def trying(name: str) -> Iterator[Callable[..., None]]:
         def say(text: str, mark: str = "ok") -> None:
-            write(1, f"{mark:<5} {name}: {' '.join(text.split())}\n")
+            say(f"{mark:<5} {name}: {' '.join(text.split())}\n")
 
         try:
             yield say
@@ -3051,7 +3366,9 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
             f"{server.timescaledb or 'none'}, pg_dump {server.pg_dump}"
         )
     with trying("left out") as say:
-        there = look(s, "Counting", SERVER)  # of its databases three are templates and ours
+        there = look(
+            s.database(), "Counting", SERVER
+        )  # of its databases three are templates and ours
         say(
             f"no backup holds the server's {sum(x[:3] != 'pg_' for x in there.roles)} roles ("
             f"pg_dumpall --globals-only does) or its {len(there.limits) - 3} other databases"
@@ -3141,7 +3458,8 @@ def main() -> int:
         signal.signal(signum, on_signal)
     try:
         colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
-        s = read_settings(os.environ, command == "serve" or colonies, not vars(options).get("file"))
+        s3 = not vars(options).get("file")
+        s = read_settings(os.environ, command, command == "serve" or colonies, s3)
         for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
             if getattr(s, name.lower()):
                 log("warning", f"{name}: any certificate is accepted")
@@ -3161,13 +3479,13 @@ def main() -> int:
             if command == "backup"
             else verify(s, options.name, wait=bool(told))
         ):
-            write(1, json.dumps(answer, indent=4) + "\n")
+            say(json.dumps(answer, indent=4) + "\n")
             failed = answer.get("verdict", "").startswith("failed")
             require(not failed, f"{answer.get('object')}: {answer.get('verdict')}")
         return status
     except Failure as error:
         log("error", str(error))
-        return 2 if error.status == 2 else 1
+        return 2 if isinstance(error, WrongSettings) else 1
     except OSError as error:
         log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped:
@@ -3179,16 +3497,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     while os.open(os.devnull, os.O_RDONLY) < 3:
-        pass  # else a file gets the number of a closed log
-    if sys.orig_argv[2:] in ([], ["serve"]):  # go on from bytecode: compiling leaves 5 MB behind
-        with suppress(Exception), open(os.memfd_create("bytecode", 0), "wb", buffering=0) as f:
-            f.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(sys._getframe().f_code))
-            open(path := f"/proc/self/fd/{f.fileno()}").close()  # else it goes on as it is
-            os.execve(
-                sys.executable,
-                [sys.executable, "-X", __file__, path, *sys.argv[1:]],
-                {"MALLOC_ARENA_MAX": "1"} | os.environ,
-            )
-    if sys.path[0] == "/":
-        sys.path[0] = os.path.realpath(main.__code__.co_filename + "/..")
+        pass  # else a file gets the number of a log that somebody has closed
     os._exit(main())  # threads may still be sending after a failure: there is no use in waiting
