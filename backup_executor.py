@@ -741,9 +741,18 @@ def major_version(text: str) -> int:
 # ---- S3 ------------------------------------------------------------------------------------------
 PATIENCE = 15 * 60  # seconds for which S3 is waited for
 NAMES = 10_000  # of a bucket are looked at, at most
-Found = collections.namedtuple(  # metadata None: it cannot be looked at; etag: as listed, or ""
-    "Found", "seconds key size metadata etag", defaults=("",)
-)
+
+
+class Backup(NamedTuple):
+    """An object of the bucket that has a backup's name, PREFIX/backup_SECONDS.bak."""
+
+    seconds: int  # of its name, since 1970, by the clock of the executor that made it
+    key: str  # the whole key
+    size: int  # bytes
+    # Its own, the names in lower case; {} is what older executors wrote. None: S3 does not show
+    # them, so nothing may be concluded, and the object is left alone.
+    metadata: dict[str, str] | None
+    etag: str = ""  # as listed, bare; "" where that is not known
 
 
 def body(answer: Any) -> Any:  # of an answer, for boto3, which would read an endless one on and on
@@ -859,14 +868,14 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             found = self.call("head_object", Key=key)
             return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
 
-    def backups(self) -> list[Found]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
-        found, prefix, key, soon = list[Found](), self.key("backup_"), "", time.time() + 86400
+    def backups(self) -> list[Backup]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
+        found, prefix, key, soon = list[Backup](), self.key("backup_"), "", time.time() + 86400
         most = max(NAMES, 3 * self.s.full_backups)  # of what others put there may be millions
         while True:
             page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
             for item in page.get("Contents", []):
                 if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
-                    found.append(Found(int(n[1]), key, item["Size"], None, plain_etag(item)))
+                    found.append(Backup(int(n[1]), key, item["Size"], None, plain_etag(item)))
             found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
             if not page["IsTruncated"]:
                 break
@@ -881,7 +890,7 @@ class S3:  # the bucket; `call` is the one place where a request leaves
             found[i] = f._replace(metadata=head.get("Metadata") if same else None)
         return sorted(found, key=lambda f: (f.seconds, f.key))
 
-    def beginning(self, f: Found) -> bytes:
+    def beginning(self, f: Backup) -> bytes:
         """The first bytes, 4 kB at most, of an object without metadata, as `backups` found it.
 
         Failure: it is another one by now, or the server gives something else than was asked for.
@@ -901,8 +910,8 @@ class S3:  # the bucket; `call` is the one place where a request leaves
 
 
 # ---- Retention -----------------------------------------------------------------------------------
-def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # proven, old first
-    whose = dict[tuple[str, str], list[Found]]()
+def by_database(found: list[Backup]) -> dict[tuple[str, str], list[Backup]]:  # proven, old first
+    whose = dict[tuple[str, str], list[Backup]]()
     for f in found:
         if (known := f.metadata or {}).get("sha256"):
             database = urllib.parse.unquote(known.get("database", ""))
@@ -910,11 +919,11 @@ def by_database(found: list[Found]) -> dict[tuple[str, str], list[Found]]:  # pr
     return whose
 
 
-def proven(found: list[Found], system: str, database: str) -> list[Found]:
+def proven(found: list[Backup], system: str, database: str) -> list[Backup]:
     return by_database(found).get((system, database), [])
 
 
-def doubtful(backups: list[Found]) -> set[str]:  # keys: half as large as the last good one
+def doubtful(backups: list[Backup]) -> set[str]:  # keys: half as large as the last good one
     doubts, last_good = set(), 0
     for b in backups:
         if b.size * 2 < last_good:
@@ -924,7 +933,7 @@ def doubtful(backups: list[Found]) -> set[str]:  # keys: half as large as the la
     return doubts
 
 
-def superseded(found: list[Found], ours: list[Found], keep: int, made: str) -> list[Found]:
+def superseded(found: list[Backup], ours: list[Backup], keep: int, made: str) -> list[Backup]:
     """What retention lets go of `found`, where `ours` are proven; never `made`, the new one.
 
     An object without metadata is among them only as far as its age goes: see `strangers`.
@@ -990,7 +999,7 @@ HEADS = 100  # archives' beginnings that one backup reads: one small request for
 
 
 def strangers(
-    s3: S3, aged: list[Found], database: str, postgresql: str, twin: bool
+    s3: S3, aged: list[Backup], database: str, postgresql: str, twin: bool
 ) -> dict[str, str]:
     """Which of the objects without metadata stay, and why, by key.
 
@@ -1024,7 +1033,7 @@ def strangers(
     return kept
 
 
-def remove(s3: S3, going: list[Found]) -> tuple[list[str], dict[str, str]]:
+def remove(s3: S3, going: list[Backup]) -> tuple[list[str], dict[str, str]]:
     """Remove these, a line in the log for each; the keys removed, and why others were not."""
     removed, refused = list[str](), dict[str, str]()
     for old in going:
@@ -1040,7 +1049,7 @@ def remove(s3: S3, going: list[Found]) -> tuple[list[str], dict[str, str]]:
     return removed, refused
 
 
-def known_backups(s3: S3) -> list[Found]:
+def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
     try:
         found = s3.backups()
@@ -1445,12 +1454,12 @@ def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
     return journal
 
 
-def newest_backup(s: Settings, s3: S3, server: Namespace) -> Found:
+def newest_backup(s: Settings, s3: S3, server: Namespace) -> Backup:
     """The newest proven backup of this database; one of no size and time where there is none.
 
     A bucket that is missing is made, unless it is at AWS. Raises Failure.
     """
-    known = [Found(0, "", 0, None)]
+    known = [Backup(0, "", 0, None)]
     try:
         known += proven(s3.backups(), server.system_identifier, server.database)
     except S3Failure as error:
@@ -1462,7 +1471,7 @@ def newest_backup(s: Settings, s3: S3, server: Namespace) -> Found:
     return [backup for backup in known if backup.seconds < 10**11][-1]
 
 
-def free_seconds(s: Settings, newest: Found) -> int:
+def free_seconds(s: Settings, newest: Backup) -> int:
     """The seconds of the new backup's name: now, but later than the newest one's."""
     now = int(time.time())
     if now < newest.seconds:
@@ -1549,7 +1558,8 @@ def dump_once(s: Settings, server: Namespace, journal: Journal, expected: int) -
             if window.look():
                 release()
 
-        run("Backing up database", command, tick=tick, options=gone_client(server))
+        database = s.database()
+        run("Backing up database", command, database, gone_client(server), tick=tick)
         took = int(time.monotonic() - begun)
         listed = run("The table of contents", ["pg_restore", "--list", journal.partial])
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
@@ -2489,13 +2499,13 @@ def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one 
     report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
 
 
-def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest good one
+def chosen(s3: S3, name: str, database: str = "") -> Backup:  # latest: newest good one
     if name != "latest":  # also one that `backups` does not look at
         n = re.fullmatch(rf"({re.escape(s3.key(''))})?(backup_([0-9]{{1,18}})\.bak)", name)
         head: Any = s3.head(s3.key(n[2])) if n else None
         require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
         if n:
-            return Found(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
+            return Backup(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
     found = s3.backups()
     require(found, f"{s3.where}: there is no backup")
     whose = by_database(found)
@@ -2512,12 +2522,12 @@ def chosen(s3: S3, name: str, database: str = "") -> Found:  # latest: newest go
     return backups[-1]
 
 
-def by_archive(s3: S3, found: list[Found], known: set[str]) -> dict[str, list[Found]]:
+def by_archive(s3: S3, found: list[Backup], known: set[str]) -> dict[str, list[Backup]]:
     """Objects without metadata by the database that their archives name, but for those KNOWN.
 
     Old first. What is no archive counts as nobody's. The newest 100 are asked for. Raises Failure.
     """
-    whose = dict[str, list[Found]]()
+    whose = dict[str, list[Backup]]()
     for f in [f for f in found if f.metadata == {}][-HEADS:]:
         name, _ = archive_origin(s3.beginning(f))
         if name and name not in known:
@@ -2862,7 +2872,8 @@ def rebuild(t: Database, a: Namespace, jobs: int, report: dict[str, Any]) -> Non
                     *a.options,
                     a.path,
                 ],
-                options=options,
+                t,
+                options,
             )
         except Failure as error:
             only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
@@ -3254,7 +3265,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
     s3, form = S3(s, 10), "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {}"
     found, went = s3.backups(), verified(s3)
     doubts = set[str]().union(*map(doubtful, by_database(found).values()))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": (name := os.path.basename(f.key)),
             "time": moment(f.seconds),
@@ -3293,7 +3304,7 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
-def look_at_jobs(s: Settings, server: Namespace, backups: list[Found]) -> tuple[str, str]:
+def look_at_jobs(s: Settings, server: Namespace, backups: list[Backup]) -> tuple[str, str]:
     """What TimescaleDB's jobs and our dumps do to each other, in words; "note" if there is any.
 
     backups: this database's; the newest one's hour and duration are taken for those of the next.
@@ -3308,7 +3319,7 @@ def look_at_jobs(s: Settings, server: Namespace, backups: list[Found]) -> tuple[
             f"{s.db_user} may not hold compression off while pg_dump takes its locks (see "
             "README, Least privileges): a dump that it disturbs is made again"
         )
-    newest = backups[-1] if backups else Found(0, "", 0, None)
+    newest = backups[-1] if backups else Backup(0, "", 0, None)
     took = int((newest.metadata or {}).get("exectime-backup", 0))
     names = [job["name"] for job in there.jobs if meets(job, newest.seconds, took)]
     if names:
@@ -3331,7 +3342,7 @@ def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
 
 
 def check(s: Settings, max_age: float | None) -> int:  # a line for each peer; exit status
-    server, backups, failed = Namespace(size=0, system_identifier=""), list[Found](), list[str]()
+    server, backups, failed = Namespace(size=0, system_identifier=""), list[Backup](), list[str]()
 
     @contextmanager
     def trying(name: str) -> Iterator[Callable[..., None]]:

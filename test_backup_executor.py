@@ -5937,7 +5937,7 @@ METADATA = hypothesis.strategies.sampled_from([
 @hypothesis.settings(max_examples=400)
 def test_retention_does_what_the_contract_says_with_any_bucket(
         bucket: list[Any], keep: int, data: Any) -> None:
-    found = sorted((backup_executor.Found(seconds, f"p/backup_{zeros}{seconds}.bak", size, metadata)
+    found = sorted((backup_executor.Backup(seconds, f"p/backup_{zeros}{seconds}.bak", size, metadata)
                     for seconds, zeros, size, metadata in bucket), key=lambda x: x[:2])
     mine = [x for x in found if x.metadata and MINE.items() <= x.metadata.items()]
     made = data.draw(hypothesis.strategies.sampled_from([x.key for x in mine] or ["p/none"]))
