@@ -788,7 +788,11 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
-            import boto3, botocore.awsrequest, botocore.config, warnings
+            import warnings
+
+            import boto3
+            import botocore.awsrequest
+            import botocore.config
 
             botocore.awsrequest.AWSResponse.content = property(body)
             settings = botocore.config.Config(  # newer checksums break some servers; MD5 does not
@@ -3256,41 +3260,62 @@ def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retent
     s3.put(s3.key("verified.json"), text.encode())
 
 
-# ---- Commands ------------------------------------------------------------------------------------
+# until merged
+Server = Any
+examine_database = look_at_database
+require_room = look_for_room
+
+
+def examine_cluster(database: Database) -> Any:
+    """x"""
+    return look(database, "Looking at the server", SERVER)
+
+
+# ---- The commands list and check -----------------------------------------------------------------
+
+
 def moment(seconds: int) -> str:
+    """A time since 1970 as ISO 8601 has it, in local time; one beyond the year 6000 is cut."""
     return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 
 
 def list_backups(s: Settings, as_json: bool) -> None:
-    s3, form = S3(s, 10), "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {}"
-    found, went = s3.backups(), verified(s3)
-    doubts = set[str]().union(*map(doubtful, by_database(found).values()))
-    rows: list[dict[str, Any]] = [
-        {
-            "name": (name := os.path.basename(f.key)),
-            "time": moment(f.seconds),
-            "size": f.size,
-            "checksum": "sha256" in (f.metadata or {}),
-            "doubtful": f.key in doubts,
-            "verified": went.get(name),
-            "database": urllib.parse.unquote((f.metadata or {}).get("database", "")) or None,
+    """Print what the bucket has under the prefix, newest first."""
+    s3 = S3(s, 10)
+    backups, verdicts = s3.backups(), verified(s3)
+    doubts: set[str] = set()
+    for ours in by_database(backups).values():
+        doubts |= doubtful(ours)
+    rows = []
+    for backup in reversed(backups):
+        metadata, name = backup.metadata or {}, os.path.basename(backup.key)
+        row = {
+            "name": name,
+            "time": moment(backup.seconds),
+            "size": backup.size,
+            "checksum": "sha256" in metadata,
+            "doubtful": backup.key in doubts,
+            "verified": verdicts.get(name),
+            "database": urllib.parse.unquote(metadata.get("database", "")) or None,
         }
-        for f in reversed(found)
-    ]
+        rows.append(row)
+    if as_json:
+        say(json.dumps(rows, indent=4) + "\n")
+        return
+    form = "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {}\n"
     lines = [form.format("NAME", "TIME", "SIZE", "CHECKSUM", "DOUBTFUL", "VERIFIED", "DATABASE")]
-    for name, when, size, *facts, proof, database in (row.values() for row in rows):
-        how = f"{proof['verdict'].partition(':')[0]} {proof['time']}" if proof else "-"
-        lines.append(
-            form.format(
-                name,
-                when,
-                size,
-                *("yes" if fact else "no" for fact in facts),
-                quoted(how).strip('"'),
-                quoted(database or "-"),
-            )
-        )
-    say((json.dumps(rows, indent=4) if as_json else "\n".join(lines)) + "\n")
+    lines += [form.format(*map(as_cell, row.values())) for row in rows]
+    say("".join(lines))
+
+
+def as_cell(value: object) -> str:
+    """What a table of `list` shows of a value of its JSON."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        kind = value["verdict"].partition(":")[0]
+        return printable(f"{kind} {value['time']}")
+    return printable(str(value or "-"))
 
 
 # `next` is NULL for a job that has not run yet: it starts at once.
@@ -3304,32 +3329,120 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
-def look_at_jobs(s: Settings, server: Namespace, backups: list[Backup]) -> tuple[str, str]:
-    """What TimescaleDB's jobs and our dumps do to each other, in words; "note" if there is any.
+@dataclasses.dataclass
+class Checking:
+    """What a check has seen so far; one peer's answer serves in looking at the next."""
 
-    backups: this database's; the newest one's hour and duration are taken for those of the next.
+    settings: Settings
+    max_age: float | None  # hours that the newest backup may be old; None: however old
+    server: Any = None
+    backups: list[Backup] = dataclasses.field(default_factory=list)  # of this database, proven
+
+    @property
+    def newest(self) -> Backup:
+        """The newest backup; one of no size and time where there is none."""
+        return self.backups[-1] if self.backups else Backup(0, "", 0, None)
+
+
+Lines = Iterator[tuple[str, str]]  # a mark (ok, note, warn) and what is to be said
+
+
+def check_settings(_: Checking) -> Lines:
+    """That they could be read has been seen by now."""
+    yield "ok", f"{len(SETTINGS)} looked at"
+
+
+def check_colonies(now: Checking) -> Lines:
+    """Whether the server knows our colony, and our executor's key if it has to by now."""
+    s = now.settings
+    if not s.colonies_server_host:
+        yield "ok", "COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not"
+        return
+    executor = Executor(s)
+    odd: list[str] = []
+    not_yet = [403] if executor.owner else []  # it registers itself when it starts
+    with allowing(*not_yet):
+        executor.running()
+        listed = executor.call("getcronsmsg", count=1000, **executor.colony) or []
+        odd = executor.odd_crons(listed, executor.others())
+    yield "ok", f"{executor.url} answers; the executor is {executor.name}"
+    for fault in odd:
+        yield "warn", fault
+
+
+def check_database(now: Checking) -> Lines:
+    """Whether it can be reached, and by a pg_dump that fits."""
+    now.server = server = examine_database(now.settings)
+    versions = f"PostgreSQL {server.postgresql}, TimescaleDB {server.timescaledb or 'none'}"
+    it = f"{server.database} ({server.size} bytes)"
+    yield "ok", f"{it}, {versions}, pg_dump {server.pg_dump}"
+
+
+def check_left_out(now: Checking) -> Lines:
+    """What a backup of one database does not hold of its server."""
+    cluster = examine_cluster(now.settings.database())
+    roles = [role for role in cluster.roles if not role.startswith("pg_")]
+    others = len(cluster.limits) - 3  # but for two templates and ours
+    text = f"no backup holds the server's {len(roles)} roles (pg_dumpall --globals-only does)"
+    yield "ok", f"{text} or its {others} other databases"
+
+
+def check_bucket(now: Checking) -> Lines:
+    """Whether a small object can be written, read and deleted; and which backups there are."""
+    s3, text = S3(now.settings, 10), os.urandom(32)
+    key = s3.key(f"check_{text[:8].hex()}")
+    s3.put(key, text)
+    try:
+        same = s3.call("get_object", Key=key) == text
+    finally:
+        gone = s3.call("delete_object", Key=key)
+    require(same, f"{s3.where}: it gives back something else than it took")
+    if now.server:
+        system = now.server.system_identifier
+        now.backups = proven(s3.backups(), system, now.server.database)
+    how = "deleted"
+    if gone.get("DeleteMarker"):
+        how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
+    many = f"{len(now.backups)} proven backups of this database"
+    yield "ok", f"{s3.where}: written, read, {how}; {many}"
+
+
+def check_volume(now: Checking) -> Lines:
+    """Whether a dump like the newest one has room."""
+    size = now.server.size if now.server else 0
+    yield "ok", require_room(now.settings, now.newest.size, size)
+
+
+def check_jobs(now: Checking) -> Lines:
+    """What TimescaleDB's jobs and our dumps do to each other.
+
+    The newest backup's hour and duration are taken for those of the next.
     """
+    if not now.server or not now.server.timescaledb:
+        yield "ok", "no TimescaleDB, so none of its jobs and policies"
+        return
     enough = "UPDATE, DELETE, TRUNCATE"  # any of them allows LOCK TABLE … IN SHARE MODE
-    if major_version(server.postgresql) >= 17:
+    if now.server.major >= 17:
         enough += ", MAINTAIN"
-    there = look(s.database(), "Looking at the jobs", NEXT_JOBS.format(enough))
+    database = now.settings.database()
+    there = read_json(database, "Looking at the jobs", NEXT_JOBS.format(enough))
     texts = []
-    if not there.may_hold_off:
+    if not there["may_hold_off"]:
         texts.append(
-            f"{s.db_user} may not hold compression off while pg_dump takes its locks (see "
+            f"{database.user} may not hold compression off while pg_dump takes its locks (see "
             "README, Least privileges): a dump that it disturbs is made again"
         )
-    newest = backups[-1] if backups else Backup(0, "", 0, None)
-    took = int((newest.metadata or {}).get("exectime-backup", 0))
-    names = [job["name"] for job in there.jobs if meets(job, newest.seconds, took)]
+    took = int((now.newest.metadata or {}).get("exectime-backup", 0))
+    names = [job["name"] for job in there["jobs"] if meets(job, now.newest.seconds, took)]
     if names:
         texts.append(
-            f"these start while a dump like the newest one ({took} seconds) runs, and may "
-            f"wait for it, and readers of their tables behind them: {', '.join(names)}"
+            f"these start while a dump like the newest one ({took} seconds) runs, and may wait "
+            f"for it, and readers of their tables behind them: {', '.join(names)}"
         )
-    return "; ".join(texts) or f"none of {len(there.jobs)} starts while a dump runs", (
-        "note" if texts else "ok"
-    )
+    if texts:
+        yield "note", "; ".join(texts)
+    else:
+        yield "ok", f"none of {len(there['jobs'])} starts while a dump runs"
 
 
 def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
@@ -3341,104 +3454,111 @@ def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
     return into <= took
 
 
-def check(s: Settings, max_age: float | None) -> int:  # a line for each peer; exit status
-    server, backups, failed = Namespace(size=0, system_identifier=""), list[Backup](), list[str]()
+def check_newest(now: Checking) -> Lines:
+    """Whether the newest backup is as new as it has to be. Raises Failure."""
+    age, hours = "no proven backup", FOREVER
+    if now.backups:
+        hours = (time.time() - now.newest.seconds) / 3600
+        age = f"{now.newest.key} is {hours:.1f} hours old"
+    fresh = now.max_age is None or abs(hours) <= now.max_age
+    require(fresh, f"{age}; --max-age is {now.max_age}")
+    yield "ok", age
 
-    @contextmanager
-    def trying(name: str) -> Iterator[Callable[..., None]]:
-        def say(text: str, mark: str = "ok") -> None:
-            say(f"{mark:<5} {name}: {' '.join(text.split())}\n")
 
+CHECKS: dict[str, Callable[[Checking], Lines]] = {
+    "settings": check_settings,
+    "colonies": check_colonies,
+    "database": check_database,
+    "left out": check_left_out,
+    "bucket": check_bucket,
+    "staging volume": check_volume,
+    "jobs": check_jobs,
+    "newest backup": check_newest,
+}
+
+
+def check(s: Settings, max_age: float | None) -> int:
+    """Try every peer, a line or more for each; the exit status: 1 if one failed."""
+    now, failed = Checking(s, max_age), 0
+    for name, look_at_it in CHECKS.items():
+        lines: list[tuple[str, str]] = []
         try:
-            yield say
+            lines += look_at_it(now)
         except Exception as error:
-            failed.append(name)
-            say(str(error), "FAIL")
+            lines.append(("FAIL", redacted(error)))
+            failed = 1
+        for mark, text in lines:
+            say(f"{mark:<5} {name}: {printable(' '.join(text.split()))}\n")
+    return failed
 
-    with trying("settings") as say:
-        say(f"{len(SETTINGS)} looked at")
-    with trying("colonies") as say:
-        if s.colonies_server_host:
-            executor = Executor(s)
-            odd = list[str]()
-            with allowing(403 if executor.owner else -1):  # it may not be there
-                executor.running()
-                listed = executor.call("getcronsmsg", count=1000, **executor.colony) or []
-                odd = executor.odd_crons(listed, executor.others())
-            say(f"{executor.url} answers; the executor is {executor.name}")
-            for fault in odd:
-                say(fault, "warn")
-        else:
-            say("COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not")
-    with trying("database") as say:
-        server = look_at_database(s)
-        say(
-            f"{server.database} ({server.size} bytes), PostgreSQL {server.postgresql}, TimescaleDB "
-            f"{server.timescaledb or 'none'}, pg_dump {server.pg_dump}"
-        )
-    with trying("left out") as say:
-        there = look(
-            s.database(), "Counting", SERVER
-        )  # of its databases three are templates and ours
-        say(
-            f"no backup holds the server's {sum(x[:3] != 'pg_' for x in there.roles)} roles ("
-            f"pg_dumpall --globals-only does) or its {len(there.limits) - 3} other databases"
-        )
-    with trying("bucket") as say:
-        s3, text = S3(s, 10), os.urandom(32)
-        key = s3.key(f"check_{text[:8].hex()}")
-        s3.put(key, text)
-        try:
-            same = s3.call("get_object", Key=key) == text
-        finally:
-            gone = s3.call("delete_object", Key=key)
-        require(same, f"{s3.where}: it gives back something else than it took")
-        backups = proven(s3.backups(), server.system_identifier, s.db_database)
-        how = "deleted"
-        if gone.get("DeleteMarker"):
-            how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
-        say(f"{s3.where}: written, read, {how}; {len(backups)} proven backups of this database")
-    with trying("staging volume") as say:
-        say(look_for_room(s, backups[-1].size if backups else 0, server.size))
-    with trying("jobs") as say:
-        if getattr(server, "timescaledb", None):
-            say(*look_at_jobs(s, server, backups))
-        else:
-            say("no TimescaleDB, so none of its jobs and policies")
-    with trying("newest backup") as say:
-        hours = (time.time() - backups[-1].seconds) / 3600 if backups else FOREVER
-        age = f"{backups[-1].key} is {hours:.1f} hours old" if backups else "no proven backup"
-        require(max_age is None or abs(hours) <= max_age, f"{age}; --max-age is {max_age}")
-        say(age)
-    return 1 if failed else 0
+
+# ---- The command line ----------------------------------------------------------------------------
+
+# Before which setting --help begins a group, and what that is about.
+GROUPS = {
+    "COLONIES_SERVER_HOST": "Colonies",
+    "BACKUP_CRON": "When",
+    "DB_HOST": "The database",
+    "AWS_S3_ENDPOINT": "The bucket",
+    "FULL_BACKUPS": "What is kept, and where a dump is made",
+    "VERIFY_DB_HOST": "Where backups are proven",
+    "BACKUP_COMPRESSION": "Details",
+}
+
+
+def settings_help() -> str:
+    """The settings, for --help."""
+    lines = [
+        "environment variables ([another spelling]; * a secret: NAME_FILE may name its file;",
+        "= its default; libpq's own, PGSSLMODE for one, apply too):",
+    ]
+    for setting in SETTINGS:
+        if setting.name in GROUPS:
+            lines += ["", f"{GROUPS[setting.name]}:"]
+        line = f"  {setting.name}"
+        if setting.also:
+            line += f" [{setting.also}]"
+        if setting.kind in SECRET:
+            line += " *"
+        if setting.default:
+            line += f" = {setting.default}"
+        lines += [line, f"      {setting.meaning}"]
+    return "\n".join(lines)
 
 
 def command_line() -> argparse.ArgumentParser:
-    told = "".join(
-        f"\n  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
-        f"{f' = {x.default}' * bool(x.default)}\n      {x.meaning}"
-        for x in SETTINGS
-    )
+    """The commands and their options."""
     parser = argparse.ArgumentParser(
         "backup_executor.py",
-        None,
-        (__doc__ or "").partition("\n")[0],
-        "environment variables ([another spelling]; * a secret: NAME_FILE may name its file; = its "
-        f"default; libpq's apply too):{told}",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog=settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
-    verbs.add_parser("serve", help="wait for processes from Colonies and run them (the default)")
-    verbs.add_parser("backup", help="one backup now, no Colonies; prints the result").add_argument(
-        "--resume", action="store_true", help="make no dump, only finish what earlier runs left"
+
+    def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name, help=what, description=what, epilog=f"example: backup_executor.py {example}"
+        )
+
+    command("serve", "wait for processes from Colonies and run them (the default)", "serve")
+    verb = command("backup", "one backup now, no Colonies; prints the result", "backup")
+    text = "make no dump, only finish what earlier runs left"
+    verb.add_argument("--resume", action="store_true", help=text)
+    verb = command("list", "the backups in the bucket, newest first", "list --json")
+    verb.add_argument("--json", action="store_true", help="all that is known, exactly")
+    verb = command("check", "try every setting and every peer", "check --max-age 26")
+    text = "fail if the newest proven one is older"
+    verb.add_argument("--max-age", type=float, metavar="HOURS", help=text)
+    verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
+    text = "its name in the bucket, or latest (the default)"
+    verb.add_argument("name", nargs="?", default="latest", help=text)
+    verb = command(
+        "restore",
+        "restore a backup into a new database at DB_HOST",
+        "restore latest --database sensors_restored",
     )
-    verbs.add_parser("list", help="the backups").add_argument("--json", action="store_true")
-    verbs.add_parser("check", help="try every setting and every peer").add_argument(
-        "--max-age", type=float, metavar="HOURS", help="fail if the newest proven one is older"
-    )
-    verbs.add_parser("verify", help="prove one").add_argument("name", nargs="?", default="latest")
-    verb = verbs.add_parser("restore", help="restore a backup into a new database at DB_HOST")
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
     which.add_argument("--file", metavar="PATH", help="a local archive")
@@ -3446,63 +3566,81 @@ def command_line() -> argparse.ArgumentParser:
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     verb.add_argument("--no-owner", action="store_true", help="leave owners and privileges out")
     verb.add_argument("--pause-jobs", action="store_true", help="leave TimescaleDB's jobs off")
-    verb.add_argument("--keep", action="store_true", help="keep what is not whole, as restore_…")
+    text = "keep what is not whole, as restore_…"
+    verb.add_argument("--keep", action="store_true", help=text)
     return parser
 
 
-signals: list[int] = []
+signals: list[int] = []  # that have come
 
 
-def on_signal(signum: int, _: object) -> None:  # Stop, once; noted should it be swallowed
+def on_signal(signum: int, _: object) -> None:
+    """Raise Stop, once. It is noted, too, should somebody swallow what is raised."""
     if not signals:
         signals.append(signum)
         raise Stop(signum)
 
 
+def run_command(s: Settings, options: argparse.Namespace) -> int:
+    """Do what the command line asks for; the exit status. Raises Failure, OSError or Stop."""
+    told = json.loads(os.environ.get(CHILD, "{}"))  # by the executor, for which process it is
+    if s.command == "serve":
+        executor = Executor(s)
+        with suppress(Stop):
+            executor.serve()
+        executor.leave()
+        return 0
+    if s.command == "list":
+        list_backups(s, options.json)
+        return 0
+    if s.command == "check":
+        return check(s, options.max_age)
+    if s.command == "restore":
+        return restore(s, options)
+    if s.command == "verify":
+        report = verify(s, options.name, wait=bool(told))
+        say(json.dumps(report, indent=4) + "\n")
+        verdict = report["verdict"]
+        require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
+        return 0
+    result = backup(s, options.resume, **told)
+    if result:
+        say(json.dumps(result, indent=4) + "\n")
+    return 0
+
+
 def main() -> int:
-    options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
-    command, status = options.command or "serve", 0
+    """The program; its exit status: 1 it failed, 2 the settings or the command line are wrong."""
+    options = command_line().parse_args()
+    command = options.command or "serve"
     os.umask(0o077)  # dumps are nobody else's
     with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # no core
+        # No core, which would hold secrets: only a limit of 1 keeps the kernel from handing it to
+        # a program, too (core(5)).
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     for signum in SIGNALS:
         signal.signal(signum, on_signal)
     try:
         colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
-        s3 = not vars(options).get("file")
+        s3 = command != "restore" or not options.file
         s = read_settings(os.environ, command, command == "serve" or colonies, s3)
-        for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
-            if getattr(s, name.lower()):
-                log("warning", f"{name}: any certificate is accepted")
-        if command == "list":
-            list_backups(s, options.json)
-        elif command == "check":
-            status = check(s, options.max_age)
-        elif command == "restore":
-            status = restore(s, options)
-        elif command == "serve":
-            executor = Executor(s)
-            with suppress(Stop):
-                executor.serve()
-            executor.leave()
-        elif answer := (
-            backup(s, options.resume, **told)
-            if command == "backup"
-            else verify(s, options.name, wait=bool(told))
-        ):
-            say(json.dumps(answer, indent=4) + "\n")
-            failed = answer.get("verdict", "").startswith("failed")
-            require(not failed, f"{answer.get('object')}: {answer.get('verdict')}")
-        return status
+        if s.colonies_insecure_skip_verify:
+            log("warning", "COLONIES_INSECURE_SKIP_VERIFY: any certificate is accepted")
+        if s.aws_s3_insecure_skip_verify:
+            log("warning", "AWS_S3_INSECURE_SKIP_VERIFY: any certificate is accepted")
+        return run_command(s, options)
+    except WrongSettings as error:
+        log("error", str(error))
+        return 2
     except Failure as error:
         log("error", str(error))
-        return 2 if isinstance(error, WrongSettings) else 1
     except OSError as error:
         log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped:
         log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     except Exception as error:  # a peer answered what nothing here expects
-        log("error", repr(error)[:999], At=[n for _, n in traceback.walk_tb(error.__traceback__)])
+        where = [line for _, line in traceback.walk_tb(error.__traceback__)]
+        log("error", repr(error)[:999], At=where)
     return 1
 
 
