@@ -138,6 +138,7 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
     errors: list[BaseException] = []
 
     def attempt() -> None:
+        """Run in the thread."""
         try:
             answers.append(work())
         except BaseException as error:
@@ -219,6 +220,7 @@ def progress(what: str, total: int) -> Callable[[int], None]:
     begun = shown = time.monotonic()
 
     def show(done: int) -> None:
+        """Show it, if it is time."""
         nonlocal shown
         now = time.monotonic()
         rate = f"{done / MIB / (now - begun + 0.001):.1f} MiB/s"
@@ -485,21 +487,41 @@ def value_of(setting: Setting, environ: Mapping[str, str]) -> str | int | None:
     return text
 
 
-def needed(values: Mapping[str, object], serve: bool, s3: bool) -> list[str]:
-    """The settings, or the choices of them ("A or B"), that a command can't do without."""
-    names = []
+def missing(values: Mapping[str, object], serve: bool, s3: bool) -> list[str]:
+    """The settings, or the choices of them ("A or B"), that are needed and not there."""
+    needed = []
     if s3:
-        names.append("AWS_S3_BUCKET_NAME")
+        needed.append("AWS_S3_BUCKET_NAME")
     if values["aws_s3_access_key"] or values["aws_s3_secret_access_key"]:
-        names += ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
+        needed += ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
     if serve:
-        names += [
+        needed += [
             "COLONIES_SERVER_HOST",
             "COLONIES_SERVER_PORT",
             "COLONIES_COLONY_NAME or COLONIES_COLONY_ID",
             "COLONIES_COLONY_PRVKEY or COLONIES_EXECUTOR_PRVKEY",
         ]
-    return names
+    return [
+        choice
+        for choice in needed
+        if not any(values[name.lower()] for name in choice.split(" or "))
+    ]
+
+
+def completed(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with what the machine says where they say nothing, in one spelling."""
+    endpoint = values["aws_s3_endpoint"]
+    if endpoint and "://" not in endpoint:
+        scheme = "https" if values["aws_s3_secure"] else "http"
+        endpoint = f"{scheme}://{endpoint}"
+    alive = f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
+    name = f"backup-{os.uname().nodename}"
+    return values | {
+        "aws_s3_endpoint": endpoint,
+        "aws_s3_prefix": values["aws_s3_prefix"].strip("/"),
+        "backup_alive_file": values["backup_alive_file"] or alive,
+        "colonies_executor_name": values["colonies_executor_name"] or name,
+    }
 
 
 def read_settings(
@@ -512,35 +534,22 @@ def read_settings(
     values: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for setting in SETTINGS:
-        value: object = "?"
+        name = setting.name.lower()
+        values[name] = "?"
         try:
-            value = value_of(setting, environ)
+            values[name] = value_of(setting, environ)
         except OSError as error:
             wrong[setting.name] = f"cannot be read: {error}"
         except ValueError as error:
             wrong[setting.name] = str(error)
-        values[setting.name.lower()] = value
         if setting.kind in ("secret", "token"):
-            SECRETS.add(str(value))
-    for choice in needed(values, serve, s3):
-        if not any(values[name.lower()] for name in choice.split(" or ")):
-            wrong[choice] = "is missing"
+            SECRETS.add(values[name])
+    wrong |= dict.fromkeys(missing(values, serve, s3), "is missing")
     if TIME_SCALE <= 0:
         wrong["BACKUP_TIME_SCALE"] = "is not a number above 0"
     if wrong:
         raise WrongSettings("settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong))
-    values["aws_s3_prefix"] = values["aws_s3_prefix"].strip("/")
-    values["colonies_executor_name"] = (
-        values["colonies_executor_name"] or f"backup-{os.uname().nodename}"
-    )
-    values["backup_alive_file"] = (
-        values["backup_alive_file"] or f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
-    )
-    endpoint = values["aws_s3_endpoint"]
-    if endpoint and "://" not in endpoint:
-        scheme = "https" if values["aws_s3_secure"] else "http"
-        values["aws_s3_endpoint"] = f"{scheme}://{endpoint}"
-    return Settings(**values, command=command)
+    return Settings(**completed(values), command=command)
 
 
 SECRETS: set[str] = set()  # all that `read_settings` has read
@@ -572,6 +581,7 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def die_with_parent() -> None:
+        """Run in the child, before the program."""
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.getppid() != parent:
@@ -3538,6 +3548,7 @@ def command_line() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="command", metavar="command")
 
     def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
+        """Add a command, with what it does and how it is called."""
         return verbs.add_parser(
             name, help=what, description=what, epilog=f"example: backup_executor.py {example}"
         )
@@ -3554,11 +3565,13 @@ def command_line() -> argparse.ArgumentParser:
     verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
     text = "its name in the bucket, or latest (the default)"
     verb.add_argument("name", nargs="?", default="latest", help=text)
-    verb = command(
-        "restore",
-        "restore a backup into a new database at DB_HOST",
-        "restore latest --database sensors_restored",
-    )
+    text = "restore a backup into a new database at DB_HOST"
+    add_restore(command("restore", text, "restore latest --database sensors_restored"))
+    return parser
+
+
+def add_restore(verb: argparse.ArgumentParser) -> None:
+    """The options of `restore`."""
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
     which.add_argument("--file", metavar="PATH", help="a local archive")
@@ -3568,7 +3581,6 @@ def command_line() -> argparse.ArgumentParser:
     verb.add_argument("--pause-jobs", action="store_true", help="leave TimescaleDB's jobs off")
     text = "keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
-    return parser
 
 
 signals: list[int] = []  # that have come
@@ -3609,10 +3621,8 @@ def run_command(s: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    """The program; its exit status: 1 it failed, 2 the settings or the command line are wrong."""
-    options = command_line().parse_args()
-    command = options.command or "serve"
+def prepare() -> None:
+    """Have the process leave no secrets about, and be told of signals."""
     os.umask(0o077)  # dumps are nobody else's
     with suppress(OSError, ValueError):
         # No core, which would hold secrets: only a limit of 1 keeps the kernel from handing it to
@@ -3620,15 +3630,28 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     for signum in SIGNALS:
         signal.signal(signum, on_signal)
+
+
+def settings_for(options: argparse.Namespace) -> Settings:
+    """The settings that a command takes. Raises WrongSettings."""
+    command = options.command or "serve"
+    serve = command == "serve"
+    if command == "check":
+        serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
+    s3 = command != "restore" or not options.file
+    s = read_settings(os.environ, command, serve, s3)
+    for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
+        if getattr(s, name.lower()):
+            log("warning", f"{name}: any certificate is accepted")
+    return s
+
+
+def main() -> int:
+    """The program; its exit status: 1 it failed, 2 the settings or the command line are wrong."""
+    options = command_line().parse_args()
+    prepare()
     try:
-        colonies = command == "check" and bool(os.environ.get("COLONIES_SERVER_HOST"))
-        s3 = command != "restore" or not options.file
-        s = read_settings(os.environ, command, command == "serve" or colonies, s3)
-        if s.colonies_insecure_skip_verify:
-            log("warning", "COLONIES_INSECURE_SKIP_VERIFY: any certificate is accepted")
-        if s.aws_s3_insecure_skip_verify:
-            log("warning", "AWS_S3_INSECURE_SKIP_VERIFY: any certificate is accepted")
-        return run_command(s, options)
+        return run_command(settings_for(options), options)
     except WrongSettings as error:
         log("error", str(error))
         return 2
