@@ -40,6 +40,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     environment                        the private environment, by the standard library alone
     servers, colonies, proxies         programs, PostgreSQL and S3; the stand-in; what breaks things
     timescale, machine                 the stand-in for the extension; disks, clocks and limits
+    conftest, fixtures                 what all of them share
     surroundings, restores             what tests set up, and what those of restores share
     vectors, readme                    signatures by another library; what README quotes
     demo, bench, faults, image         what the commands do
@@ -110,6 +111,8 @@ from surroundings import (
     sha256_of,
     standin,
 )
+
+pytest_plugins = ["fixtures"]
 
 # ---- The command line --------------------------------------------------------------------------
 
@@ -369,8 +372,9 @@ METADATA = hypothesis.strategies.sampled_from([
 @hypothesis.settings(max_examples=400)
 def test_retention_does_what_the_contract_says_with_any_bucket(
         bucket: list[Any], keep: int, data: Any) -> None:
-    found = sorted((backup_executor.Found(seconds, f"p/backup_{zeros}{seconds}.bak", size, metadata)
-                    for seconds, zeros, size, metadata in bucket), key=lambda x: x[:2])
+    found = sorted((
+        backup_executor.Backup(seconds, f"p/backup_{zeros}{seconds}.bak", size, metadata)
+        for seconds, zeros, size, metadata in bucket), key=lambda x: x[:2])
     mine = [x for x in found if x.metadata and MINE.items() <= x.metadata.items()]
     made = data.draw(hypothesis.strategies.sampled_from([x.key for x in mine] or ["p/none"]))
     ours = backup_executor.proven(found, "1", "a b")

@@ -31,7 +31,7 @@ BASE_EXCLUDES = "".join(f"path-exclude /usr/share/{name}/*\n" for name in (
     "doc", "groff", "info", "lintian", "locale", "man")) + "path-include /usr/share/doc/*/copyright"
 IMAGE = "localhost/backup-executor"
 IMAGE_USER = random.randrange(10**5, 2**31)  # nobody whom a passwd knows
-IN_IMAGE = ("python", "backup_executor.py")
+IN_IMAGE = ("python", "-m", "backup_executor")
 
 
 class Podman:

@@ -9,8 +9,6 @@ import json
 import os
 import re
 import secrets
-import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,17 +18,13 @@ import botocore.exceptions
 import pytest
 
 from bench import synthetic_programs
-from colonies import FAILED
-from environment import EXECUTOR
 from proxies import COMPLETING, FORBIDDEN, PART, SLOW, Meddler, Proxy, http_answer, through
 from restores import same_databases
 from servers import (
     Executor,
-    Program,
     RcloneS3,
     certificate,
     descendants,
-    executor_environment,
     memory,
 )
 from surroundings import Scene, Site, sha256_of
@@ -200,7 +194,7 @@ def test_an_archives_size_does_not_show_in_the_memory(
         path = synthetic_programs(tmp_path / str(size), size)
         with Executor({**site.settings(PATH=path), **through(meddler)}) as executor:
             site.standin.wait_call("assignprocessmsg", 0, len(peaks) + 1)
-            assert memory(executor.pid) <= 25
+            assert memory(executor.pid) <= 30
             with completing(meddler) as come:
                 process = site.submit()
                 assert come.wait(60)
@@ -208,7 +202,7 @@ def test_an_archives_size_does_not_show_in_the_memory(
                     executor.pid, *descendants(executor.pid)]))
             assert site.succeeds(process)["size"] == size
             site.standin.wait_call("assignprocessmsg", 0, 2 * len(peaks))
-            assert memory(executor.pid) <= 25
+            assert memory(executor.pid) <= 30
             executor.stop()
     assert max(peaks) <= 85 and peaks[1] - peaks[0] < 3
 
@@ -235,29 +229,6 @@ def test_other_bytes_than_were_asked_for_are_no_verdict_on_a_backup(
     said = big.run("verify", status=1, **through(meddler, 0.01))
     assert "it gave not bytes" in said.stderr and not said.stdout
     assert "verified.json" not in big.objects()
-
-
-@pytest.mark.parametrize("how", ["bytecode", "with an option", "without memfd"])
-def test_what_lies_beside_the_program_is_found_however_it_is_started(
-        site: Site, tmp_path: Path, how: str) -> None:
-    (tmp_path / "real").mkdir()
-    shutil.copy(EXECUTOR, tmp_path / "real/copied.py")
-    (tmp_path / "real/boto3.py").write_text("raise ImportError('this is the one beside it')")
-    (tmp_path / "link.py").symlink_to(tmp_path / "real/copied.py")
-    (tmp_path / "python").mkdir()
-    (tmp_path / "python/sitecustomize.py").write_text("import os; del os.memfd_create")
-    settings = site.settings()
-    if how == "without memfd":
-        settings["PYTHONPATH"] = str(tmp_path / "python")
-    options = ["-B"] if how == "with an option" else []
-    with Program([sys.executable, *options, str(tmp_path / "link.py")],
-                 executor_environment(settings, str(tmp_path), 17)) as program:
-        site.polling()
-        process = site.client.wait(site.submit())
-        assert process["state"] == FAILED and "this is the one beside it" in process["errors"][0]
-        said = Path(f"/proc/{program.pid}/cmdline").read_text()
-        assert "link.py" in said and ("/fd/" in said) == (how == "bytecode")
-        assert program.stop() == 0
 
 
 # ---- S3 that fails meanwhile -------------------------------------------------------------------
