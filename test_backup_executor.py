@@ -40,7 +40,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     environment                        the private environment, by the standard library alone
     servers, colonies, proxies         programs, PostgreSQL and S3; the stand-in; what breaks things
     timescale, machine                 the stand-in for the extension; disks, clocks and limits
-    conftest, fixtures                 what all of them share
+    conftest, common                   what all of them share
     surroundings, restores             what tests set up, and what those of restores share
     vectors, readme                    signatures by another library; what README quotes
     demo, bench, faults, image         what the commands do
@@ -112,7 +112,7 @@ from surroundings import (
     standin,
 )
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["common"]
 
 # ---- The command line --------------------------------------------------------------------------
 

@@ -11,4 +11,4 @@ pytest.register_assert_rewrite("servers", "colonies", "proxies", "surroundings",
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load them, also where pytest comes to this folder late."""
-    config.pluginmanager.import_plugin("fixtures")
+    config.pluginmanager.import_plugin("common")

@@ -40,7 +40,7 @@ def image_backs_up_and_verifies_as_an_unknown_user_on_a_read_only_root(
 @pytest.mark.parametrize("busy", [True, False], ids=["during a dump", "while idle"])
 def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
         podman: Podman, site: Site, busy: bool) -> None:
-    with site.held(), podman.serving(site.folder, site.settings()) as (program, name):
+    with site.held(), podman.serving(site.folder, site.settings()) as (program, _):
         site.polling()
         process = site.submit() if busy else ""
         if busy:

@@ -42,7 +42,7 @@ from image import ADMIN_PATH, IMAGE, IMAGE_PROGRAMS, Podman
 from servers import SYSTEM_PATH, Postgres, Program, executor_environment, run
 from surroundings import Site, standin
 
-pytest_plugins = ["fixtures"]
+pytest_plugins = ["common"]
 
 # ---- The chart ---------------------------------------------------------------------------------
 
