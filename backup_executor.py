@@ -15,6 +15,7 @@ import datetime
 import fcntl
 import functools
 import hashlib
+import heapq
 import hmac
 import itertools
 import json
@@ -749,8 +750,23 @@ def major_version(text: str) -> int:
 
 
 # ---- S3 ------------------------------------------------------------------------------------------
+
 PATIENCE = 15 * 60  # seconds for which S3 is waited for
+REQUEST_SECONDS = 5 * 60  # that one attempt may take in all, also where its answer trickles in
+TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
+
+# What has to be in an answer. Where it is not, something else than S3 answered.
+EXPECTED = {
+    "create_multipart_upload": "UploadId",
+    "upload_part": "ETag",
+    "head_object": "ContentLength",
+    "list_objects_v2": "IsTruncated",
+}
+# S3's error codes that mean "later", whatever the HTTP status is.
+BUSY = ("RequestTimeout", "BadDigest", "IncompleteBody")
+# Errors of botocore that come before anything is sent, and come again.
+HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
 
 
 class Backup(NamedTuple):
@@ -765,19 +781,17 @@ class Backup(NamedTuple):
     etag: str = ""  # as listed, bare; "" where that is not known
 
 
-def body(answer: Any) -> Any:  # of an answer, for boto3, which would read an endless one on and on
+def body(answer: Any) -> bytes:
+    """In place of botocore's own `content`, which reads an answer without an end on and on."""
     read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
     require(len(read) <= 8192, "an answer of 8 MiB, or more")
-    answer._content = b"".join(read)
-    return answer._content
+    whole = answer._content = b"".join(read)
+    return whole
 
 
-NEEDED = {
-    "create_multipart_upload": "UploadId",
-    "upload_part": "ETag",
-    "head_object": "ContentLength",
-    "list_objects_v2": "IsTruncated",
-}  # in their answers
+def small_object(answer: Mapping[str, Any]) -> bytes:
+    """The body of an answer, its first 16 MiB at most. Raises what botocore does if it is cut."""
+    return b"".join(itertools.islice(answer["Body"].iter_chunks(MIB), 16))
 
 
 def plain_etag(answer: Mapping[str, Any]) -> str:
@@ -790,84 +804,157 @@ def content_md5(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-class S3:  # the bucket; `call` is the one place where a request leaves
-    RETRY = ("RequestTimeout", "BadDigest", "IncompleteBody")
-    HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+def status_of(answer: Mapping[str, Any]) -> int:
+    """The HTTP status of an answer; 0 where there is none."""
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def may_pass(status: int, code: str) -> bool:
+    """Whether a request that failed so may succeed later."""
+    if code in BUSY or status in (409, 412, 429):
+        return True
+    if status:
+        return status >= 500 and status != 501  # 501: it can't do this, ever
+    return code not in HOPELESS
+
+
+class S3:
+    """The bucket that the settings name.
+
+    Every request leaves through `call`, which repeats it while that can help. botocore is told to
+    try once: so there is one place that waits, and one deadline.
+    """
 
     def __init__(self, s: Settings, patience: float = PATIENCE):
+        """Prepare a client; nothing is sent yet.
+
+        patience: seconds for which a request is repeated where its caller says nothing else.
+
+        Raises Failure where boto3 is not installed or does not like its own settings.
+        """
         self.s, self.patience = s, patience
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
-            import warnings
-
-            import boto3
-            import botocore.awsrequest
-            import botocore.config
-
-            botocore.awsrequest.AWSResponse.content = property(body)
-            settings = botocore.config.Config(  # newer checksums break some servers; MD5 does not
-                request_checksum_calculation="when_required",
-                retries={"total_max_attempts": 1},
-                response_checksum_validation="when_required",
-                connect_timeout=10,
-                read_timeout=60 * TIME_SCALE,
-                s3={
-                    "payload_signing_enabled": False,
-                    "addressing_style": "path" if s.aws_s3_endpoint else "auto",
-                },
-            )
-            trusted = s.aws_s3_ca_file or ssl.get_default_verify_paths().cafile or True
-            self.client = boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
-                "s3",
-                s.aws_s3_region,
-                endpoint_url=s.aws_s3_endpoint or None,
-                config=settings,
-                verify=not s.aws_s3_insecure_skip_verify and trusted,
-            )
-        except Exception as error:  # boto3 is not installed, or doesn't like its own settings
+            self.client = self.connected()
+        except Exception as error:
             raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
+
+    def connected(self) -> Any:
+        """boto3's client. Raises whatever boto3 raises."""
+        import warnings
+
+        import boto3
+        import botocore.awsrequest
+        import botocore.config
+        import botocore.exceptions
+        import urllib3
+
+        # What the network, S3 or what answers in its place can cause; all else is our mistake.
+        self.causes: tuple[type[Exception], ...] = (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.ClientError,
+            urllib3.exceptions.HTTPError,
+            OSError,
+            RuntimeError,  # of `in_time`: there is no thread for it
+            Failure,
+        )
+        botocore.awsrequest.AWSResponse.content = property(body)
+        s = self.s
+        style = "path" if s.aws_s3_endpoint else "auto"
+        config = botocore.config.Config(
+            retries={"total_max_attempts": 1},
+            connect_timeout=10,
+            read_timeout=time_limit(60),
+            # Newer checksums break some servers. Ours is the MD5 of each part.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"payload_signing_enabled": False, "addressing_style": style},
+        )
+        system = ssl.get_default_verify_paths().cafile
+        trusted = s.aws_s3_ca_file or os.environ.get("AWS_CA_BUNDLE") or system or True
         if s.aws_s3_insecure_skip_verify:
             warnings.simplefilter("ignore")  # our own log said it
+            trusted = False
+        elif isinstance(trusted, str):
+            with placing(trusted):  # of a file that is not there boto3 says so at each request
+                as_authorities(trusted)
+        return boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
+            "s3",
+            s.aws_s3_region,
+            endpoint_url=s.aws_s3_endpoint or None,
+            config=config,
+            verify=trusted,
+        )
 
-    def call(self, verb: str, patience: float | None = None, take: Any = None, **what: Any) -> Any:
-        """One request, repeated for `patience` seconds where that can help; `take` reads a body."""
+    def call(
+        self,
+        verb: str,
+        patience: float | None = None,
+        take: Any = small_object,
+        **arguments: Any,
+    ) -> Any:
+        """Make one request; repeat it, with growing pauses, while that can help.
 
-        def attempt() -> Any:
-            if verb == "upload_part":
-                what["Body"].seek(0)  # it was read, if only for its MD5
-            answer = getattr(self.client, verb)(Bucket=self.s.aws_s3_bucket_name, **what)
-            require(NEEDED.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
-            if "Body" not in answer:
-                return answer
-            chunks = itertools.islice(answer["Body"].iter_chunks(MIB), 16)  # it raises if it is cut
-            return take(answer) if take else b"".join(chunks)
+        verb: a method of boto3's client, for example "head_object".
+        patience: seconds after which no further attempt begins.
+        take: reads an answer that has a body, anew for each attempt; what it returns is returned.
 
-        end = time.monotonic() + (self.patience if patience is None else patience) * TIME_SCALE
+        Returns boto3's answer, or what TAKE made of it. Raises S3Failure; Failure where a file of
+        ours could not be read or written, which is no fault of S3 and is not repeated.
+        """
+        if patience is None:
+            patience = self.patience
+        end = time.monotonic() + patience * TIME_SCALE
+        large = "PartNumber" in arguments or "Range" in arguments
+        limit = time_limit(TRANSFER_SECONDS if large else REQUEST_SECONDS)
+        attempt = functools.partial(self.attempt, verb, take, arguments)
         for tries, pause in enumerate(backoff(), 1):
-            limit = 3600 if {"PartNumber", "Range"} & what.keys() else 300
             try:
-                return in_time(limit * TIME_SCALE, attempt)
-            except Exception as error:  # S3's own, or whatever boto3 made of what came instead
-                if getattr(error, "filename", ""):
-                    raise Failure(str(error)) from None  # a file
-                said = getattr(error, "response", None) or {}
-                status = said.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                code = said.get("Error", {}).get("Code") or type(error).__name__
-                again = (
-                    code in self.RETRY
-                    or status in (409, 412, 429)
-                    or (status >= 500 and status != 501)
-                    or not (status or code in self.HOPELESS)
-                )
-                hint = " (AWS_S3_SECURE, AWS_S3_CA_FILE)" * (
-                    code == "SSLError" or status // 100 == 3
-                )
-                text = f"{self.where}: {verb}: {redacted(error)}{hint}"
-            if not again or time.monotonic() + pause > end:
-                raise S3Failure(text, status, again)
+                return in_time(limit, attempt)
+            except self.causes as error:
+                failure = self.failure(verb, error)
+            if not failure.again or time.monotonic() + pause > end:
+                raise failure
             if tries == 3:
-                log("warning", "S3 is away, trying again ...", Error=text)
+                log("warning", "S3 is away, trying again ...", Error=failure)
             time.sleep(pause)
+
+    def attempt(self, verb: str, take: Any, arguments: dict[str, Any]) -> Any:
+        """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
+        method = getattr(self.client, verb)
+        if verb == "upload_part":
+            arguments["Body"].seek(0)  # it was read, if only for its MD5
+        begun, answer = time.monotonic(), dict[str, Any]()
+        try:
+            answer = method(Bucket=self.s.aws_s3_bucket_name, **arguments)
+        except self.causes as error:
+            answer = getattr(error, "response", None) or answer
+            raise
+        except Exception as error:  # its parsers meet what they don't expect: int() of a list, …
+            raise Failure(f"botocore cannot read its answer: {error!r}") from None
+        finally:
+            log(
+                "debug",
+                "S3 answered",
+                Verb=verb,
+                Key=arguments.get("Key", ""),
+                Status=status_of(answer),
+                Seconds=f"{time.monotonic() - begun:.3f}",
+            )
+        require(EXPECTED.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
+        return take(answer) if "Body" in answer else answer
+
+    def failure(self, verb: str, error: Exception) -> S3Failure:
+        """What a failed attempt comes to. Raises Failure where it is a file of ours that failed."""
+        if isinstance(error, OSError) and error.filename:
+            raise Failure(str(error))
+        response = getattr(error, "response", None) or {}  # a ClientError has one
+        status = status_of(response)
+        code = response.get("Error", {}).get("Code") or type(error).__name__
+        text = f"{self.where}: {verb}: {redacted(error)}"
+        if code == "SSLError" or status // 100 == 3:
+            text += " (AWS_S3_SECURE, AWS_S3_CA_FILE)"
+        return S3Failure(text, status, may_pass(status, code))
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects."""
@@ -875,75 +962,106 @@ class S3:  # the bucket; `call` is the one place where a request leaves
         self.call("put_object", Key=key, Body=data, ContentMD5=content_md5(md5.digest()))
 
     def key(self, name: str) -> str:
+        """The key of what is called NAME under the prefix."""
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
 
-    def head(self, key: str) -> Any:  # its metadata in lower case; None: not there
+    def head(self, key: str) -> Any:
+        """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
             found = self.call("head_object", Key=key)
-            return found | {"Metadata": {k.lower(): v for k, v in found["Metadata"].items()}}
+            metadata = {name.lower(): text for name, text in found["Metadata"].items()}
+            return found | {"Metadata": metadata}
+        return None
 
-    def backups(self) -> list[Backup]:  # whole keys PREFIX/backup_DIGITS.bak; oldest first
-        found, prefix, key, soon = list[Backup](), self.key("backup_"), "", time.time() + 86400
-        most = max(NAMES, 3 * self.s.full_backups)  # of what others put there may be millions
-        while True:
-            page, before = self.call("list_objects_v2", Prefix=prefix, StartAfter=key), key
-            for item in page.get("Contents", []):
-                if n := re.fullmatch(re.escape(prefix) + r"([0-9]{1,18})\.bak", key := item["Key"]):
-                    found.append(Backup(int(n[1]), key, item["Size"], None, plain_etag(item)))
-            found = sorted(found, key=lambda f: (f.seconds <= soon, f.seconds, f.key))[-most:]
-            if not page["IsTruncated"]:
-                break
-            require(key > before, f"{self.where}: its listing does not go on")
+    def backups(self) -> list[Backup]:
+        """All that has a backup's name under the prefix, oldest first.
+
+        Anybody who may write to the bucket can put millions of such names there. So only some are
+        looked at: the newest that are not of the future (a clock may have been wrong).
+        """
+        most = max(NAMES, 3 * self.s.full_backups)
+        soon = time.time() + 24 * 60 * 60
+        found = heapq.nlargest(
+            most, self.listed(), key=lambda each: (each.seconds <= soon, each.seconds, each.key)
+        )
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
-        for i, f in enumerate(found):
-            head = dict[str, Any]()
-            with allowing(400, 403, 405):
-                head = self.head(f.key) or {}
-            same = f.etag in ("", plain_etag(head))  # S3's own
-            found[i] = f._replace(metadata=head.get("Metadata") if same else None)
-        return sorted(found, key=lambda f: (f.seconds, f.key))
+        return [self.looked_at(each) for each in sorted(found, key=lambda each: each[:2])]
 
-    def beginning(self, f: Backup) -> bytes:
+    def listed(self) -> Iterator[Backup]:
+        """What ListObjectsV2 says of the names that are a backup's."""
+        prefix = self.key("backup_")
+        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.bak")
+        last = ""
+        more = True
+        while more:
+            before = last
+            page = self.call("list_objects_v2", Prefix=prefix, StartAfter=last)
+            for item in page.get("Contents", []):
+                last = item["Key"]
+                match = name.fullmatch(last)
+                if match:
+                    yield Backup(int(match[1]), last, item["Size"], None, plain_etag(item))
+            more = page["IsTruncated"]
+            require(last > before or not more, f"{self.where}: its listing does not go on")
+
+    def looked_at(self, found: Backup) -> Backup:
+        """A backup with its metadata, if S3 shows them, and they are of what was listed."""
+        with allowing(400, 403, 405):  # it is not ours to look at
+            head = self.head(found.key)
+            if head and found.etag in ("", plain_etag(head)):
+                return found._replace(metadata=head["Metadata"])
+        return found
+
+    def beginning(self, found: Backup) -> bytes:
         """The first bytes, 4 kB at most, of an object without metadata, as `backups` found it.
 
         Failure: it is another one by now, or the server gives something else than was asked for.
         """
-        end = min(f.size, 4096)
+        end = min(found.size, 4096)
         if not end:
             return b""  # there is no such range
 
         def take(answer: Any) -> tuple[bool, bytes]:
-            same = f.etag in ("", plain_etag(answer)) and not answer["Metadata"]
-            asked = answer.get("ContentRange") == f"bytes 0-{end - 1}/{f.size}"
+            same = found.etag in ("", plain_etag(answer)) and not answer["Metadata"]
+            asked = answer.get("ContentRange") == f"bytes 0-{end - 1}/{found.size}"
             return same and asked, answer["Body"].read(end)
 
-        right, data = self.call("get_object", 10, take, Key=f.key, Range=f"bytes=0-{end - 1}")
-        require(right, f"{self.where}: {f.key}: it gives something else than it listed")
+        right, data = self.call("get_object", 10, take, Key=found.key, Range=f"bytes=0-{end - 1}")
+        require(right, f"{self.where}: {found.key}: it gives something else than it listed")
         return bytes(data)
 
 
 # ---- Retention -----------------------------------------------------------------------------------
-def by_database(found: list[Backup]) -> dict[tuple[str, str], list[Backup]]:  # proven, old first
-    whose = dict[tuple[str, str], list[Backup]]()
-    for f in found:
-        if (known := f.metadata or {}).get("sha256"):
+
+HEADS = 100  # archives' beginnings that one backup reads: one small request for each
+
+
+def by_database(found: list[Backup]) -> dict[tuple[str, str], list[Backup]]:
+    """The proven ones, oldest first, by their server's system identifier and their database."""
+    whose: dict[tuple[str, str], list[Backup]] = {}
+    for backup in found:
+        known = backup.metadata or {}
+        if known.get("sha256"):
             database = urllib.parse.unquote(known.get("database", ""))
-            whose.setdefault((known.get("system-identifier", ""), database), []).append(f)
+            whose.setdefault((known.get("system-identifier", ""), database), []).append(backup)
     return whose
 
 
 def proven(found: list[Backup], system: str, database: str) -> list[Backup]:
+    """The proven backups of this database, oldest first."""
     return by_database(found).get((system, database), [])
 
 
-def doubtful(backups: list[Backup]) -> set[str]:  # keys: half as large as the last good one
-    doubts, last_good = set(), 0
-    for b in backups:
-        if b.size * 2 < last_good:
-            doubts.add(b.key)
+def doubtful(backups: list[Backup]) -> set[str]:
+    """The keys of those that are smaller than half of the last good one before them."""
+    doubts = set()
+    last_good = 0
+    for backup in backups:
+        if backup.size * 2 < last_good:
+            doubts.add(backup.key)
         else:
-            last_good = b.size
+            last_good = backup.size
     return doubts
 
 
@@ -953,17 +1071,22 @@ def superseded(found: list[Backup], ours: list[Backup], keep: int, made: str) ->
     An object without metadata is among them only as far as its age goes: see `strangers`.
     """
     doubts = doubtful(ours)
-    good, bad = [b for b in ours if b.key not in doubts], [b for b in ours if b.key in doubts]
-    legacy = [
-        f for f in found if f.metadata == {} and sum(b.seconds > f.seconds for b in ours) >= keep
-    ]  # older executors'
-    return [b for b in good[:-keep] + bad[:-keep] + legacy if b.key != made]
+    good = [backup for backup in ours if backup.key not in doubts]
+    bad = [backup for backup in ours if backup.key in doubts]
+    beyond = good[:-keep] + bad[:-keep]
+    for old in found:
+        if old.metadata == {}:  # an older executor's
+            newer = sum(backup.seconds > old.seconds for backup in ours)
+            if newer >= keep:
+                beyond.append(old)
+    return [old for old in beyond if old.key != made]
 
 
 # What an archive of pg_dump -Fc begins with, by WriteHead in PostgreSQL's pg_backup_archiver.c:
 # PGDMP, the format's version (1.12 to 1.16 are those of PostgreSQL 9.0 to 18), the size of an int
 # and of an offset, 1 for "custom", the compression (an int; a byte from 1.15 on), seven ints of
-# local time. An int is a sign and four bytes, the lowest first.
+# local time; the database's name and the server's version, each behind its length. An int is a sign
+# and four bytes, the lowest first; a text that is missing has the length -1, so another sign.
 ARCHIVE = re.compile(
     rb"PGDMP\x01(?:[\x0c-\x0e].\x04[\x04\x08]\x01[\x00\x01].{4}|[\x0f\x10].\x04[\x04\x08]\x01.)"
     rb"(?:[\x00\x01].{4}){7}",
@@ -977,19 +1100,18 @@ def archive_origin(head: bytes) -> tuple[str, str]:
     Both are "" where these are no archive's, are cut off, or tell no such texts.
     """
     fixed = ARCHIVE.match(head)
-    at = fixed.end() if fixed else len(head)
-    texts = list[str]()
+    rest = head[fixed.end() :] if fixed else b""
+    texts: list[str] = []
     for _ in ("database", "server version"):
-        end = at + 5 + int.from_bytes(head[at + 1 : at + 5], "little")
-        sign, text = head[at : at + 1], head[at + 5 : end]
-        # A text that is missing has the length -1, so another sign.
-        if sign != b"\0" or end > len(head) or not text or b"\0" in text:
+        size = int.from_bytes(rest[1:5], "little")
+        text = rest[5 : 5 + size]
+        if rest[:1] != b"\0" or len(text) < size or not text or b"\0" in text:
             return "", ""
         try:
             texts.append(text.decode())
         except UnicodeDecodeError:
             return "", ""
-        at = end
+        rest = rest[5 + size :]
     return texts[0], texts[1]
 
 
@@ -1004,73 +1126,72 @@ def unlike(head: bytes, database: str, postgresql: str) -> str:
         return "no archive of pg_dump"
     if name != database:
         return f"an archive of database {name!r}"
-    if re.split(r"\D", version)[0] != re.split(r"\D", postgresql)[0]:
+    if major_version(version) != major_version(postgresql):
         return f"an archive of PostgreSQL {version}"
     return ""
 
 
-HEADS = 100  # archives' beginnings that one backup reads: one small request for each
+def beginnings(s3: S3, aged: list[Backup], twin: bool) -> dict[str, bytes | str]:
+    """The first bytes of these objects by key; where they are not known, a text that says why.
+
+    With a TWIN, another server's database of this name that has backups here, they would tell
+    nothing. More than HEADS are looked at by lot, so that none is passed over for ever. When S3
+    goes away, the rest is not asked for.
+    """
+    if twin:
+        why = "another server's database of this name has backups here"
+        return {old.key: why for old in aged}
+    heads: dict[str, bytes | str] = {}
+    otherwise: bytes | str = f"only {HEADS} are looked at"
+    for old in random.sample(aged, min(HEADS, len(aged))):
+        try:
+            heads[old.key] = s3.beginning(old)
+        except Failure as error:
+            heads[old.key] = f"not looked at: {error}"
+            if error.again:
+                otherwise = heads[old.key]
+                break
+    return {old.key: heads.get(old.key, otherwise) for old in aged}
 
 
-def strangers(
-    s3: S3, aged: list[Backup], database: str, postgresql: str, twin: bool
-) -> dict[str, str]:
-    """Which of the objects without metadata stay, and why, by key.
+def strangers(heads: Mapping[str, bytes | str], database: str, postgresql: str) -> dict[str, str]:
+    """Which of the objects without metadata stay, and why, by key; `heads` as of `beginnings`.
 
     A server may have forgotten the metadata (`rclone serve s3` does when it restarts), so these may
-    be another database's. What tells is the archive's own head. With `twin`, another server's
-    database of this name has backups here, it tells nothing. More than `HEADS` are looked at by
-    lot, so that none is passed over for ever. When S3 goes away the rest is not asked for.
+    be another database's. What tells is the archive's own head.
     """
-    kept, away = dict[str, str](), ""
-    for tries, old in enumerate(random.sample(aged, len(aged))):
-        if twin:
-            why = "another server's database of this name has backups here"
-        elif away or tries >= HEADS:
-            why = away or f"only {HEADS} are looked at"
-        else:
-            try:
-                why = unlike(s3.beginning(old), database, postgresql)
-            except Failure as error:
-                why = f"not looked at: {error}"
-                away = why if error.again else ""
+    kept = {}
+    for key in sorted(heads):
+        head = heads[key]
+        why = head if isinstance(head, str) else unlike(head, database, postgresql)
         if why:
-            kept[old.key] = f"no metadata: {why}"
-    if kept:
-        some = "; ".join(f"{key}: {kept[key]}" for key in sorted(kept)[:5])
-        log(
-            "warning",
-            "Leaving alone what has no metadata and may be another database's",
-            Objects=len(kept),
-            Some=some,
-        )
+            kept[key] = f"no metadata: {why}"
     return kept
 
 
 def remove(s3: S3, going: list[Backup]) -> tuple[list[str], dict[str, str]]:
     """Remove these, a line in the log for each; the keys removed, and why others were not."""
-    removed, refused = list[str](), dict[str, str]()
+    removed, refused = [], {}
     for old in going:
         why = "proven" if old.metadata else "no metadata; its archive names this database"
         try:
             s3.call("delete_object", Key=old.key)
+            removed.append(old.key)
+            log("info", "Removed an old backup", Key=old.key, Why=why)
         except Failure as error:
             refused[old.key] = f"not removed: {error}"
             log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
-        else:
-            removed.append(old.key)
-            log("info", "Removed an old backup", Key=old.key, Why=why)
     return removed, refused
 
 
 def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
+    found: list[Backup] = []
     try:
         found = s3.backups()
     except Exception as error:
         log("warning", "Removing none: cannot list them", Error=error)
-        return []
-    unknown = sum(f.metadata is None for f in found)
+    unknown = sum(backup.metadata is None for backup in found)
     if unknown:
         log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
     return found
@@ -1085,17 +1206,24 @@ def prune(s3: S3, system: str, database: str, made: str, postgresql: str) -> dic
     found = known_backups(s3)
     ours = proven(found, system, database)
     doubts = doubtful(ours)
-    kept = {b.key: "proven" for b in ours} | dict.fromkeys(doubts, "doubtful: less than half")
     if made in doubts:
         log("warning", "The new backup is doubtful: half as large", Key=made)
     beyond = superseded(found, ours, s3.s.full_backups, made)
-    twin = any(name == database and of != system for of, name in by_database(found))
     aged = [old for old in beyond if old.metadata == {}]
-    others = strangers(s3, aged, database, postgresql, twin)
+    twin = any(name == database and of != system for of, name in by_database(found))
+    others = strangers(beginnings(s3, aged, twin), database, postgresql)
+    if others:
+        some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
+        what = "Leaving alone what has no metadata and may be another database's"
+        log("warning", what, Objects=len(others), Some=some)
     going = [old for old in beyond if old.key not in others]
     removed, refused = remove(s3, going)
-    kept |= dict(sorted(others.items())[:HEADS]) | refused
-    return {"removed": removed, "kept": {key: kept[key] for key in kept if key not in removed}}
+    kept = {backup.key: "proven" for backup in ours}
+    kept |= dict.fromkeys(doubts, "doubtful: less than half")
+    kept |= dict(itertools.islice(others.items(), HEADS)) | refused
+    for key in removed:
+        kept.pop(key, None)
+    return {"removed": removed, "kept": kept}
 
 
 # ---- The staging volume --------------------------------------------------------------------------

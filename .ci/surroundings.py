@@ -588,3 +588,11 @@ class Footprint(NamedTuple):
     sessions: int     # of PostgreSQL
     registered: int   # executors, functions and crons
     objects: int
+
+
+def one_error(ran: subprocess.CompletedProcess[str], *says: str) -> str:
+    """The one error line of a command that failed, and had no answer; it matches each of SAYS."""
+    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    assert ran.returncode == 1 and not ran.stdout and len(errors) == 1, ran.stdout + ran.stderr
+    assert all(re.search(each, errors[0]) for each in says), (says, errors)
+    return errors[0]

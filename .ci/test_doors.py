@@ -12,7 +12,6 @@ import secrets
 import select
 import signal
 import socket
-import ssl
 import stat
 import struct
 import subprocess
@@ -21,18 +20,27 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
 import pytest
-import trustme
 
 import backup_executor
 from colonies import COLONY_NAME, FAILED, OWNER_KEY
 from environment import EXECUTOR, PROJECT, ROOT
-from proxies import COMPLETING, FORBIDDEN, PART, Meddler, Proxy, Rule, http_reply, receive, through
+from proxies import (
+    COMPLETING,
+    FORBIDDEN,
+    PART,
+    Meddler,
+    Proxy,
+    Rule,
+    Stranger,
+    http_reply,
+    secured,
+    through,
+)
 from readme import FETCHED, FINISHED, by_hand, least_privileges
 from restores import archive, databases
 from servers import (
@@ -41,7 +49,6 @@ from servers import (
     Postgres,
     Program,
     SeaweedFS,
-    Server,
     client_programs,
     descendants,
     executor_environment,
@@ -189,62 +196,6 @@ def test_a_link_that_appears_where_pg_dump_is_about_to_write_is_not_followed(
     assert not scene.objects() and not [name for name in scene.files() if "json" in name]
 
 
-class Stranger(Server):
-    """It answers whatever comes with the same bytes, over TLS if it has a context for that."""
-
-    def __init__(self, answer: bytes = b"", tls: ssl.SSLContext | None = None) -> None:
-        self.answer, self.tls, self.received, self.connections = answer, tls, list[bytes](), 0
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port = self.listener.getsockname()[1]
-
-    def start(self) -> Stranger:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def kill(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self.listener.accept()
-                self.connections += 1
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            stream = self.tls.wrap_socket(client, server_side=True) if self.tls else client
-            with stream:
-                said = receive(stream)
-                while said[:1].isupper() and b"\r\n\r\n" not in said:
-                    said += receive(stream)
-                length = re.search(rb"(?i)\ncontent-length: *(\d+)", said)
-                whole = len(said.partition(b"\r\n\r\n")[0]) + 4 + int(length[1] if length else 0)
-                while length and b"100-continue" not in said and len(said) < whole:
-                    said += receive(stream)
-                self.received.append(said)
-                stream.sendall(self.answer)
-
-
-AUTHORITY, AGE = "127.0.0.1", timedelta(days=30)  # whom certificates are for, and for how long
-
-
-def secured(folder: Path, how: str) -> tuple[ssl.SSLContext | None, str]:
-    """A server's side of TLS that is right, or wrong in one way; the file of who is trusted."""
-    authority, now = trustme.CA(), datetime.now(timezone.utc)
-    trusted = trustme.CA() if how == "unknown authority" else authority
-    trusted.cert_pem.write_to_path(str(folder / "ca.pem"))
-    when = {"expired": (now - AGE, now - AGE / 30), "not yet valid": (now + AGE / 30, now + AGE)}
-    begin, end = when.get(how, (now - AGE, now + AGE))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("192.0.2.1" if how == "another host" else AUTHORITY,
-                         not_before=begin, not_after=end).configure_cert(context)
-    if how == "TLS 1.1":
-        context.set_ciphers("ALL:@SECLEVEL=0")
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-    return None if how == "no TLS" else context, str(folder / "ca.pem")
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")

@@ -22,18 +22,10 @@ from machine import FILL, FULL, TMPFS, Machine
 from proxies import COMPLETING, FORBIDDEN, Meddler, through
 from restores import databases
 from servers import RcloneS3, descendants
-from surroundings import BRISK, FILLED, Scene, Site, becomes_true, sha256_of, standin
+from surroundings import BRISK, FILLED, Scene, Site, becomes_true, one_error, sha256_of, standin
 from timescale import Timescale
 
 # ---- A machine that fails, and neighbours ------------------------------------------------------
-
-def one_error(ran: subprocess.CompletedProcess[str], *says: str) -> str:
-    """The one error line of a command that failed, and had no answer; it matches each of SAYS."""
-    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
-    assert ran.returncode == 1 and not ran.stdout and len(errors) == 1, ran.stdout + ran.stderr
-    assert all(re.search(each, errors[0]) for each in says), (says, errors)
-    return errors[0]
-
 
 def recovers(scene: Scene, machine: Machine, ran: subprocess.CompletedProcess[str]) -> None:
     """After a backup RAN on a machine that is whole again the next one clears up and succeeds."""
