@@ -12,6 +12,7 @@ import collections
 import ctypes
 import dataclasses
 import datetime
+import enum
 import fcntl
 import functools
 import hashlib
@@ -1927,31 +1928,42 @@ def sweep(s: Settings, s3: S3, process: str) -> Journal:  # after crashes; the p
 
 
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
-FIELD, ORDER = 2**256 - 2**32 - 977, 2**256 - 0x14551231950B75FC4402DA1732FC9BEBF
+
+FIELD = 2**256 - 2**32 - 977
+ORDER = 2**256 - 0x14551231950B75FC4402DA1732FC9BEBF
 GENERATOR = (
     0x79BE667EF9DCBBAC55A06295CE870B07029BFCDB2DCE28D959F2815B16F81798,
     0x483ADA7726A3C4655DA4FBFC0E1108A8FD17B448A68554199C47D08FFB10D4B8,
 )
+Point = tuple[int, int]  # of y^2 = x^3 + 7
 
 
-def add(p: tuple[int, int], q: tuple[int, int]) -> tuple[int, int]:  # of y^2 = x^3 + 7; q is not -p
-    rise, run = (3 * p[0] ** 2, 2 * p[1]) if p == q else (q[1] - p[1], q[0] - p[0])
-    x = ((slope := rise * pow(run, -1, FIELD)) ** 2 - p[0] - q[0]) % FIELD
+def add(p: Point, q: Point) -> Point:
+    """The sum of two points, which may be the same, but not opposite."""
+    rise, width = q[1] - p[1], q[0] - p[0]
+    if p == q:
+        rise, width = 3 * p[0] ** 2, 2 * p[1]
+    slope = rise * pow(width, -1, FIELD)
+    x = (slope**2 - p[0] - q[0]) % FIELD
     return x, (slope * (p[0] - x) - p[1]) % FIELD
 
 
+# The generator times 1, 2, 4, …: with them a signature takes 6 ms, without 20.
 DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
 
 
-def multiply(scalar: int) -> tuple[int, int]:  # of the generator: some 128 sums of DOUBLES
+def multiply(scalar: int) -> Point:
+    """The generator times a number, 1 to ORDER - 1."""
     return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
 
 
-def identity(key: int) -> str:  # SHA3-256 of its public key's hex text
+def identity(key: int) -> str:
+    """What Colonies calls the id of a private key: SHA3-256 of its public key's hex text."""
     return hashlib.sha3_256("04{:064x}{:064x}".format(*multiply(key)).encode()).hexdigest()
 
 
-def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
+def nonce(key: int, number: int) -> int:
+    """RFC 6979, 3.2; its first candidate: that this is no valid one has a chance of 2**-128."""
     seed = key.to_bytes(32, "big") + (number % ORDER).to_bytes(32, "big")
     k, v = bytes(32), b"\1" * 32
     for mark in (b"\0", b"\1"):
@@ -1960,51 +1972,70 @@ def nonce(key: int, number: int) -> int:  # RFC 6979, 3.2; its first candidate
     return int.from_bytes(hmac.digest(k, v, "sha256"), "big")
 
 
-def sign(key: int, text: str) -> str:  # r (32 bytes), low s (32), recovery id (1)
+def sign(key: int, text: str) -> str:
+    """A signature in hex: r (32 bytes), low s (32), recovery id (1)."""
     number = int.from_bytes(hashlib.sha3_256(text.encode()).digest(), "big")
-    x, y = multiply(once := nonce(key, number))
+    once = nonce(key, number)
+    x, y = multiply(once)
     s = pow(once, -1, ORDER) * (number + x * key) % ORDER
-    return f"{x:064x}{min(s, ORDER - s):064x}{(y ^ (s > ORDER - s)) & 1:02x}"
+    if s > ORDER - s:
+        s, y = ORDER - s, y ^ 1
+    return f"{x:064x}{s:064x}{y & 1:02x}"
 
 
-def own_key(owner: int, colony: str, name: str) -> int:  # a restarted one is the same
-    texts = (f"colonies-backup-executor/1\0{colony}\0{name}\0{n}" for n in itertools.count())
-    codes = (hmac.digest(owner.to_bytes(32, "big"), text.encode(), "sha256") for text in texts)
-    return next(key for code in codes if 0 < (key := int.from_bytes(code, "big")) < ORDER)
+def own_key(owner: int, colony: str, name: str) -> int:
+    """The key of an executor that was given none: the same one after each start."""
+    key = counter = 0
+    while not 0 < key < ORDER:
+        text = f"colonies-backup-executor/1\0{colony}\0{name}\0{counter}"
+        key = int.from_bytes(hmac.digest(owner.to_bytes(32, "big"), text.encode(), "sha256"), "big")
+        counter += 1
+    return key
 
 
 # ---- Colonies ------------------------------------------------------------------------------------
-WAITING, RUNNING, ELSEWHERE, UNKNOWN = 0, 1, -1, -2  # a process's states; above: its ends
+
+
+def exchange(url: str, tls: ssl.SSLContext, within: float, body: object) -> tuple[int, bytes]:
+    """Send a request to Colonies; the HTTP status and the first 16 MiB of its answer."""
+    opener = urllib.request.OpenerDirector()  # the usual one follows redirections
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.HTTPHandler())
+    opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+    headers = {"Content-Type": "text/plain"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with opener.open(request, timeout=within) as reply:
+        return reply.status, reply.read(16 * MIB)
 
 
 def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
-    """Sign and send a message; the decoded answer. Failure has the status Colonies gave."""
-    status, text = 0, base64.b64encode(json.dumps(message).encode()).decode()
-    body = {"payloadtype": message["msgtype"], "payload": text, "signature": sign(key, text)}
-    query = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "text/plain"})
-    web, opener = urllib.request, urllib.request.OpenerDirector()  # it follows no redirection
-    for handler in (web.ProxyHandler(), web.HTTPHandler(), web.HTTPSHandler(context=tls)):
-        opener.add_handler(handler)
+    """Sign and send a message; the decoded answer, within so many seconds.
 
-    def exchange() -> tuple[int, bytes]:
-        with opener.open(query, timeout=within) as reply:
-            return reply.status, reply.read(16 * MIB)
-
+    Raises ColoniesFailure; its status is 0 also where something in between answers in its place.
+    """
+    kind, begun, status = message["msgtype"], time.monotonic(), 0
+    text = base64.b64encode(json.dumps(message).encode()).decode()
+    body = {"payloadtype": kind, "payload": text, "signature": sign(key, text)}
     try:
-        status, raw = in_time(within, exchange)
+        status, raw = in_time(within, lambda: exchange(url, tls, within, body))
         require(status // 100 != 3, "it redirects, which is not followed")
         envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
         answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
         if status == 200 and envelope["error"] is False:
             return answer
         why = str(answer["message"])
-    except Exception as no:  # no answer (0), an odd one (1), or something else's (0)
-        status, why = +(status == 200), f"{no} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
-    text = f"Colonies at {url}: {message['msgtype']}: {why[:500]}"
-    raise ColoniesFailure(text, status, again=True)
+    except Exception as error:
+        why = f"{error} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+        if status != 200:
+            status = 0
+    finally:
+        seconds = f"{time.monotonic() - begun:.3f}"
+        log("debug", "Colonies answered", Message=kind, Status=status, Seconds=seconds)
+    raise ColoniesFailure(f"Colonies at {url}: {kind}: {why[:500]}", status, True, status == 200)
 
 
-def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is none
+def server_time(text: object) -> int:
+    """A time as RFC 3339 writes it, in ns since 1970; 0: it is none, or before that."""
     with suppress(IndexError, ValueError):
         day, part, zone = re.findall(r"^(.{19})\.?([0-9]{,9})(Z|[+-]\d\d:\d\d)$", str(text))[0]
         whole = datetime.datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
@@ -2013,79 +2044,85 @@ def server_time(text: object) -> int:  # ns since 1970 from RFC 3339; 0: it is n
 
 
 # ---- The executor --------------------------------------------------------------------------------
+
 FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves one; argument: none or a name"}
 ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
+WAITING, RUNNING = 0, 1  # states of a process in Colonies' words; above: its ends
 
 
-class Job:  # a command of ours as a child, told for which process it works, if for one
-    def __init__(self, *command: str, **told: Any):
-        self.id: str = told.get("process", "")
-        self.news, self.errors, self.result, self.rest = list[str](), list[str](), b"", b""
-        env = {x: y for x, y in os.environ.items() if not re.match("COLONIES_.*PRVKEY(_FILE)?$", x)}
-        env["BACKUP_PROCESS"] = json.dumps({x: str(y or "")[:99] for x, y in told.items()})
+class Standing(enum.Enum):
+    """Where a process stands, seen from this executor."""
+
+    WAITING = "waits for an executor"
+    HERE = "is assigned to us"
+    ELSEWHERE = "is assigned to another executor"
+    CLOSED = "was closed, failed or cancelled"
+    UNKNOWN = "Colonies knows none such, or said something odd"
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A process of Colonies, as far as it can be read: who submits it may write anything."""
+
+    id: str
+    function: str
+    arguments: list[str] | None  # None: none that the function takes
+    submitted: int  # ns since 1970, by the server's clock; 0: it does not say
+    starttime: str  # by the same clock, for the result; "": it does not say
+
+
+def read_process(answer: Any) -> Process:
+    """A process out of an answer of Colonies. Raises KeyError where that has no id."""
+    spec = answer.get("spec")
+    if not isinstance(spec, dict):
+        spec = {}
+    function = str(spec.get("funcname"))[:99]
+    arguments = spec.get("args") or []
+    pattern = ARGUMENTS.get(function, "")
+    if spec.get("kwargs") or not re.fullmatch(pattern, json.dumps(arguments)):
+        arguments = None
+    submitted = server_time(answer.get("submissiontime"))
+    starttime = str(answer.get("starttime") or "")[:99]
+    return Process(str(answer["processid"])[:99], function, arguments, submitted, starttime)
+
+
+class Job:
+    """A command of ours that runs as a child, for a process of Colonies or for none.
+
+    So it can be stopped, and what kills it, as a memory limit, kills it alone. Its stdout carries
+    its log, on lines that begin with "#", and its result.
+    """
+
+    def __init__(self, *command: str, process: Process | None = None):
+        self.process = process
+        self.news: list[str] = []  # log lines that Colonies has not got yet
+        self.errors: list[str] = []
+        self.result = b""
+        self.rest = b""  # of a line that is not complete yet
+        keys = re.compile("COLONIES_.*PRVKEY(_FILE)?$")  # what it does takes none
+        env = {name: x for name, x in os.environ.items() if not keys.match(name)}
+        told = {}
+        if process:
+            told = {"process": process.id, "starttime": process.starttime}
+        env[CHILD] = json.dumps(told)
         self.child = start([sys.executable, __file__, *command], env, close_fds=False)
 
-    def ended(self) -> bool:  # hear the child out, for a second; has it ended?
+    def ended(self) -> bool:
+        """Whether it has ended; takes in what it says, for a second at most."""
         pipe = self.child.stdout
         if not pipe or not select.select([pipe], [], [], 1)[0]:
             return False
         data = os.read(pipe.fileno(), 65536)
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
-            if line.startswith(b"#"):
-                level, text = json.loads(line[1:])
-                self.news.append(text)
-                if level == "error":
-                    self.errors.append(text)
-            else:
+            if not line.startswith(b"#"):
                 self.result += line + b"\n"
+                continue
+            level, text = json.loads(line[1:])
+            self.news.append(text)
+            if level == "error":
+                self.errors.append(text)
         return not data and self.child.wait() is not None
-
-
-class Cron(NamedTuple):
-    """A cron of the colony; its workflow is one function of ours for executors of our type."""
-
-    id: str
-    name: str
-    expression: str  # when, seconds first
-    names: list[str]  # of the executors that may take its processes (2026); none: any of the type
-    ids: list[str]  # likewise (2023)
-
-
-def says_nothing(value: Any) -> bool:
-    """Whether a server or its command line filled a field in that nobody set."""
-    if isinstance(value, dict):
-        return all(map(says_nothing, value.values()))
-    return value in (None, "", 0, -1, [])
-
-
-def plain_crons(listed: list[Any], function: str, kind: str) -> list[Cron]:
-    """The crons for FUNCTION among those LISTED, in the order of their ids.
-
-    Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
-    """
-    found = list[Cron]()
-    for cron in listed:
-        with suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            (node,) = json.loads(cron["workflowspec"])["functionspecs"]
-            where = node.pop("conditions")
-            names = [str(x) for x in where.pop("executornames", None) or []]
-            ids = [str(x) for x in where.pop("executorids", None) or []]
-            wants = (node.pop("funcname"), where.pop("executortype"))
-            for named in ("nodename", "colonyname", "colonyid"):
-                node.pop(named, None)
-                where.pop(named, None)
-            if wants == (function, kind) and says_nothing(node) and says_nothing(where):
-                found.append(
-                    Cron(
-                        str(cron["cronid"]),
-                        str(cron["name"]),
-                        str(cron["cronexpression"]),
-                        names,
-                        ids,
-                    )
-                )
-    return sorted(found)
 
 
 def signal_name(number: int) -> str:
@@ -2096,439 +2133,555 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-class Executor:  # has each process done by a child, closes it; its state follows the answers
+class Executor:
+    """Waits for processes, has each done by a child, and closes it.
+
+    What Colonies says is the truth, and is asked for again and again; what is kept here is only
+    what it does not know. Nothing that it answers ends a job that runs, but word that the job's
+    process is not ours any more.
+    """
+
     def __init__(self, s: Settings):
-        self.s, host, port = s, s.colonies_server_host, s.colonies_server_port
-        self.url = f"http{'s' * s.colonies_tls}://{f'[{host}]' if ':' in host else host}:{port}/api"
-        self.tls = (
-            ssl.create_default_context(cafile=s.colonies_ca_file or None)
-            if s.colonies_tls
-            else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        )  # for http: 2 MB of authorities
+        self.s = s
+        scheme, host = "http", s.colonies_server_host
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; without 2 MB of authorities
+        if s.colonies_tls:
+            scheme = "https"
+            self.tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
         if s.colonies_insecure_skip_verify:
-            self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
+            self.tls.check_hostname = False
+            self.tls.verify_mode = ssl.CERT_NONE
+        if ":" in host:
+            host = f"[{host}]"
+        self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
         self.database = f"{s.db_host}:{s.db_port}/{s.db_database}"
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
         self.take_keys(s)
+        self.serving = False
         self.joined: bool | None = None  # None: never yet
-        self.times = dict[str, float]()  # when what is due again
-        self.queue = dict[str, Mapping[str, Any]]()  # assigned to us; the one at work, too
-        self.done = dict[str, dict[str, Any]]()  # what to close with: `out` or `errors`
-        self.satisfied = 0, ""  # when the newest backup's process started, and its result
-        # How often a process's child was killed. A journal counts it, too, over our restarts; but a
-        # child may be killed before it has one.
-        self.deaths = collections.Counter[str]()
-        self.alone = False  # at the last look at the crons no other executor of our type was there
-        self.warned = set[str]()  # of crons, once each
+        self.job: Job | None = None
+        self.times: dict[str, float] = {}  # when what is due again, by the monotonic clock
+        self.queue: dict[str, Process] = {}  # assigned to us and not closed; the job's, too
+        self.outcomes: dict[str, dict[str, list[str]]] = {}  # to close with: `out` or `errors`
+        # When the newest backup's process was assigned (ns, as `submitted`), and its result.
+        self.newest = (0, "")
+        # How often a process's child was killed. What is on the volume counts it, too, over our
+        # restarts; but a child may be killed before it has anything there.
+        self.deaths: collections.Counter[str] = collections.Counter()
+        self.crons = Crons(self)
+        self.others, self.odd_crons = self.crons.others, self.crons.odd  # until merged
 
-    def take_keys(self, s: Settings) -> None:  # they may have changed since
-        self.owner: int | None = s.colonies_colony_prvkey
+    def take_keys(self, s: Settings) -> None:
+        """Take the keys from settings: they may have changed since the start."""
+        self.owner = s.colonies_colony_prvkey
         colony = s.colonies_colony_name or s.colonies_colony_id
         self.key = s.colonies_executor_prvkey or own_key(self.owner or 0, colony, self.name)
         self.id = identity(self.key)
         self.names = {"executorname": self.name, "executorid": self.id, **self.colony}
 
-    def call(self, msgtype: str, within: Any = 15, key: Any = 0, **fields: Any) -> Any:
+    def call(self, msgtype: str, within: float = 15, key: int = 0, /, **fields: Any) -> Any:
+        """What Colonies answers within so many seconds; key: else our own. Raises Failure."""
+        self.show_life()
         return ask(self.url, self.tls, key or self.key, within, {"msgtype": msgtype, **fields})
 
-    def due(self, what: str, seconds: float) -> bool:  # true once in so many seconds
-        if due := time.monotonic() >= self.times.get(what, 0):
-            self.times[what] = time.monotonic() + seconds * TIME_SCALE
-        return due
+    def show_life(self) -> None:
+        """Touch the file that a liveness probe looks at; `check` is no sign of life."""
+        if self.serving:
+            with suppress(OSError), open(self.s.backup_alive_file, "a", opener=guarded) as file:
+                os.utime(file.fileno())
 
-    def serve(self) -> None:  # what a crash left at VERIFY_DB_HOST goes first
-        self.job: Job | None = Job("backup", "--resume") if self.s.verify_db_host else None
-        pauses, alive = backoff(), self.s.backup_alive_file
+    def due(self, what: str, seconds: float) -> bool:
+        """True once in so many seconds."""
+        now = time.monotonic()
+        if now < self.times.get(what, 0):
+            return False
+        self.times[what] = now + seconds * TIME_SCALE
+        return True
+
+    def serve(self) -> None:
+        """Do what Colonies asks for, until a signal comes.
+
+        Whatever a server answers, a job that runs goes on. Raises what is no use to try again, if
+        that comes before the colony knows us: nobody has come to rely on us yet.
+        """
+        self.serving = True
+        if self.s.verify_db_host:
+            self.job = Job("backup", "--resume")  # a crash may have left a database there
+        pauses = backoff()
         while not signals:
-            with suppress(OSError), open(alive, "a", opener=guarded) as f:
-                os.utime(f.fileno())
+            self.show_life()
             try:
-                if self.job and self.job.ended():
-                    with suppress(Failure):
-                        self.tell(self.job)
-                    self.conclude(self.job)
-                if (
-                    not (self.job or self.queue)
-                    and self.due("resume", 300)
-                    and any(x.pending() or os.path.exists(x.partial) for x in journals(self.s))
-                ):
-                    self.job = Job("backup", "--resume")
-                if not self.joined:
-                    self.join()
-                elif self.job:
-                    self.attend(self.job)
-                elif self.queue:
-                    self.see_to(
-                        min(
-                            self.queue,
-                            key=lambda name: (
-                                name not in self.done,
-                                self.spec(name)[0] != "backup",
-                                self.rest(name),
-                            ),
-                        )
-                    )
-                else:
-                    self.idle()
+                self.round()
+            except Exception as error:
+                self.complain(error)
+                time.sleep(next(pauses))
+            else:
                 pauses = backoff()
                 if self.times.pop("complain", 0):
                     log("info", "Colonies is back")
-            except Exception as error:  # whatever a server sends: a running dump goes on
-                status = getattr(error, "status", 1)  # odd is as refused: it waits
-                again = getattr(error, "again", not isinstance(error, OSError))
-                if not again and self.joined is None:
-                    raise
-                if self.due("complain", 60):
-                    log("error" if status or not again else "warning", f"{error}; trying again ...")
-                self.joined = self.joined and status != 403
-                self.times |= dict.fromkeys(["watch"] if status else ["watch", "look", "cron"], 0)
-                time.sleep(next(pauses))
 
-    def join(self) -> None:  # be known to the colony, approved, and announced
+    def round(self) -> None:
+        """Do the one thing that is next."""
+        if self.job and self.job.ended():
+            with suppress(Failure):
+                self.tell(self.job)
+            self.conclude(self.job)
+        if not self.job and not self.queue and self.due("resume", 300) and self.is_left():
+            self.job = Job("backup", "--resume")
+        if not self.joined:
+            self.join()
+        elif self.job:
+            self.attend(self.job)
+        elif self.queue:
+            self.see_to(min(self.queue.values(), key=self.rank))
+        else:
+            self.idle()
+
+    def is_left(self) -> bool:
+        """Whether there is a dump on the volume that waits for S3, or the rest of one."""
+        return any(x.pending() or os.path.exists(x.partial) for x in journals(self.s))
+
+    def rank(self, process: Process) -> tuple[bool, bool, float]:
+        """What comes first: what is done; then backups, and of these what need not wait."""
+        waits = self.rest(process)
+        return process.id not in self.outcomes, process.function != "backup", waits
+
+    def complain(self, error: Exception) -> None:
+        """Log what failed, once a minute, and have the next rounds find out more.
+
+        Raises the error where it comes before we ever joined, and will not pass.
+        """
+        status = getattr(error, "status", 200)  # what cannot be read is an odd answer, too
+        again = getattr(error, "again", not isinstance(error, OSError))
+        if self.joined is None and not again:
+            raise error
+        level = "error"
+        if not status and again:
+            level = "warning"
+            self.times["look"] = self.times["cron"] = 0  # while it is away anything may happen
+        if self.due("complain", 60):
+            log(level, f"{error}; trying again ...")
+        if status == 403:
+            self.joined = False
+        self.times["watch"] = 0
+
+    def join(self) -> None:
+        """Be known to the colony, approved, and announced with our functions. Raises Failure."""
         self.take_keys(read_settings(os.environ, "serve", serve=True))
-        executor, announced = self.names | {"executortype": self.type}, None
+        executor = self.names | {"executortype": self.type}
         if not self.known():
-            text = f"Colonies does not know executor {self.name!r}, id {self.id}: approve it"
-            if not self.owner:
-                raise ColoniesFailure(f"{text}, or set COLONIES_COLONY_PRVKEY", 403, True)
-            with allowing(400, 403):
-                self.call("addexecutormsg", key=self.owner, executor=executor)
-            with allowing(403, 500):
-                self.call("approveexecutormsg", key=self.owner, **self.names)
-            require(
-                self.known(),
-                f"Colonies: the executor name {self.name!r} belongs to another "
-                "key (set COLONIES_EXECUTOR_NAME), or COLONIES_COLONY_PRVKEY is no owner's",
-            )
-        with allowing(*range(400, 600)):
-            announced = self.call("getfunctionsmsg", **self.names)
-        for name in sorted(FUNCTIONS.keys() - {known["funcname"] for known in announced or []}):
-            fun = executor | dict.fromkeys(("desc", "description"), FUNCTIONS[name])
+            self.register(executor)
+        announced: list[Any] = []
+        with allowing(*range(400, 600)):  # a server of 2023 refuses, and makes no second record
+            announced = self.call("getfunctionsmsg", **self.names) or []
+        missing = FUNCTIONS.keys() - {known["funcname"] for known in announced}
+        for name in sorted(missing):
+            said = {"funcname": name, "desc": FUNCTIONS[name], "description": FUNCTIONS[name]}
             with allowing(403):
-                self.call("addfunctionmsg", fun=fun | {"funcname": name})
+                self.call("addfunctionmsg", fun=executor | said)
         self.joined = True
         self.times["cron"] = 0  # while we were away another may have taken it for a former one's
         log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
 
-    def known(self) -> Any:  # give a sign of life (nothing needs less than no CPU)
-        with allowing(403):
-            return self.assign(timeout=-1, availablecpu="-1m") is not None
+    def register(self, executor: dict[str, str]) -> None:
+        """Add and approve ourselves with the owner's key; either may have been done before."""
+        if not self.owner:
+            text = f"Colonies does not know executor {self.name!r}, id {self.id}: approve it"
+            raise ColoniesFailure(f"{text}, or set COLONIES_COLONY_PRVKEY", 403, True)
+        with allowing(400, 403):
+            self.call("addexecutormsg", 15, self.owner, executor=executor)
+        with allowing(403, 500):
+            self.call("approveexecutormsg", 15, self.owner, **self.names)
+        require(
+            self.known(),
+            f"Colonies: the executor name {self.name!r} belongs to another "
+            "key (set COLONIES_EXECUTOR_NAME), or COLONIES_COLONY_PRVKEY is no owner's",
+        )
 
-    def assign(self, **fields: Any) -> bool:  # take in what comes, asked for or not
-        with allowing(404):
-            process = self.call("assignprocessmsg", 25, **fields, **self.colony)
-            return bool(self.queue.setdefault(str(process["processid"])[:99], process))
+    def known(self) -> bool:
+        """Whether the colony knows us; it also is our sign of life."""
+        with allowing(403):
+            self.assign(timeout=-1, availablecpu="-1m")  # nothing needs less than no CPU
+            return True
         return False
 
-    def running(self) -> dict[str, Any]:
-        asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
-        return {
-            str(x["processid"])[:99]: x
-            for x in self.call("getprocessesmsg", **asked) or []
-            if x["assignedexecutorid"] == self.id
-        }
+    def assign(self, **fields: Any) -> bool:
+        """Take in a process, if one comes, asked for or not; we may have it already."""
+        with allowing(404):
+            answer = self.call("assignprocessmsg", 25, **fields, **self.colony)
+            process = read_process(answer)
+            self.queue.setdefault(process.id, process)
+            return True
+        return False
 
-    def idle(self) -> None:  # find or wait for a process, never flooding; see to the cron
+    def running(self) -> dict[str, Process]:
+        """What is assigned to us, as Colonies has it: lost answers', an earlier run's, too."""
+        asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
+        listed = self.call("getprocessesmsg", **asked) or []
+        ours = [read_process(x) for x in listed if x["assignedexecutorid"] == self.id]
+        return {process.id: process for process in ours}
+
+    def idle(self) -> None:
+        """Wait for a process; see to what got lost, and to the crons."""
         if self.due("look", 60):
-            self.queue |= self.running()  # lost answers', an earlier run's
+            self.queue |= self.running()
         if self.due("cron", 3600):
-            self.see_to_crons()
+            self.crons.see_to()
         if self.queue or self.assign(timeout=10):
             return
-        self.satisfied = 0, ""  # what it could satisfy has come, so an odd time does no harm
+        self.newest = (0, "")  # what it could satisfy has come, so an odd time does no harm
         if not self.due("poll", 1):
-            time.sleep(1)
+            time.sleep(1)  # the server does not hold requests for as long as it is asked to
 
-    def see_to_crons(self) -> None:
-        """Have the colony hold our crons, once an hour and whenever we join it."""
-        if not (self.s.backup_cron or self.s.verify_cron):
+    def remove(self, what: str, within: float = 15, key: int = 0, /, **message: Any) -> None:
+        """Remove a cron or an executor, in the words of 2026 and of 2023."""
+        for verb in ("remove", "delete"):
+            with allowing(403):
+                self.call(f"{verb}{what}msg", within, key, **message)
+
+    def standing(self, process: Process) -> Standing:
+        """Where a process stands now. Raises Failure where Colonies does not answer."""
+        odd = (KeyError, TypeError, ValueError, OverflowError)
+        with allowing(200, 400, 404, 500), suppress(*odd):
+            answer = self.call("getprocessmsg", processid=process.id)
+            state, here = int(answer["state"]), answer["assignedexecutorid"] == self.id
+            if state > RUNNING:
+                return Standing.CLOSED
+            if state == WAITING:
+                return Standing.WAITING
+            return Standing.HERE if here else Standing.ELSEWHERE
+        return Standing.UNKNOWN
+
+    def see_to(self, process: Process) -> None:
+        """Take one step with a process of the queue: forget, close, refuse or begin it.
+
+        It may have been cancelled, or taken away, since it was assigned to us.
+        """
+        standing, backup_began = self.standing(process), self.newest[0]
+        if standing is Standing.CLOSED:
+            self.forget(process)
+        elif standing is not Standing.HERE:
+            del self.queue[process.id]  # its outcome stays, should it come back
+        elif process.id in self.outcomes:
+            self.close(process)
+        elif process.arguments is None:
+            name = process.function
+            self.fail(process, f"no function {name!r} with such arguments, only {FUNCTIONS}")
+        elif process.function == "backup" and 0 < process.submitted <= backup_began:
+            text = "A backup begun after this request satisfies it"
+            log("info", text, ProcessId=process.id, Database=self.database)
+            self.outcomes[process.id] = {"out": [self.newest[1]]}
+        elif process.function == "verify" and self.assign(timeout=-1):
+            pass  # what has come may go before it: the next round sees
+        elif self.rest(process):
+            if self.due("watch", 60):
+                self.known()
+            time.sleep(min(self.rest(process), 1))
+        else:
+            log("info", "Beginning process", ProcessId=process.id, Database=self.database)
+            self.job = Job(process.function, *process.arguments, process=process)
+
+    def rest(self, process: Process) -> float:
+        """Seconds that a process whose child was killed has yet to wait for the next."""
+        return max(0, self.times.get(f"again {process.id}", 0) - time.monotonic())
+
+    def fail(self, process: Process, *errors: str) -> None:
+        """Note that a process is to be closed as failed."""
+        log("error", "Process failed", ProcessId=process.id, Errors="; ".join(errors))
+        # A server refuses NUL, and fails the process without a word.
+        self.outcomes[process.id] = {"errors": [error.replace("\0", "") for error in errors]}
+
+    def attend(self, job: Job) -> None:
+        """While a job runs: pass its log on, and each minute look whether it still is wanted."""
+        if not self.due("watch", 60):
+            self.tell(job)
             return
-        listed = self.call("getcronsmsg", count=1000, **self.colony) or []
+        self.known()
+        if not job.process:
+            return
+        standing = self.standing(job.process)
+        # It was taken from us: have it back, whatever else comes, but not without end.
+        while standing is Standing.WAITING and len(self.queue) < 100 and self.assign(timeout=-1):
+            standing = self.standing(job.process)
+        if standing in (Standing.CLOSED, Standing.ELSEWHERE):
+            text = "Stopping what was cancelled, failed or given away"
+            log("warning", text, ProcessId=job.process.id)
+            stop(job.child, signal.SIGUSR1, 6)
+            self.job = None
+
+    def tell(self, job: Job) -> None:
+        """Pass the job's log on to its process, once, whatever Colonies thinks of it."""
+        if job.process and job.news:
+            text = "\n".join(job.news) + "\n"
+            with allowing(*range(1, 600)):  # servers of 2023 keep none
+                self.call("addlogmsg", processid=job.process.id, message=text)
+            job.news.clear()
+
+    def conclude(self, job: Job) -> None:
+        """A job has ended: note with what its process is to be closed, or let it begin anew.
+
+        A backup that was killed begins anew after a pause, twice: the third time it has failed.
+        """
+        self.job = None
+        process, status = job.process, job.child.returncode
+        killer = signal_name(-status)
+        if not process:
+            if status < 0:
+                log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+        elif status == 0:
+            result = job.result.decode().strip()
+            self.outcomes[process.id] = {"out": [result]}
+            began = server_time(json.loads(result).get("starttime"))  # of a verify: 0
+            self.newest = max(self.newest, (began, result))
+        elif status > 0:
+            self.fail(process, *job.errors or [f"it ended with exit status {status}"])
+        elif process.function != "backup":
+            self.fail(process, f"killed by {killer}: is the memory limit low?", *job.errors)
+        else:
+            self.deaths[process.id] += 1
+            if self.deaths[process.id] < DEATHS:
+                self.times[f"again {process.id}"] = time.monotonic() + TIME_SCALE
+                text = "It was killed, beginning it again"
+                log("warning", text, ProcessId=process.id, Signal=killer)
+            else:
+                text = f"killed three times, at last by {killer}: is the memory limit low?"
+                self.fail(process, text, *job.errors)
+
+    def close(self, process: Process, within: float = 15) -> None:
+        """Close a process with its outcome. If that is refused, it is tried again in a minute."""
+        outcome = self.outcomes[process.id]
+        how = "successful" if "out" in outcome else "failed"
+        try:
+            self.call(f"close{how}msg", within, processid=process.id, **outcome)
+        except ColoniesFailure as refused:
+            if refused.odd or not refused.status:
+                raise
+            log("warning", "Cannot close the process", ProcessId=process.id, Error=refused)
+            del self.queue[process.id]  # if it still is ours, `running` brings it back
+        else:
+            self.forget(process)
+
+    def forget(self, process: Process) -> None:
+        """Drop what was kept for a process, here and on the volume: it is closed."""
+        log("info", "Closed process", ProcessId=process.id)
+        del self.queue[process.id]
+        self.outcomes.pop(process.id, None)
+        del self.deaths[process.id]
+        self.times.pop(f"again {process.id}", None)
+        with suppress(OSError):  # where the volume is gone, so is this
+            for journal in journals(self.s):
+                if journal.get("process") == process.id and not journal.pending():
+                    journal.remove()
+
+    def leave(self) -> None:
+        """Stop the job, close what is done, and deregister, which hands the rest back; in 10 s.
+
+        Without the owner's key nobody can hand back: then the rest is closed as failed.
+        """
+        try:
+            job = self.job
+            if job:
+                stop(job.child, signal.SIGTERM, 6)
+                if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
+                    self.conclude(job)
+            for process in list(self.queue.values())[:5]:
+                if not self.owner:
+                    stopped = {"errors": ["the executor was stopped"]}
+                    self.outcomes.setdefault(process.id, stopped)
+                if process.id in self.outcomes:
+                    self.close(process, 0.5)
+            if self.owner:
+                self.remove("executor", 1, self.owner, **self.names)
+        except (Failure, OSError, ValueError) as error:
+            log("warning", "Could not take leave", Error=error)
+
+
+# ---- Crons ---------------------------------------------------------------------------------------
+
+
+class Cron(NamedTuple):
+    """A cron of the colony; its workflow is one function of ours for executors of our type."""
+
+    id: str
+    name: str
+    function: str
+    expression: str  # when, seconds first
+    names: list[str]  # of the executors that may take its processes (2026); none: any of the type
+    ids: list[str]  # likewise (2023)
+
+
+def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Of a JSON object what somebody set: servers and their command lines fill in the rest."""
+    return {name: x for name, x in fields.items() if x not in (None, "", 0, -1, [], {})}
+
+
+def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
+    """The crons for our functions and an executor type, those with a short name first.
+
+    Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
+    """
+    found = []
+    for cron in listed:
+        with suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            (node,) = json.loads(cron["workflowspec"], object_hook=set_fields)["functionspecs"]
+            node |= node.pop("conditions")
+            names = [str(x) for x in node.pop("executornames", [])]
+            ids = [str(x) for x in node.pop("executorids", [])]
+            for told in ("nodename", "colonyname", "colonyid"):
+                node.pop(told, None)
+            name, when, function = str(cron["name"]), str(cron["cronexpression"]), node["funcname"]
+            if function in FUNCTIONS and node == {"funcname": function, "executortype": kind}:
+                found.append(Cron(str(cron["cronid"]), name, function, when, names, ids))
+    return sorted(found, key=lambda cron: (len(cron.name), cron))
+
+
+class Crons:
+    """Has the colony hold a cron that names our executor, for each function that has a time.
+
+    One that an older version made names nobody; one of ours may name us as a former host was
+    called. These are abandoned, and taken over, if no other executor of our type is there.
+    """
+
+    def __init__(self, executor: Executor):
+        self.us = executor
+        # At the last look no other was there. Who was away at one look only may be starting again.
+        self.alone = False
+        self.warned: set[str] = set()
+
+    def see_to(self) -> None:
+        """Look after them, and warn of odd ones, once each. Raises Failure."""
+        s = self.us.s
+        if not s.backup_cron and not s.verify_cron:
+            return
+        listed = self.listed()
         others = self.others()
-        for function in FUNCTIONS:
-            if getattr(self.s, f"{function}_cron"):
-                self.ensure_cron(function, listed, others)
-        for text in self.odd_crons(listed, others):
+        crons = plain_crons(listed, self.us.type)
+        if s.backup_cron:
+            self.ensure("backup", s.backup_cron_name, s.backup_cron, crons, others)
+        if s.verify_cron:
+            self.ensure("verify", s.verify_cron_name, s.verify_cron, crons, others)
+        for text in self.odd(listed, others):
             if text not in self.warned:
                 self.warned.add(text)
                 log("warning", text)
         self.alone = not others
 
+    def listed(self) -> list[Any]:
+        """All crons of the colony."""
+        return self.us.call("getcronsmsg", count=1000, **self.us.colony) or []
+
     def others(self) -> set[str]:
         """The names of the other executors of our type that are in the colony, or may come in."""
-        return {
-            str(x["executorname"])
-            for x in self.call("getexecutorsmsg", **self.colony) or []
-            if x["executortype"] == self.type
-            and x["state"] in (0, 1)  # pending, approved
-            and self.name != x["executorname"]
-        }
+        listed = self.us.call("getexecutorsmsg", **self.us.colony) or []
+        states = (0, 1)  # pending, approved
+        ours = [x for x in listed if x["executortype"] == self.us.type and x["state"] in states]
+        return {str(x["executorname"]) for x in ours} - {self.us.name}
 
-    def odd_crons(self, listed: list[Any], others: set[str]) -> list[str]:
+    def odd(self, listed: list[Any], others: set[str]) -> list[str]:
         """What to tell of crons by which a database among several may get no backup."""
-        said, there = list[str](), ", ".join(sorted(others)[:5])
-        if not others:
-            return said
-        for cron in [c for f in FUNCTIONS for c in plain_crons(listed, f, self.type)]:
+        said: list[str] = []
+        for cron in plain_crons(listed, self.us.type):
+            fault = ""
             if not cron.names + cron.ids:
+                there = ", ".join(sorted(others)[:5])
                 fault = (
-                    f"names no executor, and {there} of type {self.type!r} may take what it "
+                    f"names no executor, and {there} of type {self.us.type!r} may take what it "
                     "submits: with several databases some get no backup"
                 )
-            elif cron.names and not (others | {self.name}).intersection(cron.names):
+            elif cron.names and not {self.us.name, *others}.intersection(cron.names):
                 fault = f"names {cron.names[0]!r}, which is not in the colony"
-            else:
-                continue
-            said.append(
-                f"Colonies: the cron {cron.name!r} {fault}. If that is not meant, remove it"
-                f" (colonies cron remove --cronid {cron.id}): within an hour each executor "
-                "with BACKUP_CRON has its own"
-            )
+            if fault and others:
+                said.append(
+                    f"Colonies: the cron {cron.name!r} {fault}. If that is not meant, remove it"
+                    f" (colonies cron remove --cronid {cron.id}): within an hour each executor "
+                    "with BACKUP_CRON has its own"
+                )
         return said
 
-    def ensure_cron(self, function: str, listed: list[Any], others: set[str]) -> None:
-        """See to it that one cron for FUNCTION names us, and remove our outdated ones.
-
-        Abandoned ones are ours, too, if no other executor of the type is in the colony. One that
-        was away at one look only may just be starting again, and is not gone.
-        """
-        name, wanted = getattr(self.s, f"{function}_cron_name"), getattr(self.s, f"{function}_cron")
-        crons = plain_crons(listed, function, self.type)
-        right, outdated, abandoned = self.sort_crons(crons, name, wanted)
-        serving = not right and (wanted, [], []) in [cron[2:] for cron in abandoned]
-        if serving and (others or not self.alone):
-            return
-        if not others:
-            outdated += [c for c in abandoned if self.alone or not (right or c.names)]
+    def ensure(
+        self, function: str, name: str, wanted: str, crons: list[Cron], others: set[str]
+    ) -> None:
+        """Have one cron for a function name us, if there is a time for it, and no former one."""
+        right, outdated, abandoned = self.whose(crons, function, name, wanted)
+        nameless = [cron for cron in abandoned if not cron.names]
+        if self.alone and not others:
+            outdated += abandoned
+        elif not right:
+            if wanted in [cron.expression for cron in nameless]:
+                return  # it serves, meanwhile
+            if not others:
+                outdated += nameless
         if not right:
-            self.add_cron(function, name, wanted, outdated)
+            self.add(function, name, wanted, outdated)
         for cron in outdated:
-            self.remove("cron", cronid=cron.id, **self.colony)
+            self.us.remove("cron", cronid=cron.id, **self.us.colony)
 
-    def sort_crons(self, crons: list[Cron], name: str, wanted: str) -> list[list[Cron]]:
-        """The one that is as it shall be, if any; the rest of ours; the abandoned."""
-        right, outdated, abandoned = list[Cron](), list[Cron](), list[Cron]()
-        for cron in sorted(crons, key=lambda cron: len(cron.name)):  # NAME before NAME-EXECUTOR
-            fits = cron[2:] == (wanted, [self.name], [self.id])
-            if not self.names_us(cron, name):
-                abandoned += [cron] if self.abandoned(cron, name) else []
-            elif fits and not right:
-                right.append(cron)
-            else:
-                outdated.append(cron)
-        return [right, outdated, abandoned]
+    def whose(
+        self, crons: list[Cron], function: str, name: str, wanted: str
+    ) -> tuple[list[Cron], list[Cron], list[Cron]]:
+        """For a function: the cron that is right, if any; the rest of ours; the abandoned.
 
-    def names_us(self, cron: Cron, name: str) -> bool:
-        """Whether it is for us alone, perhaps with a former key or under a former name."""
-        if cron.name not in (name, f"{name}-{self.name}"):
-            return False
-        return cron.names == [self.name] or cron.ids == [self.id]
-
-    def abandoned(self, cron: Cron, name: str) -> bool:
-        """Whether, of executors of this type, none but us could want it, should there be none.
-
-        An older version's cron names nobody; one of ours may name us as a former host was called.
+        Ours may have a former key or name of ours.
         """
-        if not cron.names:
-            return cron.name == name and not cron.ids
-        return len(cron.names) == 1 and cron.name in (name, f"{name}-{cron.names[0]}")
+        us = self.us
+        right: list[Cron] = []
+        outdated: list[Cron] = []
+        abandoned: list[Cron] = []
+        for cron in crons:
+            if cron.function != function:
+                continue
+            named = [name, *(f"{name}-{executor}" for executor in cron.names)]
+            ours = cron.names == [us.name] or cron.ids == [us.id]
+            if ours and cron.name in (name, f"{name}-{us.name}"):
+                fits = cron[3:] == (wanted, [us.name], [us.id])
+                (right if fits and not right else outdated).append(cron)
+            elif cron.name in named and (len(cron.names) == 1 or not cron.names + cron.ids):
+                abandoned.append(cron)
+        return right, outdated, abandoned
 
-    def added(self, function: str, name: str) -> bool:
-        """Whether there is such a cron for us: our own request may have arrived twice."""
-        listed = self.call("getcronsmsg", count=1000, **self.colony) or []
-        return any(
-            cron.name == name and cron.names == [self.name]
-            for cron in plain_crons(listed, function, self.type)
-        )
+    def described(self, function: str, wanted: str) -> dict[str, Any]:
+        """A cron of ours as the server takes it, but for its name."""
+        us = self.us
+        whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
+        node = {"nodename": function, "funcname": function, "conditions": whom | us.colony}
+        workflow = json.dumps({"functionspecs": [node], **us.colony})
+        cron = {"cronexpression": wanted, "interval": -1, "random": False}
+        return {**cron, "workflowspec": workflow, **us.colony}
 
-    def add_cron(self, function: str, name: str, wanted: str, outdated: list[Cron]) -> None:
-        """Add it under NAME, or NAME-EXECUTOR where that is somebody else's; or Failure.
+    def add(self, function: str, name: str, wanted: str, outdated: list[Cron]) -> None:
+        """Add ours under NAME, or NAME-EXECUTOR where that is somebody else's; or Failure.
 
         A name is one cron's in a colony (2026), in all of them (2023). The server looks at that
         last: only when all else of the new cron is right an OUTDATED one goes, for its name.
         """
-        node = {
-            "nodename": function,
-            "funcname": function,
-            "conditions": {
-                "executortype": self.type,
-                "executornames": [self.name],
-                "executorids": [self.id],
-                **self.colony,
-            },
-        }
-        cron = {
-            "cronexpression": wanted,
-            "interval": -1,
-            "random": False,
-            **self.colony,
-            "workflowspec": json.dumps({"functionspecs": [node], **self.colony}),
-        }
-        for called in (name, f"{name}-{self.name}"):
+        us = self.us
+        cron = self.described(function, wanted)
+        for called in (name, f"{name}-{us.name}"):
             try:
-                self.call("addcronmsg", cron=cron | {"name": called})
-            except Failure as refused:
+                us.call("addcronmsg", cron=cron | {"name": called})
+            except ColoniesFailure as refused:
                 if not re.search("already exists|duplicate key", str(refused)):
                     raise
-                holding = [c for c in outdated if c.name == called]
-                if not holding and self.added(function, called):
-                    return
-                if not holding:
+                held = [old for old in outdated if old.name == called]
+                if not held:
+                    now = plain_crons(self.listed(), us.type)
+                    if any(x[1:3] == (called, function) and x.names == [us.name] for x in now):
+                        return  # our request has arrived twice
                     continue
-                self.times["cron"] = time.monotonic() + 60 * TIME_SCALE  # if it is refused below
-                for old in holding:
-                    self.remove("cron", cronid=old.id, **self.colony)
+                us.times["cron"] = time.monotonic() + 60 * TIME_SCALE  # if it is refused below
+                for old in held:
+                    us.remove("cron", cronid=old.id, **us.colony)
                     outdated.remove(old)
-                self.call("addcronmsg", cron=cron | {"name": called})
-            log("info", "Added the cron", Name=called, Expression=wanted, Executor=self.name)
+                us.call("addcronmsg", cron=cron | {"name": called})
+            log("info", "Added the cron", Name=called, Expression=wanted, Executor=us.name)
             return
         raise ColoniesFailure(
-            f'Colonies: the cron names {name!r} and "{name}-{self.name}" are taken by '
+            f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
             f"others: set {function.upper()}_CRON_NAME",
             409,
-            again=True,
+            True,
         )
-
-    def remove(self, what: str, **message: Any) -> None:
-        for verb in ("remove", "delete"):  # 2026, 2023
-            with allowing(403):
-                self.call(f"{verb}{what}msg", **message)
-
-    def spec(self, name: str) -> tuple[str, Any, Any]:  # function, arguments; maybe odd
-        given = spec if isinstance(spec := self.queue[name].get("spec"), dict) else {}
-        return str(given.get("funcname"))[:99], given.get("args") or [], given.get("kwargs")
-
-    def standing(self, name: str) -> int:  # RUNNING: here; UNKNOWN: none such, or odd
-        with allowing(1, 400, 404, 500), suppress(KeyError, TypeError, ValueError, OverflowError):
-            process = self.call("getprocessmsg", processid=name)
-            state, here = int(process["state"]), process["assignedexecutorid"] == self.id
-            return ELSEWHERE if state == RUNNING and not here else state
-        return UNKNOWN
-
-    def see_to(self, name: str) -> None:  # close or begin it; it may not run here any more
-        process, (funcname, args, kwargs) = self.queue[name], self.spec(name)
-        state, submitted = self.standing(name), server_time(process.get("submissiontime"))
-        if state > RUNNING:
-            self.forget(name)
-        elif state != RUNNING:
-            del self.queue[name]  # what is done stays so, should it come back
-        elif name in self.done:
-            self.close(name)
-        elif kwargs or not re.fullmatch(ARGUMENTS.get(funcname, ""), json.dumps(args)):
-            self.fail(name, f"no function {funcname!r} with such arguments, only {FUNCTIONS}")
-        elif funcname == "backup" and 0 < submitted <= self.satisfied[0]:
-            log(
-                "info",
-                "A backup begun after this request satisfies it",
-                ProcessId=name,
-                Database=self.database,
-            )
-            self.done[name] = {"out": [self.satisfied[1]]}
-        elif funcname == "verify" and self.assign(timeout=-1):
-            pass  # one that may go before it
-        elif self.rest(name):
-            if self.due("watch", 60):
-                self.known()
-            time.sleep(min(self.rest(name), 1))
-        else:
-            log("info", "Beginning process", ProcessId=name, Database=self.database)
-            self.job = Job(funcname, *args, process=name, starttime=process.get("starttime"))
-
-    def rest(self, name: str) -> float:
-        """Seconds that a process whose child was killed has yet to wait for the next."""
-        return max(0, self.times.get(f"again {name}", 0) - time.monotonic())
-
-    def fail(self, name: str, *errors: str) -> None:
-        log("error", "Process failed", ProcessId=name, Errors="; ".join(errors))
-        self.done[name] = {"errors": [error.replace("\0", "") for error in errors]}
-
-    def attend(self, job: Job) -> None:  # its log; each minute a sign of life and a look
-        if not self.due("watch", 60):
-            return self.tell(job)
-        self.known()
-        state = self.standing(job.id) if job.id else RUNNING
-        while state == WAITING and len(self.queue) < 100 and self.assign(timeout=-1):
-            state = self.standing(job.id)  # it was taken from us: have it back, whatever else comes
-        if state not in (RUNNING, WAITING, UNKNOWN):
-            log("warning", "Stopping what was cancelled, failed or given away", ProcessId=job.id)
-            stop(job.child, signal.SIGUSR1, 6)
-            self.job = None
-
-    def tell(self, job: Job) -> None:  # its process's own log (2023: none)
-        if job.id and job.news:
-            with allowing(*range(1, 600)):
-                self.call("addlogmsg", processid=job.id, message="\n".join(job.news) + "\n")
-            job.news.clear()
-
-    def conclude(self, job: Job) -> None:
-        """Decide, when a child has ended, with what its process is closed, or that it begins anew.
-
-        A backup that was killed begins anew after a pause, twice: the third time it has failed.
-        """
-        name, status, self.job = job.id, job.child.returncode, None
-        killer = signal_name(-status)
-        if not name:
-            if status < 0:
-                log("warning", "What earlier runs left is not finished: killed", Signal=killer)
-        elif status < 0 and self.spec(name)[0] == "backup":
-            self.deaths[name] += 1
-            if self.deaths[name] < DEATHS:
-                pause = next(itertools.islice(backoff(), self.deaths[name] - 1, None))
-                self.times[f"again {name}"] = time.monotonic() + pause
-                log("warning", "It was killed, beginning it again", ProcessId=name, Signal=killer)
-            else:
-                self.fail(
-                    name,
-                    f"killed three times, at last by {killer}: is the memory limit low?",
-                    *job.errors,
-                )
-        elif status < 0:
-            self.fail(name, f"killed by {killer}: is the memory limit low?", *job.errors)
-        elif status:
-            self.fail(name, *job.errors or [f"it ended with exit status {status}"])
-        else:
-            text = job.result.decode().strip()
-            started = server_time(json.loads(text).get("starttime"))  # of a verify: 0
-            self.done[name] = {"out": [text]}
-            self.satisfied = max(self.satisfied, (started, text))
-
-    def close(self, name: str, within: float = 15) -> None:  # if refused: again in a minute
-        how = "successful" if "out" in self.done[name] else "failed"
-        try:
-            self.call(f"close{how}msg", within, processid=name, **self.done[name])
-        except ColoniesFailure as refused:
-            if refused.status < 2:
-                raise
-            log("warning", "Cannot close the process", ProcessId=name, Error=refused)
-            del self.queue[name]
-        else:
-            self.forget(name)
-
-    def forget(self, name: str) -> None:  # it is closed: nobody needs what was kept for it
-        log("info", "Closed process", ProcessId=name)
-        del self.queue[name]
-        self.done.pop(name, None)
-        del self.deaths[name]
-        self.times.pop(f"again {name}", None)
-        for journal in journals(self.s):
-            if journal.get("process") == name and not journal.pending():
-                journal.remove()
-
-    def leave(self) -> None:  # hand back, deregister; within 10 s
-        stopped = {} if self.owner else {"errors": ["the executor was stopped"]}
-        try:
-            if job := self.job:
-                stop(job.child, signal.SIGTERM, 6)
-                if not job.child.returncode and any(job.ended() for _ in (1, 2)):
-                    self.conclude(job)
-            for name in list(self.queue)[:5]:  # deregistering hands back what is not done
-                if self.done.setdefault(name, stopped):
-                    self.close(name, 0.5)
-            if self.owner:
-                self.remove("executor", within=1, key=self.owner, **self.names)
-        except (Failure, ValueError) as error:
-            log("warning", "Could not take leave", Error=error)
 
 
 # ---- Restore and proof ---------------------------------------------------------------------------
