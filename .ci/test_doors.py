@@ -196,8 +196,6 @@ def test_a_link_that_appears_where_pg_dump_is_about_to_write_is_not_followed(
     assert not scene.objects() and not [name for name in scene.files() if "json" in name]
 
 
-
-
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 @pytest.mark.parametrize("how", ["right", "another host", "expired", "not yet valid",
                                  "unknown authority", "TLS 1.1", "no TLS"])
