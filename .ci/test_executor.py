@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from colonies import EXECUTOR_KEY, FAILED, OWNER_KEY, UNREGISTERED, WAITING, Standin
+from colonies import FAILED, OWNER_KEY, UNREGISTERED, WAITING, Standin
 from proxies import Proxy, Stranger, http_reply
 from servers import Executor, Postgres, SeaweedFS, certificate, client_programs
-from surroundings import BRISK, Site, becomes_true, standin
+from surroundings import BRISK, EXECUTOR_KEY, Site, becomes_true, standin
 
 
 def test_a_signal_amid_the_start_of_the_first_job_is_obeyed(site: Site, tmp_path: Path) -> None:
