@@ -40,6 +40,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     environment                        the private environment, by the standard library alone
     servers, colonies, proxies         programs, PostgreSQL and S3; the stand-in; what breaks things
     timescale, machine                 the stand-in for the extension; disks, clocks and limits
+    conftest, common                   what all of them share
     surroundings, restores             what tests set up, and what those of restores share
     vectors, readme                    signatures by another library; what README quotes
     demo, bench, faults, image         what the commands do
@@ -110,6 +111,8 @@ from surroundings import (
     sha256_of,
     standin,
 )
+
+pytest_plugins = ["common"]
 
 # ---- The command line --------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ from image import ADMIN_PATH, IMAGE, IMAGE_PROGRAMS, Podman
 from servers import SYSTEM_PATH, Postgres, Program, executor_environment, run
 from surroundings import Site, standin
 
+pytest_plugins = ["common"]
+
 # ---- The chart ---------------------------------------------------------------------------------
 
 def assert_valid(rendered: Rendered) -> None:
