@@ -7,7 +7,7 @@ before, the local file goes, and what is beyond the newest few; a JSON result cl
 finished dump outlasts crashes and peers' absence. Nothing partial has a final name; nothing goes
 that is not provably an old backup of this database. `verify` proves one, `restore` restores it."""
 from __future__ import annotations
-import argparse, base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
+import base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
 import importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl
 import subprocess, sys, tempfile, threading, time, traceback, typing, urllib.parse, urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1680,7 +1680,7 @@ def finish_restore(s: Namespace, new: Target, a: Namespace, pause: bool,
         raise
     finally:
         tell(new, a, due, report)
-def restore(s: Namespace, options: argparse.Namespace) -> int:
+def restore(s: Namespace, options: Namespace) -> int:
     """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
     require(0 < len(os.fsencode(options.database)) < 64 and options.jobs > 0 and
             options.database not in ("postgres", "template1"), "impossible --database or --jobs", 2)
@@ -2230,7 +2230,8 @@ def check(s: Namespace, max_age: float | None) -> int:  # a line for each peer; 
         require(max_age is None or abs(hours) <= max_age, f"{age}; --max-age is {max_age}")
         say(age)
     return 1 if failed else 0
-def command_line() -> argparse.ArgumentParser:
+def command_line() -> Any:  # an argparse.ArgumentParser
+    import argparse  # not at the top: an idle executor does without its 1.6 MB
     told = "".join(f"\n  {x.name}{f' [{x.also}]' * bool(x.also)}{' *' * (x.kind in SECRET)}"
                    f"{f' = {x.default}' * bool(x.default)}\n      {x.meaning}" for x in SETTINGS)
     parser = argparse.ArgumentParser("backup_executor.py", None, (__doc__ or "").partition("\n")[0],
@@ -2260,7 +2261,9 @@ def on_signal(signum: int, _: object) -> None:  # Stop, once; noted should it be
     if not signals:
         signals.append(signum); raise Stop(signum)
 def main() -> int:
-    options, told = command_line().parse_args(), json.loads(os.environ.get("BACKUP_PROCESS", "{}"))
+    told, serving = json.loads(os.environ.get("BACKUP_PROCESS", "{}")), not sys.argv[1:]
+    options = Namespace(command="serve")
+    if not serving: command_line().parse_args(None, options)
     command, status = options.command or "serve", 0; os.umask(0o077)  # dumps are nobody else's
     with suppress(OSError, ValueError): resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # no core
     for signum in SIGNALS: signal.signal(signum, on_signal)
