@@ -9,7 +9,7 @@ that is not provably an old backup of this database. `verify` proves one, `resto
 from __future__ import annotations
 import base64, collections, ctypes, datetime, fcntl, functools, hashlib, hmac
 import importlib.util, itertools, json, marshal, os, random, re, resource, select, signal, ssl
-import subprocess, sys, tempfile, threading, time, traceback, typing, urllib.parse, urllib.request
+import subprocess, sys, tempfile, threading, time, typing, urllib.parse, urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace as Namespace
@@ -2290,6 +2290,7 @@ def main() -> int:
     except OSError as error: log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
     except Stop as stopped: log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
     except Exception as error:  # a peer answered what nothing here expects
+        import traceback  # only here: 0.2 MB
         log("error", repr(error)[:999], At=[n for _, n in traceback.walk_tb(error.__traceback__)])
     return 1
 if __name__ == "__main__":
