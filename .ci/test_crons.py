@@ -9,7 +9,7 @@ from colonies import RUNNING, WAITING, identity
 from servers import Executor, run
 from surroundings import EXECUTOR_KEY, GENERATIONS, OTHER_KEY, Site, becomes_true, standin
 
-# ---- Registration and the cron -----------------------------------------------------------------
+# ---- An executor's own crons -------------------------------------------------------------------
 
 @standin(*GENERATIONS)
 def test_the_cron_is_added_left_alone_when_equal_and_replaced_when_changed(site: Site) -> None:
@@ -58,7 +58,7 @@ def test_each_function_has_its_own_cron_also_under_one_name(site: Site) -> None:
     assert site.called("addcronmsg") == 3
 
 
-# ---- Odd peers and odd moments -----------------------------------------------------------------
+# ---- Crons of several executors, and of others -------------------------------------------------
 
 def crons_for(site: Site) -> dict[str, tuple[list[str], str]]:
     """Whom the first node of each cron names, and when it is due."""
