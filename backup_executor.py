@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import collections
 import ctypes
-import dataclasses
 import datetime
 import enum
 import fcntl
@@ -47,6 +46,9 @@ MIB, GIB = 1024**2, 1024**3
 BLOCK = 256 * 1024  # bytes read at a time; larger ones cost memory and gain nothing
 FOREVER = float("inf")
 Answer = TypeVar("Answer")
+
+# What an idle executor holds counts, beside a database. So its records are NamedTuples (dataclasses
+# take 1.4 MB, measured with Python 3.13), and what only some commands need is imported there.
 
 # ---- Errors and waiting --------------------------------------------------------------------------
 
@@ -298,8 +300,7 @@ LOG_LEVEL||level|info|debug, info, warning or error
 SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
 
 
-@dataclasses.dataclass(frozen=True)
-class Database:
+class Database(NamedTuple):
     """A database, and as whom our programs connect to it."""
 
     host: str
@@ -311,11 +312,10 @@ class Database:
 
     def named(self, name: str) -> Database:
         """Another database of the same server."""
-        return dataclasses.replace(self, name=name)
+        return self._replace(name=name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """SETTINGS by their names in lower case; not set: "", 0 for a port, None for a key."""
 
     colonies_server_host: str
@@ -388,8 +388,7 @@ class Settings:
 
     def verify_server(self) -> Database:
         """The database from which `verify` makes its scratch databases."""
-        return dataclasses.replace(
-            self.database(),
+        return self.database()._replace(
             host=self.verify_db_host,
             port=self.verify_db_port,
             user=self.verify_db_user,
@@ -2061,8 +2060,7 @@ class Standing(enum.Enum):
     UNKNOWN = "Colonies knows none such, or said something odd"
 
 
-@dataclasses.dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """A process of Colonies, as far as it can be read: who submits it may write anything."""
 
     id: str
@@ -2106,7 +2104,9 @@ class Job:
         if process:
             told = {"process": process.id, "starttime": process.starttime}
         env[CHILD] = json.dumps(told)
-        self.child = start([sys.executable, __file__, *command], env, close_fds=False)
+        # As we were started: with -m it goes by what was compiled.
+        itself = ["-m", __spec__.name] if __spec__ else [__file__]
+        self.child = start([sys.executable, *itself, *command], env, close_fds=False)
 
     def ended(self) -> bool:
         """Whether it has ended; takes in what it says, for a second at most."""
@@ -3621,14 +3621,14 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
-@dataclasses.dataclass
 class Checking:
     """What a check has seen so far; one peer's answer serves in looking at the next."""
 
-    settings: Settings
-    max_age: float | None  # hours that the newest backup may be old; None: however old
-    server: Any = None
-    backups: list[Backup] = dataclasses.field(default_factory=list)  # of this database, proven
+    def __init__(self, settings: Settings, max_age: float | None):
+        self.settings = settings
+        self.max_age = max_age  # hours that the newest backup may be old; None: however old
+        self.server: Any = None
+        self.backups: list[Backup] = []  # of this database, proven
 
     @property
     def newest(self) -> Backup:
@@ -3818,7 +3818,6 @@ def settings_help() -> str:
     return "\n".join(lines)
 
 
-@dataclasses.dataclass
 class Options:
     """What the command line asks for, of whatever command."""
 
