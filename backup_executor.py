@@ -1235,54 +1235,91 @@ class Journal(dict[str, Any]):
         super().__init__(values)
         self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
 
-    def save(self, **changes: Any) -> None:  # whole or not at all, also where the power fails
-        draft = os.path.join(os.path.dirname(self.path), "backup_journal.partial")
+    def save(self, **changes: Any) -> None:
+        """Note what changes, in the journal first: it is replaced whole, and reaches the disk.
+
+        Raises OSError; then nothing has changed.
+        """
+        folder = os.path.dirname(self.path)
+        draft = os.path.join(folder, "backup_journal.partial")
         with suppress(FileNotFoundError):
-            os.unlink(draft)  # a crash's, or a link to elsewhere
+            os.unlink(draft)  # of a crash, or a link to elsewhere
         with placing(draft), open(draft, "x", encoding="utf-8") as file:
             print(json.dumps(self | changes), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.path)
-        folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        opened = os.open(folder, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
         self.update(changes)
 
-    def pending(self) -> bool:  # its dump is not in S3 yet, or the local file not removed
+    def pending(self) -> bool:
+        """Whether something is left to do: S3 has not got the dump yet, or its file is there."""
         return "sha256" in self and "gone" not in self
 
     def remove(self, *more: str) -> None:
+        """Remove the journal, what pg_dump left, and MORE; what cannot be removed stays."""
         for path in (*more, self.partial, self.path):
             with suppress(OSError):
                 os.unlink(path)
 
 
-def guarded(path: str, flags: int) -> int:  # an opener: it follows no link, waits for no FIFO
+def guarded(path: str, flags: int) -> int:
+    """An opener for `open`: it follows no link and waits for no FIFO that somebody put there."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
-def digest(path: str) -> str:  # SHA-256; of nothing if it is no plain file
-    sha256, plain = hashlib.sha256(), os.path.isfile(path) and not os.path.islink(path)
+def digest(path: str) -> str:
+    """A file's SHA-256, in hex; that of nothing if it is no plain file."""
+    sha256 = hashlib.sha256()
+    plain = os.path.isfile(path) and not os.path.islink(path)
     with open(path if plain else os.devnull, "rb") as file:
         while data := file.read(BLOCK):
             sha256.update(data)
     return sha256.hexdigest()
 
 
-def journals(s: Settings) -> list[Journal]:  # this database's, oldest first
-    found = [
-        Journal(os.path.join(s.backup_path, name[:-5]))
-        for name in os.listdir(s.backup_path)
-        if re.fullmatch(r"backup_[0-9]+\.bak\.json", name)
-    ]
-    for journal in found:
-        with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
-            journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
-    return sorted((x for x in found if x.get("by") == s.owner), key=lambda x: x.file)
+def all_journals(s: Settings) -> list[Journal]:
+    """The journals on the volume, oldest first; what is none is an empty one."""
+    found = []
+    for name in sorted(os.listdir(s.backup_path)):
+        if re.fullmatch(r"backup_[0-9]+\.bak\.json", name):
+            journal = Journal(os.path.join(s.backup_path, name.removesuffix(".json")))
+            with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
+                journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
+            found.append(journal)
+    return found
+
+
+def journals(s: Settings) -> list[Journal]:
+    """Those of this database's dumps."""
+    return [journal for journal in all_journals(s) if journal.get("by") == s.owner]
+
+
+def warn_of_strays(s: Settings) -> None:
+    """Say which finished dumps wait for a database of this name at another host.
+
+    That may be ours, spelt otherwise (localhost, 127.0.0.1), or another server's: so it is left.
+    """
+    for journal in all_journals(s):
+        whose = str(journal.get("by"))
+        if whose != s.owner and whose.endswith(f"/{s.db_database}") and journal.pending():
+            log(
+                "warning",
+                "Leaving a finished dump alone: it is of another DB_HOST or DB_PORT, which "
+                "`backup --resume` with those settings finishes",
+                Filepath=journal.file,
+                Of=whose[-200:],
+            )
 
 
 @contextmanager
-def staging(s: Settings, wait: bool) -> Iterator[None]:  # by flock(2): it ends with us
+def staging(s: Settings, wait: bool) -> Iterator[None]:
+    """Have the staging volume for ourselves, from here to the end of the program.
+
+    The lock is flock(2) on the folder, which the kernel drops when we end, however we do. Raises
+    Failure if another program has it and we are not to WAIT.
+    """
     folder = os.open(s.backup_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1293,9 +1330,11 @@ def staging(s: Settings, wait: bool) -> Iterator[None]:  # by flock(2): it ends 
     yield
 
 
-def room(s: Settings) -> tuple[int, int]:  # bytes free there, and how many must stay so
+def free_bytes(s: Settings) -> tuple[int, int]:
+    """Bytes that are free on the staging volume, and how many of them have to stay so."""
     volume = os.statvfs(s.backup_path)
-    return volume.f_bavail * volume.f_frsize, min(volume.f_blocks * volume.f_frsize // 20, GIB)
+    size, free = volume.f_blocks * volume.f_frsize, volume.f_bavail * volume.f_frsize
+    return free, min(size // 20, GIB)
 
 
 # ---- A backup: the dump --------------------------------------------------------------------------
@@ -1321,27 +1360,52 @@ def read_patiently(database: Database, step: str, query: str) -> Any:
         time.sleep(pause)
 
 
-def look(database: Database, step: str, query: str, **more: Any) -> Namespace:
-    return Namespace(**read_json(database, step, query, **more))
+class Server(NamedTuple):
+    """The database that is backed up, and the pg_dump that does it."""
+
+    database: str
+    size: int  # bytes on the server's disk
+    postgresql: str  # "17.2"
+    system_identifier: str  # of its initdb: what tells one server from another
+    timescaledb: str | None  # the extension's version; None: it is not there
+    pg_dump: str  # "17.2"
+
+    @property
+    def major(self) -> int:
+        """The server's major version."""
+        return major_version(self.postgresql)
+
+    @property
+    def client(self) -> int:
+        """pg_dump's major version."""
+        return major_version(self.pg_dump)
 
 
-def look_at_database(s: Settings) -> Namespace:  # and whether this pg_dump fits it
-    server = look(s.database(), "Looking at the database", LOOK)
+def examine_database(s: Settings) -> Server:
+    """What is to be backed up, and by which pg_dump. Raises Failure if that one is too old."""
+    told = read_json(s.database(), "Looking at the database", LOOK)
     said = run("Looking at pg_dump", ["pg_dump", "--version"], timeout=60)
-    server.pg_dump = next(iter(re.findall(r"\d[\w.]*", said)), "0")
-    server.client, major = (major_version(x) for x in (server.pg_dump, server.postgresql))
+    version = re.search(r"\d[\w.]*", said)
+    server = Server(**told, pg_dump=version[0] if version else "0")
     text = f"pg_dump {server.pg_dump} is {{}} than the server, {server.postgresql}: {{}}"
-    require(server.client >= major, text.format("older", "install the server's version or later"))
-    if server.client > major:
+    fits = server.client >= server.major
+    require(fits, text.format("older", "install the server's version or later"))
+    if server.client > server.major:
         log("warning", text.format("newer", "restoring takes its version"))
     return server
 
 
-def look_for_room(s: Settings, newest: int, database_size: int) -> str:  # or Failure
+def require_room(s: Settings, newest: int, database_size: int) -> str:
+    """Whether the staging volume has room for a dump like the newest one; what there is, in words.
+
+    newest: its bytes; 0 if there is none, and then the database's size is a hint and no more.
+    Raises Failure where it is not enough, OSError where we may not write.
+    """
     with tempfile.TemporaryFile(dir=s.backup_path):
-        free, floor = room(s)
+        free, floor = free_bytes(s)
     text = f"{s.backup_path}: {free} bytes are free; the newest backup has {newest}"
-    require(free >= max(newest * 6 // 5, floor), f"{text}; a fifth more is needed, or {floor}")
+    needed = max(newest * 6 // 5, floor)
+    require(free >= needed, f"{text}; a fifth more is needed, or {floor}")
     if not newest and free < database_size:
         log("warning", f"{text}, the database {database_size}")
     return text
@@ -1521,7 +1585,7 @@ HOLD_OFF = (
 
 
 @contextmanager
-def compression_held_off(s: Settings, server: Namespace) -> Iterator[Callable[[], None]]:
+def compression_held_off(s: Settings, server: Server) -> Iterator[Callable[[], None]]:
     """Keep TimescaleDB from compressing until what this yields is called, or a minute is over.
 
     compress_chunk truncates the chunk. Before that it writes to this table of the catalog, which
@@ -1558,7 +1622,7 @@ def compression_held_off(s: Settings, server: Namespace) -> Iterator[Callable[[]
         release()
 
 
-def gone_client(server: Namespace) -> str:
+def gone_client(server: Server) -> str:
     """Options with which a server notices within 10 s that we are gone, also while it computes."""
     major = major_version(server.postgresql)
     return "-c client_connection_check_interval=10s" if major >= 14 else ""
@@ -1569,14 +1633,13 @@ def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
 
     Raises Failure or OSError; then nothing of it is left on the volume.
     """
-    server = look_at_database(s)
+    server = examine_database(s)
     newest = newest_backup(s, s3, server)
-    look_for_room(s, newest.size, server.size)
+    require_room(s, newest.size, server.size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
     journal = Journal(file, by=s.owner, made_again=[], **begun)
-    psql(
-        s.database(), "Ending sessions of an earlier run", END_SESSIONS
-    )  # of a pg_dump killed by -9
+    # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
+    psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
@@ -1597,7 +1660,7 @@ def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
     return journal
 
 
-def newest_backup(s: Settings, s3: S3, server: Namespace) -> Backup:
+def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
     """The newest proven backup of this database; one of no size and time where there is none.
 
     A bucket that is missing is made, unless it is at AWS. Raises Failure.
@@ -1626,7 +1689,7 @@ def free_seconds(s: Settings, newest: Backup) -> int:
     return seconds
 
 
-def compression(s: Settings, server: Namespace) -> str:
+def compression(s: Settings, server: Server) -> str:
     """pg_dump's --compress for BACKUP_COMPRESSION; before 16 it knows gzip's levels alone."""
     wanted: str = s.backup_compression
     if server.client >= 16:
@@ -1648,9 +1711,7 @@ ADVICE = (
 )
 
 
-def dump_every_row(
-    s: Settings, server: Namespace, journal: Journal, expected: int
-) -> tuple[int, str]:
+def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int) -> tuple[int, str]:
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
@@ -1675,7 +1736,7 @@ def dump_every_row(
     raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}")
 
 
-def dump_once(s: Settings, server: Namespace, journal: Journal, expected: int) -> tuple[int, str]:
+def dump_once(s: Settings, server: Server, journal: Journal, expected: int) -> tuple[int, str]:
     """Run pg_dump once; the seconds it took, and its archive's table of contents.
 
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
@@ -1693,7 +1754,8 @@ def dump_once(s: Settings, server: Namespace, journal: Journal, expected: int) -
             window = Window(s.database())
 
         def tick() -> None:
-            free, floor = room(s)
+            """Look after the volume and the locks meanwhile."""
+            free, floor = free_bytes(s)
             only = f"{s.backup_path} has only {free} bytes left"
             require(free >= floor, f"pg_dump was stopped: {only}")
             with suppress(OSError):
@@ -1711,7 +1773,7 @@ def dump_once(s: Settings, server: Namespace, journal: Journal, expected: int) -
     return took, listed
 
 
-def seal(server: Namespace, journal: Journal, took: int, listed: str) -> None:
+def seal(server: Server, journal: Journal, took: int, listed: str) -> None:
     """Note what the archive is, now that its table of contents has been read back."""
     facts = {name: getattr(server, name) for name in FACTS}
     journal.save(
@@ -1725,109 +1787,184 @@ def seal(server: Namespace, journal: Journal, took: int, listed: str) -> None:
 
 
 # ---- A backup: upload and proof ------------------------------------------------------------------
-def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:  # work(start, end) of each
+# Limits of AWS: 10,000 parts of 5 MiB to 5 GiB. Fewer parts keep the completing request small.
+MIN_PART = 8 * MIB
+USUAL_PARTS, MAX_PARTS, MAX_PART = 1000, 10_000, 5 * GIB
+DIGESTS = ("sha256", "tables", "exectime_backup")  # facts of a dump that its object has, too
+
+
+def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
+    """What work(start, end) returns for each STEP bytes of SIZE, in order; four run at once.
+
+    Raises what WORK raises, without waiting for the others, and Failure where no thread can start.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    show, pool, starts = progress(what, size), ThreadPoolExecutor(4), range(0, size, step)
+    show = progress(what, size)
+    starts = range(0, size, step)
     ends = [min(start + step, size) for start in starts]
+    pool = ThreadPoolExecutor(4)
     try:
         for end, answer in zip(ends, pool.map(work, starts, ends)):
             show(end)
             yield answer
     except RuntimeError as error:
-        raise Failure(f"{what}: {error}") from None  # no thread for it
+        raise Failure(f"{what}: {error}") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def upload(s3: S3, journal: Journal) -> dict[str, Any]:
-    """Upload and prove it. An answer may get lost: in each round HeadObject says what is there."""
+    """Upload a sealed dump, and prove that S3 has it; where it is, for the journal and the result.
+
+    Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
+    """
     log("info", "Uploading backup file to S3 ...")
-    begun, pauses, why = time.monotonic(), backoff(), "S3 has nothing there"
-    first = seconds = int(re.findall("[0-9]+", journal.file)[-1])
-    target, condition, end = dict[str, Any](), {"IfNoneMatch": "*"}, 0.0
-    while True:
-        key = s3.key(f"backup_{seconds}.bak")
-        head = s3.head(key)
-        if head and head["Metadata"].get("backup-id") == journal["id"]:
-            break
-        if head:
-            seconds += 1
-            require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
-        elif target.get("Key") != key:
-            target = send_parts(s3, journal, key)
-            end = end or time.monotonic() + s3.patience * TIME_SCALE
-        else:
-            require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
-            try:
-                s3.call("complete_multipart_upload", 0, **target, **condition)
-            except S3Failure as error:
-                why = str(error)
-                if error.status == 404:
-                    target = {}  # it is gone: send again if no object is there
-                elif error.status == 501 and condition:
-                    condition = {}
-                elif not error.again:
-                    raise
-                time.sleep(next(pauses))
-    etag, size, sent = head.get("ETag", "").strip('"'), head["ContentLength"], journal.get("etag")
-    if size != journal["size"] or ("-" in etag and sent and etag != sent):
-        journal.save(id=os.urandom(16).hex())  # what bears the old one is no backup, but looks it
-        s3.call("delete_object", Key=key)
-        raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {journal['size']}, {sent}")
-    t = int(time.monotonic() - begun)
-    log("info", "Successfully uploaded backup file", ExecTime=f"{t} seconds", Size=f"{size} bytes")
+    begun = time.monotonic()
+    key, head = store(s3, journal)
+    check_stored(s3, journal, key, head)
+    took, size = int(time.monotonic() - begun), head["ContentLength"]
+    log(
+        "info",
+        "Successfully uploaded backup file",
+        ExecTime=f"{took} seconds",
+        Size=f"{size} bytes",
+    )
     return {
         "filename": os.path.basename(key),
         "bucket": s3.s.aws_s3_bucket_name,
         "filepath_s3": f"/{key}",
         "size_s3": size,
-        "exectime_upload_s3": t,
+        "exectime_upload_s3": took,
     }
 
 
-def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:  # what is unfinished
+def store(s3: S3, journal: Journal) -> tuple[str, Any]:
+    """Put a dump under the first free name from its own on: the key, and HeadObject's answer.
+
+    Any answer may get lost: S3 may have done what it seems to have refused. So each round begins
+    by asking what is there, and what it does follows from that alone.
+    """
+    first = seconds = int(re.findall("[0-9]+", journal.file)[-1])
+    parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
+    condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
+    pauses, why = backoff(), "S3 has nothing there"
+    end = 0.0  # for completing, from when all was sent for the first time
+    while True:
+        key = s3.key(f"backup_{seconds}.bak")
+        head = s3.head(key)
+        if head and head["Metadata"].get("backup-id") == journal["id"]:
+            return key, head
+        if head:
+            seconds += 1  # somebody else's: that name is taken
+            require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
+            continue
+        if parts.get("Key") != key:
+            parts = send_parts(s3, journal, key)
+            end = end or time.monotonic() + s3.patience * TIME_SCALE
+            continue
+        require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
+        try:
+            s3.call("complete_multipart_upload", 0, **parts, **condition)
+        except S3Failure as error:
+            why = str(error)
+            if error.status == 404:
+                parts = {}  # it is gone: send again if no object is there
+            elif error.status == 501 and condition:
+                condition = {}  # this server knows none
+            elif not error.again:
+                raise
+            time.sleep(next(pauses))
+
+
+def check_stored(s3: S3, journal: Journal, key: str, head: Any) -> None:
+    """Whether S3 has what was sent, by size and, where that is one of MD5s, by ETag.
+
+    Raises Failure; then the object is gone, and the dump bears another id: whatever has the old one
+    is no backup, but looks like one.
+    """
+    etag, size, sent = plain_etag(head), head["ContentLength"], journal.get("etag")
+    other = "-" in etag and sent and etag != sent
+    if size == journal["size"] and not other:
+        return
+    journal.save(id=os.urandom(16).hex())
+    s3.call("delete_object", Key=key)
+    raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {journal['size']}, {sent}")
+
+
+def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:
+    """Have S3 forget the parts of an upload that was begun and not completed. Raises Failure."""
     if "upload" in journal:
         with allowing(403, 404):
             s3.call("abort_multipart_upload", patience, **journal["upload"])
 
 
-def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:  # what will complete it
+def part_size(size: int) -> int:
+    """Bytes of each part of an upload: whole MiB, in as few parts as AWS and memory allow."""
+    parts = USUAL_PARTS if size <= USUAL_PARTS * MAX_PART else MAX_PARTS
+    step = -(-size // parts)  # rounded up
+    return max(MIN_PART, -(-step // MIB) * MIB)
+
+
+def metadata_of(journal: Journal) -> dict[str, str]:
+    """What the object of a sealed dump tells about it: ASCII alone, as headers have it."""
+    metadata = {"backup-id": journal["id"]}
+    for name in (*FACTS, *DIGESTS):
+        if journal[name] is not None:
+            metadata[name.replace("_", "-")] = str(journal[name])
+    metadata["database"] = urllib.parse.quote(journal["database"], safe="")
+    return metadata
+
+
+def send_part(s3: S3, path: str, start: int, step: int, upload_id: Mapping[str, Any]) -> Sent:
+    """Send a slice of a file with its MD5, which S3 compares."""
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
 
-    facts = (*FACTS, "sha256", "tables", "exectime_backup")
-    metadata = {
-        name.replace("_", "-"): str(journal[name]) for name in facts if journal[name] is not None
-    } | {"backup-id": journal["id"]}
-    metadata["database"] = urllib.parse.quote(journal["database"], safe="")
+    md5 = hashlib.md5(usedforsecurity=False)
+    number = start // step + 1
+    with ReadFileChunk.from_filename(path, start, step) as part:
+        while data := part.read(BLOCK):
+            md5.update(data)
+        checksum = content_md5(md5.digest())
+        answer = s3.call(
+            "upload_part", **upload_id, PartNumber=number, Body=part, ContentMD5=checksum
+        )
+    return Sent(number, answer["ETag"], md5.digest())
+
+
+class Sent(NamedTuple):
+    """A part of an upload that S3 has."""
+
+    number: int
+    etag: str  # as S3 gave it
+    md5: bytes  # of what was sent
+
+
+def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
+    """Send all of a dump; what will complete the upload. Raises Failure.
+
+    The upload is noted before anything is sent, so that a later run can abort it.
+    """
     abort(s3, journal)
     journal.save()  # is there room to note what is begun?
-    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
-    target = journal["upload"] = {"Key": key, "UploadId": made["UploadId"]}
-    journal.save()
-    size = journal["size"]  # 1,000 parts at most, of whole MiB; if of over 5 GiB, 10,000
-    step = max(8, -(-size // ((1000 if size <= 1000 * 5 * GIB else 10000) * MIB))) * MIB
+    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(journal))
+    upload_id = {"Key": key, "UploadId": made["UploadId"]}
+    journal.save(upload=upload_id)
+    size, step = journal["size"], part_size(journal["size"])
 
-    def send(start: int, _: int) -> tuple[dict[str, Any], bytes]:
-        md5 = hashlib.md5(usedforsecurity=False)
-        with ReadFileChunk.from_filename(journal.file, start, step) as part:
-            while data := part.read(BLOCK):
-                md5.update(data)
-            answer = s3.call(
-                "upload_part",
-                **target,
-                PartNumber=start // step + 1,
-                Body=part,
-                ContentMD5=content_md5(md5.digest()),
-            )
-        return {"PartNumber": start // step + 1, "ETag": answer["ETag"]}, md5.digest()
+    def send(start: int, _: int) -> Sent:
+        """Send one part."""
+        return send_part(s3, journal.file, start, step, upload_id)
 
-    sent = list(slices("Upload in progress", size, step, send))
-    plain = {part["ETag"].strip('"') == md5.hex() for part, md5 in sent}  # with KMS none is one
-    require(len(plain) == 1, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
-    whole = hashlib.md5(b"".join(md5 for _, md5 in sent), usedforsecurity=False).hexdigest()
-    journal.save(etag=f"{whole}-{len(sent)}" if plain == {True} else "")
-    return target | {"MultipartUpload": {"Parts": [part for part, _ in sent]}}
+    sent: list[Sent] = list(slices("Upload in progress", size, step, send))
+    # Where a server encrypts (KMS), no ETag is an MD5; else each is.
+    plain = sum(part.etag.strip('"') == part.md5.hex() for part in sent)
+    fits = plain in (0, len(sent))
+    require(fits, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
+    whole = hashlib.md5(b"".join(part.md5 for part in sent), usedforsecurity=False).hexdigest()
+    journal.save(etag=f"{whole}-{len(sent)}" if plain else "")
+    parts = [{"PartNumber": part.number, "ETag": part.etag} for part in sent]
+    return upload_id | {"MultipartUpload": {"Parts": parts}}
 
 
 # ---- A backup: as a whole ------------------------------------------------------------------------
@@ -1847,17 +1984,24 @@ RESULT = (
 )  # and `made_again`
 
 
-def backup(s: Settings, resume: bool, process: str = "", starttime: str = "") -> Any:
-    """One backup; its result, a dict. With `resume`: only finish what earlier runs left; None."""
+def backup(
+    s: Settings, resume: bool, process: str = "", starttime: str = ""
+) -> dict[str, Any] | None:
+    """One backup; its result. With RESUME: only finish what earlier runs left, and None.
+
+    process: the id of the process in Colonies that it is for, if it is for one, and when that was
+    started. Raises Failure, OSError or Stop; a finished dump is kept then, unless nobody wants it.
+    """
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
         journal = sweep(s, s3, process)
         if resume:
-            return s.verify_db_host and drop_scratch(s) and None
+            if s.verify_db_host:
+                drop_scratch(s)
+            return None
         attempts = journal.get("attempts", 0) + 1
-        require(
-            attempts <= DEATHS or "gone" in journal, "killed three times: is the memory limit low?"
-        )
+        alive = attempts <= DEATHS or "gone" in journal
+        require(alive, "killed three times: is the memory limit low?")
         try:
             if "sha256" in journal:
                 journal.save(attempts=attempts)
@@ -1866,19 +2010,28 @@ def backup(s: Settings, resume: bool, process: str = "", starttime: str = "") ->
             result = finish(s3, journal)
         except (Stop, Failure, OSError) as why:
             if journal.pending():
-                with suppress(Exception):
-                    in_time(2, lambda: abort(s3, journal, 0))
-                whose = journal["process"] if isinstance(why, Stop) else ""  # that one has failed
-                with suppress(OSError):
-                    journal.save(attempts=0, process=whose)
-                if why.args == (signal.SIGUSR1,):
-                    journal.remove(journal.file)  # nobody wants it
+                put_off(s3, journal, why)
             raise
         log("info", "Backup procedure completed, closing process ...")
         return result
 
 
-def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to its result
+def put_off(s3: S3, journal: Journal, why: BaseException) -> None:
+    """Leave a finished dump for a later run; remove it if its process was cancelled (SIGUSR1).
+
+    Its process has failed, unless we were only stopped: then the dump is for that one still.
+    """
+    with suppress(Exception):
+        in_time(2, lambda: abort(s3, journal, 0))
+    whose = journal["process"] if isinstance(why, Stop) else ""
+    with suppress(OSError):
+        journal.save(attempts=0, process=whose)
+    if why.args == (signal.SIGUSR1,):
+        journal.remove(journal.file)
+
+
+def finish(s3: S3, journal: Journal) -> dict[str, Any]:
+    """Take a sealed dump from where it is to its backup's result: upload, remove, prune."""
     if journal.pending():
         if "bucket" not in journal:
             journal.save(**upload(s3, journal))
@@ -1888,43 +2041,55 @@ def finish(s3: S3, journal: Journal) -> dict[str, Any]:  # from where it is to i
         journal.save(gone=True)
     result = {name: journal[name] for name in RESULT}
     result["made_again"] = journal.get("made_again", [])  # an older version's journal has none
-    result |= prune(
-        s3,
-        result["system_identifier"],
-        result["database"],
-        result["filepath_s3"][1:],
-        result["postgresql"],
-    )
+    made = result["filepath_s3"].removeprefix("/")
+    system, database = result["system_identifier"], result["database"]
+    result |= prune(s3, system, database, made, result["postgresql"])
     if not journal["process"]:
         journal.remove()  # else it is kept until the process is closed
     return result
 
 
-def sweep(s: Settings, s3: S3, process: str) -> Journal:  # after crashes; the process's own
+def sweep(s: Settings, s3: S3, process: str) -> Journal:
+    """Finish or clear what crashes left on the volume; the journal of PROCESS, or an empty one."""
     mine = Journal("")
+    warn_of_strays(s)
     for journal in journals(s):
         own = bool(process) and journal["process"] == process
-        if journal.pending():
-            if os.path.exists(journal.partial) and not os.path.lexists(journal.file):
-                os.rename(journal.partial, journal.file)
-            if "bucket" not in journal and digest(journal.file) != journal["sha256"]:
-                log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
-                abort(s3, journal)
-                journal.remove()
-                continue
-            tries = journal.get("attempts", 0) + bool(process)  # may it kill this process, too?
-            # It may cost a process two children, not the third: that one is for its own backup.
-            if not own and (tries < DEATHS or not process):
+        if not journal.pending():
+            clear(journal)
+        elif not is_whole(journal):
+            log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
+            abort(s3, journal)
+            journal.remove()
+            continue
+        elif not own:
+            # It may kill this process, too. That may cost it two children, not the third, which is
+            # for its own backup.
+            tries = journal.get("attempts", 0) + bool(process)
+            if tries < DEATHS or not process:
                 journal.save(attempts=tries)
                 finish(s3, journal)
-        else:
-            with suppress(OSError):
-                os.unlink(journal.partial)
-            if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 86400:
-                journal.remove()  # of no use, or its process came to another end
         if own:
             mine = journal
     return mine
+
+
+def is_whole(journal: Journal) -> bool:
+    """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
+    if os.path.exists(journal.partial) and not os.path.lexists(journal.file):
+        os.rename(journal.partial, journal.file)  # it was sealed, and a crash came
+    return "bucket" in journal or digest(journal.file) == journal["sha256"]
+
+
+def clear(journal: Journal) -> None:
+    """Remove what a dump left that was not finished, and a journal that nobody needs.
+
+    One that waits for its process to be closed is kept for a day: that came to another end.
+    """
+    with suppress(OSError):
+        os.unlink(journal.partial)
+    if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 24 * 3600:
+        journal.remove()
 
 
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
@@ -2844,7 +3009,7 @@ def fetch(s: Settings, s3: S3, name: str, file: IO[bytes], report: Any, whose: s
         Database=urllib.parse.unquote(metadata.get("database", "unknown")),
     )
     pg_restore_for(metadata.get("pg-dump", ""))
-    look_for_room(s, found.size, 0)
+    require_room(s, found.size, 0)
 
     def get(start: int, end: int) -> Any:
         def keep(answer: Any) -> tuple[int, int]:
@@ -3553,9 +3718,9 @@ def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retent
 
 
 # until merged
-Server = Any
-examine_database = look_at_database
-require_room = look_for_room
+def look(database: Database, step: str, query: str, **more: Any) -> Namespace:
+    """x"""
+    return Namespace(**read_json(database, step, query, **more))
 
 
 def examine_cluster(database: Database) -> Any:
@@ -3627,7 +3792,7 @@ class Checking:
     def __init__(self, settings: Settings, max_age: float | None):
         self.settings = settings
         self.max_age = max_age  # hours that the newest backup may be old; None: however old
-        self.server: Any = None
+        self.server: Server | None = None
         self.backups: list[Backup] = []  # of this database, proven
 
     @property
