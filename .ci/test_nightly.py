@@ -1,0 +1,84 @@
+"""The tests of small facts of the nightly path: parts, dumps that are another's, sessions, logs."""
+from __future__ import annotations
+
+import hashlib
+import re
+
+import hypothesis
+import pytest
+from hypothesis import strategies
+
+import backup_executor
+from proxies import COMPLETING, SLOW, Meddler, through
+from surroundings import Scene
+
+MIB, TIB = 1024**2, 1024**4
+
+
+@hypothesis.given(strategies.integers(1, 5 * TIB))
+@hypothesis.example(1)
+@hypothesis.example(8000 * MIB)
+@hypothesis.example(8000 * MIB + 1)
+@hypothesis.example(5000 * 1024 * MIB + 1)
+@hypothesis.example(5 * TIB)
+def test_an_upload_keeps_to_the_limits_of_parts_at_any_size(size: int) -> None:
+    step = backup_executor.part_size(size)
+    parts = -(-size // step)
+    assert step % MIB == 0 and 8 * MIB <= step <= 5 * 1024 * MIB
+    assert parts <= (1000 if size <= 5000 * 1024 * MIB else 10_000)
+    assert step == 8 * MIB or size > 8000 * MIB  # memory: four of them are on their way
+
+
+def test_a_finished_dump_of_the_same_name_at_another_host_is_named_and_left_alone(
+        scene: Scene, meddler: Meddler) -> None:
+    meddler.reply(COMPLETING, SLOW, times=10000)
+    scene.failure(**through(meddler, 0.001))
+    kept = scene.files()
+    said = scene.run("backup", DB_HOST="localhost").stderr
+    [line] = [line for line in said.splitlines() if "Leaving a finished dump alone" in line]
+    assert f"127.0.0.1:{scene.postgres.port}/{scene.database}" in line and kept[0] in line
+    assert scene.files() == kept and len(scene.objects()) == 1
+    scene.run("backup", "--resume")
+    assert scene.files() == [] and len(scene.objects()) == 2
+
+
+def test_a_beginning_backup_ends_no_session_of_another_command(scene: Scene) -> None:
+    names = {
+        command: scene.postgres.sql(
+            f"SET application_name = '{settings.database().session}'; SHOW application_name")
+        for command in ("backup", "restore", "check", "verify")
+        for settings in [backup_executor.read_settings(scene.settings, command)]}
+    assert len(set(names.values())) == 4, names
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("BACKUP_TIME_SCALE", "abc"), ("BACKUP_TIME_SCALE", "0"), ("DB_PORT", "0"),
+    ("DB_PORT", "65536")])
+def test_a_number_that_is_none_is_named_with_what_it_should_be(
+        scene: Scene, name: str, value: str) -> None:
+    said = scene.run("list", status=2, **{name: value}).stderr
+    assert re.search(f"{name} is not a (port, 1 to 65535|number above 0)", said), said
+    assert "Traceback" not in said and "range" not in said
+
+
+def test_the_log_shows_programs_with_their_arguments_where_it_is_to_show_all(scene: Scene) -> None:
+    said = scene.run("backup", LOG_LEVEL="debug").stderr
+    programs = re.findall('level=debug msg=Running Step=.* Argv="?([a-z_]+) ', said)
+    assert {"psql", "pg_dump", "pg_restore"} <= set(programs), said
+    assert "--lock-wait-timeout=300s" in said and "--compress=zstd:1" in said
+    assert scene.settings["DB_PASSWORD"] not in said
+    assert "level=debug" not in scene.run("backup").stderr
+
+
+def test_a_dump_that_was_changed_on_the_volume_is_not_uploaded(
+        scene: Scene, meddler: Meddler) -> None:
+    meddler.reply(COMPLETING, SLOW, times=10000)
+    scene.failure(**through(meddler, 0.001))
+    [name, _] = scene.files()
+    dump = scene.folder / name
+    content = dump.read_bytes()
+    dump.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said = scene.run("backup", "--resume").stderr
+    assert "Not what its journal says, leaving it alone" in said
+    assert scene.files() == [name] and not scene.objects()
+    assert hashlib.sha256(dump.read_bytes()).digest() != hashlib.sha256(content).digest()
