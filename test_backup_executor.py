@@ -21,8 +21,8 @@
 
     python3 test_backup_executor.py [PYTEST ARGUMENTS]   run the tests (-k NAME: some of them)
     python3 test_backup_executor.py demo                 back a database up and restore it, live
-    python3 test_backup_executor.py bench [--write]      measure it beside what is built by hand
-    python3 test_backup_executor.py faults [--write]     break and kill all that a backup needs
+    python3 test_backup_executor.py bench                measure it beside what is built by hand
+    python3 test_backup_executor.py faults               break and kill all that a backup needs
     python3 test_backup_executor.py colonies --port N [--generation 2023] [--stale SECONDS]
                                                          serve the Colonies stand-in
     python3 test_backup_executor.py image                build the image and run it (root, Debian)
@@ -500,17 +500,6 @@ def test_help_and_version_and_a_wrong_command_line(scene: Scene) -> None:
     for arguments in (["bakcup"], ["backup", "--fast"], ["list", "more"],
                       ["check", "--max-age", "old"]):
         assert scene.run(*arguments, status=2).stdout == ""
-
-
-def test_readmes_settings_table_is_the_codes() -> None:
-    rows = re.findall(r"(?m)^\| *`([A-Z][A-Z0-9_]+)`([^|]*)\|([^|]*)\|(.*)\|$",
-                      (PROJECT / "README.md").read_text("utf-8"))
-    found = {name: (re.findall("[A-Z][A-Z0-9_]+", rest), "*" in rest,
-                    default.strip().strip("`–"), meaning.strip().replace("\\|", "|"))
-             for name, rest, default, meaning in rows}
-    assert len(rows) == len(found) and found == {
-        x.name: ([x.also] if x.also else [], x.kind in backup_executor.SECRET, x.default, x.meaning)
-        for x in backup_executor.SETTINGS}
 
 
 def test_importing_the_module_needs_the_standard_library_alone() -> None:

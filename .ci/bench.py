@@ -24,7 +24,7 @@ import boto3
 
 from colonies import SUCCESS, Standin
 from environment import FRONT, cache_lock, make_environment
-from readme import markdown, write_tables
+from readme import markdown
 from servers import (
     LIBC,
     PR_SET_PDEATHSIG,
@@ -160,10 +160,7 @@ def bench(arguments: list[str]) -> int:
     parser.add_argument("--repeat", type=int, default=5, metavar="N",
                         help="so often; from 2 GB on three times (5)")
     parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement, for development")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     options = parser.parse_args(arguments)
-    if options.write and options.only:
-        parser.error("--write takes no --only: README.md has all of it")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with temporary_folder() as folder:
@@ -180,9 +177,7 @@ def bench(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
         return 130
-    print("\n\n".join(filter(None, tables.values())))
-    if options.write:
-        write_tables(tables)
+    print("\n\n".join(filter(None, tables)))
     return 0
 
 
@@ -387,8 +382,8 @@ class Bench:
         dumped = self.noted() if self.notes.exists() else None
         return Backup(submitted, dumped, closed, json.loads(process["out"][0]), server.logs)
 
-    def tables(self) -> dict[str, str]:
-        """Measure all that the options ask for; what README.md gets between which markers."""
+    def tables(self) -> list[str]:
+        """Measure all that the options ask for; Markdown, "" for what they leave out."""
         sizes, growths = self.options.sizes, self.options.growth
         for size in sorted({*sizes, *growths}):
             self.fill(size)
@@ -400,8 +395,7 @@ class Bench:
                         self.samples.append(sample)
                         beside = f"; {sample.other}: {sample.theirs:.3f}" if sample.other else ""
                         say(f"{sample.what}: {sample.ours:.3f} {sample.unit}{beside}")
-        bench = filter(None, [self.facts(), self.ratios(), self.growth()])
-        return {"bench": "\n\n".join(bench), "compression": self.compression()}
+        return [self.facts(), self.ratios(), self.growth(), self.compression()]
 
     def facts(self) -> str:
         """The machine and the programs' versions."""

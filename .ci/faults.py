@@ -10,7 +10,6 @@ import random
 import re
 import secrets
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,9 +20,9 @@ from typing import Any, NamedTuple
 
 from bench import say
 from colonies import FAILED, SUCCESS
-from environment import FRONT, PROJECT
+from environment import FRONT
 from proxies import Fault, http_faults, wire_faults
-from readme import least_privileges, markdown, write_tables
+from readme import least_privileges, markdown
 from servers import HELD_UP, Postgres, S3Server, SeaweedFS, descendants, run, temporary_folder
 from surroundings import FAULT_KEEP, Footprint, Scene, World, becomes_true, numbered, s3_call
 from timescale import Timescale
@@ -370,57 +369,6 @@ def change_meanwhile(timescale: Timescale, s3: S3Server, seed: int, backups: int
                         ends.count(-1)]
 
 
-# What else is tried, and what must never happen: patterns of the names of tests.
-ATTACKS = {
-    "A disk without room at any write, or without inodes; a volume that is read-only, unmounted, "
-    "gone, has I/O errors, and is back": "disk|volume|temporary_folder|runs_out_of_room|no_room",
-    "No file descriptors, no threads, output that cannot be written":
-        "open_files|files_to_open|thread_that|answer_that_cannot",
-    "Host names that are not known, then known": "names_that_are_not_known",
-    "A clock that jumps within or between backups, time zones, daylight saving":
-        "_clock_|time_zone",
-    "Two executors: of one type, of two databases under one prefix, of one name":
-        "two_executors|executors_of_two|on_two_servers|overtaken|namesake|staged_elsewhere",
-    "A hostile or broken Colonies server":
-        "odd_answers|whatever_json|odd_process|too_long_to|one_odd_time|replies_of_something",
-    "A hostile database server, a hostile owner of a database, hostile names":
-        "database_server_says|odd_database|databases_owner|name_is_data|neither_obeyed",
-    "A hostile bucket": "odd_metadata|names_like|far_future|names_without|like_ours|every_name|"
-                        "not_go_on|answers_400|that_is_garbage|somebody",
-    "Archives that are damaged, cut, swapped, or made to run programs":
-        "archives_programs|damaged|bad_dump|no_archive",
-    "Links, FIFOs, folders, sockets, devices under our names; permissions; core files":
-        "followed_or|link_that|foretold|core_file|folder_named|side_files",
-    "Certificates of another host, expired, not yet valid, unknown; TLS 1.1; no TLS; redirections":
-        "proven_to_be|redirection",
-    "Secrets, looked for in logs, results, arguments, environments, files": "secret",
-    "Each privilege less than README grants": "policy|readmes_roles"}
-MUST_NEVER = {
-    "A success that was not": "places_between|made_and_trunc|void_dump|changed_mean|not_prove|"
-                              "another_md5|bad_dump|middle_leaves|any_object_is|one_odd|"
-                              "each_part_carries|damaged_kept|each_fault",
-    "Something partial under a final name, a backup overwritten":
-        "lost_answer|overwrit|overtaken|sealed|one_type|every_name|killed_at_random|room_for_some",
-    "Retention too early, of too much, of what is not ours":
-        "retention|emptied|older_exec|somebodys|looked_at|refused_del|names_|on_two_servers|made_what",
-    "A finished dump thrown away": "kept_dump|never_takes|for_longer|dies_during|the_upload|"
-                                   "complete_at|any_write|any_use|fails_while",
-    "A backup that goes wrong because it takes long": "longer_than|outlasts|taken_for_good",
-    "A secret where it need not be": "secret|core_file|foretold|redirection",
-    "A shell, or a name that is taken for an option": "name_is_data|any_character|libpqs|shell",
-    "Something of ours that outlives the executor": "kill_9|killed_at_random|during_the_dump",
-    "A database server that its backup brings down":
-        "runs_out|full_disk|refused_before|no_room|staging"}
-
-
-def collected() -> list[str]:
-    """The names of all tests, with their parameters."""
-    ran = subprocess.run([sys.executable, "-B", "-m", "pytest", "-q", "--collect-only",
-                          str(PROJECT), "-p", "no:cacheprovider"],
-                         capture_output=True, text=True, check=True)
-    return re.findall(r"(?m)^\S+::(test_.*)$", ran.stdout)
-
-
 def faults(arguments: list[str]) -> int:
     """Break every call of a backup, kill programs at random, make many backups; print tables."""
     parser = argparse.ArgumentParser(prog=f"{FRONT.name} faults", description=faults.__doc__)
@@ -430,7 +378,6 @@ def faults(arguments: list[str]) -> int:
                         help="backups that one executor makes; at least 20 (1000)")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32),
                         help="of what is killed, and when (any)")
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -454,17 +401,14 @@ def faults(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted; everything is stopped and removed.", file=sys.stderr)
         return 130
-    tables = fault_tables(broken, before, after, options.backups, killed, ends, changed, good)
-    print("\n\n".join(tables.values()))
-    if options.write:
-        write_tables(tables)
+    print(fault_table(broken, before, after, options.backups, killed, ends, changed, good))
     return 0
 
 
-def fault_tables(broken: collections.Counter[str], before: Footprint, after: Footprint,
-                 backups: int, killed: collections.Counter[str], ends: collections.Counter[int],
-                 changed: collections.Counter[str], good: list[int]) -> dict[str, str]:
-    """Markdown of what was done, and of what else the tests do."""
+def fault_table(broken: collections.Counter[str], before: Footprint, after: Footprint,
+                backups: int, killed: collections.Counter[str], ends: collections.Counter[int],
+                changed: collections.Counter[str], good: list[int]) -> str:
+    """Markdown of what was done, and what came of it."""
     rows = [[f"Each call {what}, broken in each way", f"{broken[peer]:,}", "nothing"]
             for what, peer in (("to S3", "S3"), ("to Colonies in a backup", "Colonies"),
                                ("to Colonies when it joins", "Colonies, joining"))]
@@ -475,17 +419,11 @@ def fault_tables(broken: collections.Counter[str], before: Footprint, after: Foo
     rows += [["Backups in a row by one executor", f"{backups:,}", (
         f"nothing; memory {before.megabytes:.1f} MB after 10, {after.megabytes:.1f} MB at the"
         " end; files, threads, sessions, registrations: none more")]]
-    names = collected()
     rows += [[f"Tables {what} while a backup runs", f"{changed[what]:,}", "nothing"]
              for what in DISTURBANCES]
-    attacks, never = ([[what, str(sum(bool(re.search(pattern, name)) for name in names)), "nothing"]
-                       for what, pattern in table.items()] for table in (ATTACKS, MUST_NEVER))
     note = (f"Of the {ends.total():,} backups during which something was killed {ends[SUCCESS]:,}"
             f" came to a proven object, {ends[FAILED]:,} were closed as failed with the reason."
             f" Of the {good[0] + good[2]:,} during which tables were changed {good[0]:,} have every"
             f" row, {good[1]:,} of them at the second or third dump; {good[2]:,} failed and named"
             " the tables.")
-    return {"faults": f"{markdown(['fault', 'how often tried', 'lost'], rows)}\n\n{note}",
-            "attacks": markdown(["attack", "tests", "lost"], attacks),
-            "never": markdown(["what must never happen", "tests that attack it"],
-                              [row[:2] for row in never])}
+    return f"{markdown(['fault', 'how often tried', 'lost'], rows)}\n\n{note}"

@@ -1,18 +1,17 @@
-"""What README quotes: its restore by hand, its least privileges, its tables."""
+"""What README quotes: its restore by hand, its least privileges."""
 from __future__ import annotations
 
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
-from environment import FRONT, PROJECT
+from environment import PROJECT
 from servers import tool
 from surroundings import Scene
 
-# README's section, its values, and what stands for them here.
-FETCHED, FINISHED = ("fetch the backup", "make the database"), ("look that all is there",)
+README = PROJECT / "README.md"
+CHART_README = PROJECT / "helm/README.md"
 # mc's commands, as rclone does them
 MC = """#!/bin/sh
 case $1 in
@@ -25,23 +24,35 @@ esac
 """
 
 
-def by_hand(*headings: str, **values: str) -> str:
-    """README's shell blocks under these headings; the first one's variables have VALUES."""
-    readme = (PROJECT / "README.md").read_text()
-    sections = [re.split(rf"(?m)^### By hand: {re.escape(heading)}\n", readme)[1].split("\n##")[0]
-                for heading in headings]
-    script = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", "".join(sections)))
+def section(heading: str) -> str:
+    """What stands under a HEADING of README, up to the next one of whatever level."""
+    return README.read_text("utf-8").partition(f"\n{heading}\n")[2].partition("\n##")[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The blocks of a language in a document's TEXT."""
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
+
+
+def by_hand(*ways: str, **values: str) -> str:
+    """README's shell blocks of a restore by hand, in these WAYS.
+
+    VALUES are those of its variables and, by the files' names, of the keys for S3.
+    """
+    script = "".join(text for heading in ["### By hand", *(f"#### By hand: {way}" for way in ways)]
+                     for text in blocks(section(heading), "sh"))
     for name, value in values.items():
-        script, count = re.subn(rf"(?m)^{name}=.*", f"{name}={shlex.quote(value)}", script)
-        assert count == 1
+        here = rf'(?m)(?<=^{name}=).*|"\$\(cat /secrets/{name}\)"'
+        script, count = re.subn(here, shlex.quote(value), script)
+        assert count == 1, name
     return re.sub("(?m)^export PG.*\n", "", script)
 
 
-def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *headings: str) -> str:
+def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *ways: str) -> str:
     """What README's commands print, of which each ends well."""
-    script = by_hand(*FETCHED, *headings, *FINISHED, S3_URL="", ACCESS_KEY="", SECRET_KEY="",
-                     FOLDER=f"backup/{scene.prefix}", NAME=name, NEW=new, OLD=scene.database,
-                     WORK=str(folder / "work"))
+    script = by_hand(*ways, S3_URL="", FOLDER=f"backup/{scene.prefix}", NAME=name, NEW=new,
+                     OLD=scene.database, WORK=str(folder / "work"),
+                     **{"s3-access-key": "", "s3-secret-access-key": ""})
     for program, text in (("mc", MC), ("rclone", f"#!/bin/sh\nexec {tool('rclone')} \"$@\"\n")):
         (folder / program).write_text(text)
         (folder / program).chmod(0o755)
@@ -58,24 +69,10 @@ def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *headings:
     return ran.stdout
 
 
-def write_tables(tables: dict[str, str]) -> None:
-    """Put each table between its markers in README.md."""
-    readme = PROJECT / "README.md"
-    text = readme.read_text("utf-8")
-    for name, table in tables.items():
-        before, start, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->\n")
-        if not end:
-            sys.exit(f"{FRONT.name}: README.md has no markers of {name}")
-        text = f"{before}{start}\n{table}\n\n{end}{after}"
-    readme.write_text(text, "utf-8")
-
-
 def least_privileges(language: str) -> list[str]:
-    """README's blocks in a language on what is enough."""
-    readme = (PROJECT / "README.md").read_text("utf-8")
-    section = readme.partition("\n## Least privileges\n")[2].partition("\n## ")[0]
-    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", section)
+    """README's blocks in a language on what is enough; SQL by what its comments set apart."""
+    return [part for text in blocks(section("## Least privileges"), language)
+            for part in re.split("(?m)^--.*\n", text)]
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

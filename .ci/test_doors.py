@@ -41,7 +41,7 @@ from proxies import (
     secured,
     through,
 )
-from readme import FETCHED, FINISHED, by_hand, least_privileges
+from readme import by_hand, least_privileges
 from restores import archive, databases
 from servers import (
     LIBC,
@@ -529,7 +529,7 @@ def test_readmes_roles_are_enough_for_every_command_and_each_line_is_needed(
             fails(says)
             site.sql(re.sub(pattern, gives, line) if gives else line)
         assert len(lines) == len(TAKEN)
-        # of large objects: each needs a grant of its own, or any of the others that README names
+        # of large objects: each needs README's grant, or any of the others
         site.sql(f"SELECT lo_from_bytea(4712, ''); ALTER LARGE OBJECT 4712 OWNER TO {owner}")
         for gives, takes in (
                 (f"GRANT {owner} TO {role}", f"REVOKE {owner} FROM {role}"),
@@ -641,7 +641,7 @@ def test_the_shell_of_ci_and_of_the_restore_by_hand_is_clean(tmp_path: Path) -> 
     """That of the Dockerfile is looked at by hadolint, in the same way."""
     script = tmp_path / "by-hand.sh"
     script.write_text("#!/bin/bash -e\n" + by_hand(
-        *FETCHED, "plain PostgreSQL", "TimescaleDB", *FINISHED))
+        "plain PostgreSQL", "TimescaleDB"))
     ran = subprocess.run([tool("shellcheck"), str(PROJECT / ".ci/run"), str(script)],
                          text=True, capture_output=True, check=False)
     assert ran.returncode == 0, ran.stdout

@@ -2,12 +2,10 @@
 from __future__ import annotations
 
 import random
-import re
 import secrets
 
 from colonies import SUCCESS
-from environment import files_with_tests
-from faults import ATTACKS, MUST_NEVER, break_calls, change_meanwhile, kill_at_random, soak
+from faults import break_calls, change_meanwhile, kill_at_random, soak
 from servers import Postgres, SeaweedFS
 from timescale import Timescale
 
@@ -30,14 +28,6 @@ def test_backups_of_tables_that_are_changed_meanwhile_have_every_row(
         timescale: Timescale, backup_servers: tuple[Postgres, SeaweedFS]) -> None:
     done, (good, again, _) = change_meanwhile(timescale, backup_servers[1], seed=1, backups=5)
     assert good and again and len(done) > 3, (done, good, again)
-
-
-def test_each_attack_that_readme_lists_has_its_tests() -> None:
-    tests = [name for file in files_with_tests()
-             for name in re.findall(r"(?m)^def (test_\w+)", file.read_text())]
-    for patterns in [*ATTACKS.values(), *MUST_NEVER.values()]:
-        for pattern in patterns.split("|"):
-            assert any(pattern in name for name in tests), pattern
 
 
 def test_one_backup_after_the_other_leaves_nothing_behind(

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from colonies import UNREGISTERED, WAITING, Standin
-from environment import EXECUTOR, FRONT, PROJECT
+from environment import EXECUTOR, FRONT
 from image import BASE, IMAGE, IN_IMAGE, Podman
-from readme import FETCHED, FINISHED, by_hand
+from readme import README, blocks, by_hand
 from restores import same_databases, verifying
 from servers import certificate
 from surroundings import Scene, Site, becomes_true, standin
@@ -75,10 +75,9 @@ def image_restores_by_hand_in_tmux_as_the_readme_says(
         client = standin.colony().client()
         result = json.loads(client.wait(client.submit())["out"][0])
         (scene.folder / "by-hand").write_text("! id -un; python -c 'import boto3'\n" + by_hand(
-            *FETCHED, "plain PostgreSQL", *FINISHED, NAME=result["filename"], OLD=scene.database,
-            NEW=new, S3_URL=scene.s3.url, ACCESS_KEY=scene.s3.access_key,
-            SECRET_KEY=scene.s3.secret_key, FOLDER=f"backup/{scene.prefix}",
-            WORK="/backups/restore"))
+            "plain PostgreSQL", NAME=result["filename"], OLD=scene.database, NEW=new,
+            S3_URL=scene.s3.url, FOLDER=f"backup/{scene.prefix}", WORK="/backups/restore",
+            **{"s3-access-key": scene.s3.access_key, "s3-secret-access-key": scene.s3.secret_key}))
         (scene.folder / "by-hand").chmod(0o644)
         env = {"PGHOST": "127.0.0.1", "PGPORT": str(scene.postgres.port), "PGUSER": "postgres",
                "PGPASSWORD": scene.postgres.password, "TERM": "xterm"}  # kubectl has it from -t
@@ -106,7 +105,7 @@ def image_restores_by_hand_in_tmux_as_the_readme_says(
             podman(*tmux, "wait-for", "-S", "left")
         podman(*tmux, "wait-for", "done")
         said = (scene.folder / "said").read_text()
-        assert re.match(r"\d", said) and ": OK\n" in said and said.count("public.t|500") == 2, said
+        assert re.match(r"\d", said) and ": OK\n" in said and said.count("public.t|500") == 1, said
     same_databases(scene, new)
 
 
@@ -163,8 +162,7 @@ def image_says_in_its_configuration_what_a_pod_relies_on_and_no_secret(
 def image_of_ones_own_takes_the_script_in_readmes_lines(
         podman: Podman, scene: Scene, tmp_path: Path) -> None:
     """Debian's own Python and boto3, beside PostgreSQL's programs, which such an image has."""
-    blocks = re.findall(r"(?ms)^```dockerfile\n(.*?)^```", (PROJECT / "README.md").read_text())
-    [lines] = [block for block in blocks if "apt-get" in block]
+    [lines] = blocks(README.read_text("utf-8"), "dockerfile")
     (tmp_path / "Dockerfile").write_text(
         f"FROM {BASE}\nRUN apt-get update && apt-get install -y --no-install-recommends"
         f" postgresql-client-17\n{lines}")

@@ -309,6 +309,6 @@ def test_the_restore_by_hand_does_what_the_readme_says(
     governed(scene)
     name = scene.backup()["filename"]
     said = restored_by_hand(scene, name, new, tmp_path, "plain PostgreSQL")
-    assert said.count("public.t|500") == 2
+    assert said.count("public.t|500") == 1
     same_databases(scene, new)
     assert scene.postgres.sql(PROPERTIES, new) == scene.sql(PROPERTIES)

@@ -37,8 +37,9 @@ from chart import (
     overlay,
 )
 from colonies import FAILED, USER_KEY
-from environment import EXECUTOR, PROJECT, ROOT
+from environment import EXECUTOR, ROOT
 from image import ADMIN_PATH, IMAGE, IMAGE_PROGRAMS, Podman
+from readme import CHART_README, blocks
 from servers import SYSTEM_PATH, Postgres, Program, executor_environment, run
 from surroundings import Site, standin
 
@@ -68,6 +69,20 @@ def chart_lints_and_renders_what_the_oldest_and_the_newest_kubernetes_take(
 
 def default_values() -> Any:
     return yaml.safe_load((CHART / "values.yaml").read_text())
+
+
+def flat(values: dict[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """The path and the default of each value that holds no others."""
+    return [leaf for name, value in values.items() for leaf in (
+        flat(value, f"{path}{name}.") if isinstance(value, dict) and value
+        else [(path + name, value)])]
+
+
+def merged(values: Any, others: Any) -> Any:
+    """VALUES with OTHERS laid over them, as Helm does with several files."""
+    if not isinstance(values, dict) or not isinstance(others, dict):
+        return others
+    return values | {name: merged(values.get(name), each) for name, each in others.items()}
 
 
 def leaves() -> list[tuple[str, dict[str, Any], Any]]:
@@ -435,11 +450,32 @@ def chart_refuses_to_take_over_or_to_delete_what_an_older_one_made_in_its_releas
 
 
 def chart_prints_what_readme_says(helm: Helm) -> None:
-    readme = (PROJECT / "README.md").read_text()
-    values = yaml.safe_load(re.findall(r"(?s)```yaml\n(database:.*?)```", readme)[0])
+    """With README's values; and with a second database's, which are laid over them."""
+    readme = CHART_README.read_text("utf-8")
+    first, second, *_ = map(yaml.safe_load, blocks(readme, "yaml"))
     said = helm("install", "timescaledb", str(CHART), "--namespace=timescaledb",
-                "--dry-run=client", **values)
-    assert said.partition("NOTES:\n")[2] in readme
+                "--dry-run=client", **first)
+    quoted = re.findall(r"(?ms)^NOTES:\n(.*?)^\.\.\.$", readme)[0]
+    assert quoted and said.partition("NOTES:\n")[2].startswith(quoted)
+    ours, theirs = helm.render(first).settings(), helm.render(merged(first, second)).settings()
+    apart = ["COLONIES_EXECUTOR_NAME", "COLONIES_EXECUTOR_TYPE", "BACKUP_CRON_NAME",
+             "VERIFY_CRON_NAME", "AWS_S3_PREFIX", "DB_DATABASE"]
+    assert [name for name in apart if ours[name] == theirs[name]] == []
+
+
+def chart_readme_has_each_value_with_its_type_default_and_mark() -> None:
+    rows = [[cell.strip(" `") for cell in re.split(r" \| |^\| | \|$", line)[1:-1]]
+            for line in CHART_README.read_text("utf-8").splitlines() if re.match(r"\| `\w", line)]
+    types = {"string": str, "integer": int, "boolean": bool, "list": list, "object": dict}
+    values = default_values()
+    found = [(path, yaml.safe_load(default)) for path, _, default, _, _ in rows]
+    assert found == flat(values)
+    assert [path for path, kind, default, _, meaning in rows
+            if type(yaml.safe_load(default)) is not types[kind] or not meaning] == []
+    said = comments()
+    for path, _, _, mark, _ in rows:
+        above = next(each for each, _, _ in leaves() if f"{path}.".startswith(f"{each}."))
+        assert re.findall(r"\[([A-Z])\]", said[above][0]) == mark.split(), path
 
 
 # -- What is rendered

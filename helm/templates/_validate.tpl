@@ -147,7 +147,11 @@ StatefulSets of their own in the release. Two of one alias, below two charts, di
 {{- $there := get $annotations "timescaledb.chart/path" | default $path }}
 {{- $ours = and $ours (or (eq $path "") (eq $path $there)) }}
 
-{{- /* Its labels name neither chart nor release; Helm's own annotation does the release. */}}
+{{- /*
+Its labels name neither chart nor release; Helm's own annotation does the release. Its claims are
+the release's: to uninstall it deletes the database, also where they are annotated to be kept, as
+Helm looks for that in the manifest which it has stored (3.17 and 4.3, seen).
+*/}}
 {{- $older := and $kept (ne (get .spec "serviceName") (printf "%s-headless" $name)) }}
 {{- $here := eq (get $annotations "meta.helm.sh/release-name") $.Release.Name }}
 {{- $older = or $older (and $.Chart.IsRoot $here (not $chart)) }}
