@@ -32,9 +32,8 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from types import SimpleNamespace as Namespace
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -1024,6 +1023,7 @@ class S3:
             return b""  # there is no such range
 
         def take(answer: Any) -> tuple[bool, bytes]:
+            """Whether it is what was asked for, and the bytes."""
             same = found.etag in ("", plain_etag(answer)) and not answer["Metadata"]
             asked = answer.get("ContentRange") == f"bytes 0-{end - 1}/{found.size}"
             return same and asked, answer["Body"].read(end)
@@ -2850,11 +2850,371 @@ class Crons:
         )
 
 
-# ---- Restore and proof ---------------------------------------------------------------------------
-SERVER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
+# ---- The archive ---------------------------------------------------------------------------------
+
+NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
+OF_DATABASE = (
+    rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
+    rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)"
+)
+# Entries of a table of contents, all of these. The first: those whose statements name roles.
+OF_ROLES = re.compile(
+    r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
+)
+SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")
+EXTENSION = re.compile(r"(\S+ ){3}EXTENSION - timescaledb ")
+FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
+JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
+# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
+LATE = re.compile(
+    r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
+    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
+)
+# The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
+CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
+OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
+NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
+GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
+ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}  # what COPY writes so
+
+
+class Copied(NamedTuple):
+    """A table's rows as a script of pg_restore copies them; none where it does not."""
+
+    table: str = ""  # with its schema
+    columns: str = ""  # as COPY names them
+    rows: Sequence[dict[str, str]] = ()  # values as COPY writes them
+
+    def values(self, column: str) -> list[str]:
+        """The plain values of a column, in order; none where there is no such column."""
+        return [
+            re.sub(r"\\(.)", lambda found: ESCAPED.get(found[1], found[1]), row[column])
+            for row in self.rows
+            if column in row
+        ]
+
+
+class Timescale(NamedTuple):
+    """What restoring TimescaleDB takes."""
+
+    version: str  # "?": an old archive's catalog does not say it
+    schema: str  # the extension's, as an identifier
+    jobs: Copied
+    adopted: set[str]  # owners whose jobs become the restoring role's
+    late: set[str]  # entries to restore when all else is there
+
+
+class Archive(NamedTuple):
+    """What an archive of pg_dump holds, and how it is to be read."""
+
+    path: str
+    options: list[str]  # of pg_restore, for all that is read of it and restored from it
+    format: str  # its version
+    pg_restore: int  # the major version of the one that reads it
+    entries: list[str]  # of its table of contents
+    tables: int  # how many of these are a table's rows
+    roles: set[str]  # that its statements name, which have to be there
+    database: str  # whose it is, as an identifier; "" where pg_restore cannot write it
+    create: str  # what its CREATE DATABASE says after the name
+    properties: list[tuple[str, str]]  # the database's other statements, before and after its name
+    unread: str  # why these could not be read, or ""
+    timescaledb: Timescale | None
+
+
+def pg_restore_for(dumped_by: str) -> int:
+    """The major version of pg_restore. Raises Failure if it is older than this pg_dump."""
+    ours = major_version(run("Looking at pg_restore", ["pg_restore", "--version"]))
+    theirs = major_version(dumped_by)
+    require(ours >= theirs, f"pg_restore {ours} is older than the archive's pg_dump {dumped_by}")
+    return ours
+
+
+def path_of(file: IO[bytes]) -> str:
+    """A path of an open file for our programs, also if it has no name."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+@contextmanager
+def listing(entries: Iterable[str]) -> Iterator[str]:
+    """The option by which pg_restore takes these entries alone."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        with placing(file.name):
+            print(*entries, "", sep="\n", file=file, flush=True)
+        yield f"--use-list={file.name}"
+
+
+def read_archive(path: str, *options: str) -> str:
+    """What pg_restore prints of an archive."""
+    return run("Reading the archive", ["pg_restore", *options, path])
+
+
+def statements(sql: str) -> list[str]:
+    """The statements of a script. No text in a literal, a comment's for instance, forges one."""
+    sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
+    return [each.strip() for each in re.findall(r"""(?:[^;'"]|'[^']*'|"[^"]*")+;""", sql)]
+
+
+def unquoted(identifier: str) -> str:
+    """The name that an identifier stands for; a name that is none is itself."""
+    if identifier[:1] == '"':
+        return identifier[1:-1].replace('""', '"')
+    return identifier
+
+
+def roles_in(statement: str) -> set[str]:
+    """The roles that a GRANT, a policy, … names."""
+    roles, due = set[str](), False
+    head = re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
+    for word in re.findall(rf"'[^']*'|{NAME}|\S", head):
+        name = unquoted(word)
+        if due and (name != word or (re.match(r"\w", word) and not word.isupper())):
+            roles.add(name)
+        elif word != ",":
+            due = word in ("TO", "FROM", "FOR", "ROLE", "AUTHORIZATION")
+    return roles - {"public"}
+
+
+def copied(script: str, table: str) -> Copied:
+    """The rows of a table of TimescaleDB's catalog in a script of pg_restore."""
+    schemas = "|".join(CATALOG)
+    head = rf"(?m)^COPY ((?:{schemas})\.{table}) \(([\w, ]+)\) FROM stdin;\n"
+    found = re.search(head + r"((?s:.*?))^\\\.$", script)
+    if not found:
+        return Copied()
+    names, lines = found[2].split(", "), found[3].split("\n")[:-1]
+    return Copied(found[1], found[2], [dict(zip(names, line.split("\t"))) for line in lines])
+
+
+def read_statements(path: str, options: list[str], entries: list[str]) -> tuple[str, str]:
+    """The statements on roles and on the database, and why these are left out, or ""."""
+    with listing(filter(OF_ROLES.match, entries)) as chosen:
+        argv = ["-f-", chosen, *options]
+        try:  # -C: with what makes the database, whose name pg_restore may refuse to write
+            return read_archive(path, "-C", *argv), ""
+        except Failure as error:
+            return read_archive(path, *argv), f"not restored: {error}"
+
+
+def examine_archive(path: str, options: list[str], timescaledb: str = "") -> Archive:
+    """What an archive holds, as its table of contents and its statements on roles say.
+
+    timescaledb: the extension's version, where it is known already. Raises Failure.
+    """
+    listed = read_archive(path, "-l", "-C", *options)
+    entries = re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed)
+    made_by = re.findall("; +Dumped by pg_dump version: (.*)", listed)
+    script, unread = read_statements(path, options, entries)
+    database, create = "", "TEMPLATE = template0"
+    roles, properties = set[str](), list[tuple[str, str]]()
+    for statement in statements(script):
+        made = re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement)
+        about = re.fullmatch(OF_DATABASE, statement)
+        if made:
+            database, create = made[1], made[2]
+        elif about:
+            properties.append((about[1], about[2]))
+            if about[2].startswith(" OWNER TO "):
+                create += about[2][:-1].replace(" TO", "", 1)
+        if not about or "--no-owner" not in options:
+            roles |= roles_in(statement)
+    timescale = examine_timescaledb(path, options, entries, timescaledb)
+    if timescale:
+        roles |= set(map(unquoted, {*timescale.jobs.values("owner")} - timescale.adopted))
+    return Archive(
+        path,
+        options,
+        "".join(re.findall("; +Dump Version: (.*)", listed)),
+        pg_restore_for("".join(made_by)),
+        entries,
+        len(re.findall(TABLES, listed)),
+        roles,
+        database,
+        create,
+        properties,
+        unread,
+        timescale,
+    )
+
+
+def examine_timescaledb(
+    path: str, options: list[str], entries: list[str], version: str
+) -> Timescale | None:
+    """What an archive's TimescaleDB takes, from its catalog and foreign keys; None: it has none."""
+    extension = list(filter(EXTENSION.match, entries))
+    if not extension:
+        return None
+    tables = ("-tmetadata", "-thypertable", "-tbgw_job")
+    catalog = read_archive(path, "-a", "-f-", *OF_CATALOG, *tables, *options)
+    if found := re.search(r"\ntimescaledb_version\t([^\t\n]+)", catalog):
+        version = version or found[1]
+    jobs = copied(catalog, "bgw_job")
+    owners = set(jobs.values("owner"))
+    adopted = owners if "--no-owner" in options else set(filter(GONE.fullmatch, owners))
+
+    keys = list(filter(FOREIGN_KEY.match, entries))
+    with listing(extension + keys) as chosen:
+        made = statements(read_archive(path, "-f-", chosen, *options))
+    schema = re.search(rf"CREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});", "\n".join(made))
+    added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
+    require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
+    late = pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
+    return Timescale(
+        version or "?",
+        schema[1] if schema else "public",
+        jobs,
+        adopted,
+        late.union(filter(LATE.match, entries)),
+    )
+
+
+def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
+    """The entries, of all foreign keys with their statements, whose key points at a hypertable.
+
+    With `timescaledb.restoring` on, it finds no rows there, or is not passed on to the chunks;
+    with it off, a key *of* a hypertable is refused. One at itself, which only an older table can
+    have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
+    """
+    names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
+    found = set()
+    for entry, statement in keys.items():
+        key = re.match(
+            rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s.* REFERENCES ({NAME})"
+            rf"\.({NAME})\(",
+            statement,
+        )
+        if key:
+            schema, table, *target = map(unquoted, key.groups())
+            if tuple(target) in names and (schema, table) not in names:
+                found.add(entry)
+    return found
+
+
+# ---- Fetching a backup ---------------------------------------------------------------------------
+
+
+class Steps:
+    """How the steps of a command went."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}  # that each took
+        self.current = ""  # the one that runs, or failed; "" between two
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Note how long a step takes. One that fails stays the current one."""
+        begun, self.current = time.monotonic(), step
+        log("info", f"{step.capitalize()} ...")
+        yield
+        self.current = ""
+        self.seconds[step] = round(time.monotonic() - begun, 1)
+
+
+def chosen(s3: S3, name: str, database: str = "") -> Backup:
+    """The backup of this name, or the `latest` one: the newest good one of a database.
+
+    A name is found also where it is not among those that `backups` looks at. Of two servers with
+    such a database the latest is the newer one's. Where there is none of it, or database is "",
+    all have to be one database's. Raises Failure.
+    """
+    if name != "latest":
+        plain = name.removeprefix(s3.key(""))
+        made = re.fullmatch(r"backup_([0-9]{1,18})\.bak", plain)
+        head: Any = s3.head(s3.key(plain)) if made else None
+        require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
+        seconds = int(plain[7:-4])
+        return Backup(seconds, s3.key(plain), head["ContentLength"], head["Metadata"])
+    found = s3.backups()
+    require(found, f"{s3.where}: there is no backup")
+    whose = by_database(found)
+    unknown = by_archive(s3, found, {of for _, of in whose})
+    ours = [whose[of] for of in whose if of[1] == database] or [unknown.get(database, [])]
+    backups = max(ours, key=lambda sort: sort[-1:])
+    if not backups:
+        sorts = [*whose.values(), *unknown.values()] or [found]
+        require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
+        backups = sorts[0]
+    doubts = doubtful(backups)
+    while backups[-1].key in doubts:
+        log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
+    return backups[-1]
+
+
+def by_archive(s3: S3, found: list[Backup], known: set[str]) -> dict[str, list[Backup]]:
+    """Objects without metadata by the database that their archives name, but for those KNOWN.
+
+    Old first. What is no archive counts as nobody's. The newest 100 are asked for. Raises Failure.
+    """
+    whose = dict[str, list[Backup]]()
+    for backup in [each for each in found if each.metadata == {}][-HEADS:]:
+        name, _ = archive_origin(s3.beginning(backup))
+        if name and name not in known:
+            whose.setdefault(name, []).append(backup)
+    return whose
+
+
+def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> tuple[int, int]:
+    """Write these bytes of a backup to where they belong in a file; which they are."""
+    wanted = f"bytes {start}-{end - 1}/{backup.size}"
+
+    def take(answer: Any) -> tuple[int, int]:
+        """Write what an answer's body has, and see that it is all of it."""
+        at = start
+        while at < end:
+            data = answer["Body"].read(min(BLOCK, end - at))
+            if not data:
+                break
+            with placing(s3.s.backup_path):
+                while data:
+                    written = os.pwrite(file.fileno(), data, at)
+                    at, data = at + written, data[written:]
+        require((at, answer.get("ContentRange")) == (end, wanted), f"it gave not {wanted}")
+        return start, end
+
+    span = f"bytes={start}-{end - 1}"
+    answer: tuple[int, int] = s3.call("get_object", take=take, Key=backup.key, Range=span)
+    return answer
+
+
+def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
+    """Download a backup into a file: "checked", or "absent" if it carries no checksum.
+
+    Raises Failure, at the step "checksum" where the backup is damaged.
+    """
+    metadata = backup.metadata or {}
+    log(
+        "info",
+        "Found the backup",
+        Key=backup.key,
+        Size=f"{backup.size} bytes",
+        Time=moment(backup.seconds),
+        Database=urllib.parse.unquote(metadata.get("database", "unknown")),
+    )
+    pg_restore_for(metadata.get("pg-dump", ""))
+    require_room(s3.s, backup.size, 0)
+    sha256, size = hashlib.sha256(), max(16 * MIB, backup.size // 4096)
+    with steps.timed("download"):
+        work = functools.partial(fetch_range, s3, backup, file)
+        for start, end in slices("Download in progress", backup.size, size, work):
+            for at in range(start, end, BLOCK):  # hashed while the next ones come
+                sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
+    steps.current = "checksum"
+    if "sha256" not in metadata:
+        log("warning", "It has no checksum: that was not checked")
+        return "absent"
+    require(
+        sha256.hexdigest() == metadata["sha256"],
+        f"{s3.where}: {backup.key} is damaged: its SHA-256 is not that of the dump",
+    )
+    return "checked"
+
+
+# ---- Restore -------------------------------------------------------------------------------------
+
+CLUSTER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
     pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
     'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
-    json_agg(version) FROM pg_available_extension_versions WHERE name = 'timescaledb'))"""
+    coalesce(json_agg(version), '[]') FROM pg_available_extension_versions
+    WHERE name = 'timescaledb'))"""
 # Empty is also what holds nothing but extensions, as images make databases. Their members depend on
 # them ("e"); indexes and the like belong to something else ("i", "a"), which is there, too; and an
 # extension's schema is no member of it.
@@ -2925,11 +3285,6 @@ COUNT = FOR_EACH.format(
     AND nspname !~ '^(pg_|information_schema$|_timescaledb_)'
     AND (relispartition OR NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = c.oid))""",
 )
-THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
-# Of databases. pg_has_role: sessions of others a role that is no superuser may not end.
-END_OTHERS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname IN ({}) AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'MEMBER')"""
-SCRATCH = ["--no-owner", "--no-acl", "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 # TimescaleDB's functions for users are where the extension is, which need not be in public.
 POST_RESTORE = "SELECT {}.timescaledb_post_restore()"
 # ALTER DATABASE … RENAME stops TimescaleDB's scheduler for good, also where it is refused.
@@ -2938,453 +3293,53 @@ START_WORKERS = "SELECT _timescaledb_functions.start_background_workers()"
 PAUSE_JOBS = """WITH paused AS (UPDATE _timescaledb_config.bgw_job SET scheduled = false
     WHERE scheduled AND id >= 1000 RETURNING id) SELECT array_agg(id ORDER BY id) FROM paused"""
 JOBS_ON = "SELECT {}.alter_job(id, scheduled => true) FROM unnest('{}'::int[]) AS id;"
-ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
-WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
-PUBLIC = f"-c search_path=public {WRITING}"
-NAME = r'(?:(?:"[^"]*")+|[\w$]+)'  # an identifier, as pg_dump writes it
-OF_DATABASE = (
-    rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
-    rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)"
-)
-
-
-def named(file: IO[bytes]) -> str:  # a path for our programs, also if it has no name
-    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
-
-
-@contextmanager
-def timed(report: dict[str, Any], step: str) -> Iterator[None]:  # a failed one stays "step"
-    begun, report["step"] = time.monotonic(), step
-    log("info", f"{step.capitalize()} ...")
-    yield
-    report["seconds"][report.pop("step")] = round(time.monotonic() - begun, 1)
-
-
-def chosen(s3: S3, name: str, database: str = "") -> Backup:  # latest: newest good one
-    if name != "latest":  # also one that `backups` does not look at
-        n = re.fullmatch(rf"({re.escape(s3.key(''))})?(backup_([0-9]{{1,18}})\.bak)", name)
-        head: Any = s3.head(s3.key(n[2])) if n else None
-        require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-        if n:
-            return Backup(int(n[3]), s3.key(n[2]), head["ContentLength"], head["Metadata"])
-    found = s3.backups()
-    require(found, f"{s3.where}: there is no backup")
-    whose = by_database(found)
-    ours = [x for of, x in whose.items() if of[1] == database]  # of two servers: the newer one's
-    unknown = by_archive(s3, found, {of[1] for of in whose})
-    if not ours and database in unknown:
-        ours = [unknown[database]]
-    sorts = sorted(ours, key=lambda x: x[-1].seconds)[-1:] or [*whose.values(), *unknown.values()]
-    sorts = sorts or [found]
-    require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
-    backups, doubts = sorts[0], doubtful(sorts[0])
-    while backups[-1].key in doubts:
-        log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
-    return backups[-1]
-
-
-def by_archive(s3: S3, found: list[Backup], known: set[str]) -> dict[str, list[Backup]]:
-    """Objects without metadata by the database that their archives name, but for those KNOWN.
-
-    Old first. What is no archive counts as nobody's. The newest 100 are asked for. Raises Failure.
-    """
-    whose = dict[str, list[Backup]]()
-    for f in [f for f in found if f.metadata == {}][-HEADS:]:
-        name, _ = archive_origin(s3.beginning(f))
-        if name and name not in known:
-            whose.setdefault(name, []).append(f)
-    return whose
-
-
-def fetch(s: Settings, s3: S3, name: str, file: IO[bytes], report: Any, whose: str = "") -> Any:
-    found = chosen(s3, name, whose)  # its metadata are returned
-    metadata, sha256, step = found.metadata or {}, hashlib.sha256(), max(16 * MIB, found.size >> 12)
-    report |= {"object": found.key, "size": found.size, "seconds": {}}
-    log(
-        "info",
-        "Found the backup",
-        Key=found.key,
-        Size=f"{found.size} bytes",
-        Time=moment(found.seconds),
-        Database=urllib.parse.unquote(metadata.get("database", "unknown")),
-    )
-    pg_restore_for(metadata.get("pg-dump", ""))
-    require_room(s, found.size, 0)
-
-    def get(start: int, end: int) -> Any:
-        def keep(answer: Any) -> tuple[int, int]:
-            at, right = start, f"bytes {start}-{end - 1}/{found.size}"
-            while at < end and (data := answer["Body"].read(min(BLOCK, end - at))):
-                with placing(s.backup_path):
-                    while data:
-                        at, data = at + (n := os.pwrite(file.fileno(), data, at)), data[n:]
-            require((at, answer.get("ContentRange")) == (end, right), f"it gave not {right}")
-            return start, end
-
-        return s3.call("get_object", take=keep, Key=found.key, Range=f"bytes={start}-{end - 1}")
-
-    with timed(report, "download"):
-        for start, end in slices("Download in progress", found.size, step, get):
-            for at in range(start, end, BLOCK):  # hashed while the next ones come
-                sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
-    report |= {"step": "checksum", "sha256": "checked" if "sha256" in metadata else "absent"}
-    require(
-        sha256.hexdigest() == metadata.get("sha256", sha256.hexdigest()),
-        f"{s3.where}: {found.key} is damaged: its SHA-256 is not that of the dump",
-    )
-    if "sha256" not in metadata:
-        log("warning", "It has no checksum: that was not checked")
-    return metadata
-
-
-def pg_restore_for(dumped_by: str) -> int:  # its major version, or Failure
-    said = run("Looking at pg_restore", ["pg_restore", "--version"])
-    ours, theirs = (int((re.findall(r"\d+", text) or "0")[0]) for text in (said, dumped_by))
-    require(ours >= theirs, f"pg_restore {ours} is older than the archive's pg_dump {dumped_by}")
-    return ours
-
-
-@contextmanager
-def listing(entries: list[str]) -> Iterator[str]:  # pg_restore's option that chooses these
-    with tempfile.NamedTemporaryFile("w") as file:
-        with placing(file.name):
-            print(*entries, "", sep="\n", file=file, flush=True)
-        yield f"--use-list={file.name}"
-
-
-def statements(sql: str) -> list[str]:  # no text in a literal, a comment's for instance, forges one
-    sql = re.sub(r"""(?m)^(?:--|\\).*\n|('[^']*'|"[^"]*")""", lambda found: found[1] or "", sql)
-    return [x.strip() for x in re.findall(r"""(?:[^;'"]|'[^']*'|"[^"]*")+;""", sql)]
-
-
-def roles_in(statement: str) -> set[str]:  # a GRANT's, a policy's, …
-    roles, due, told = set[str](), False, re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
-    for word in re.findall(rf"'[^']*'|{NAME}|\S", told):
-        if due and (word[0] == '"' or (re.match(r"\w", word) and not word.isupper())):
-            roles.add(word[1:-1].replace('""', '"') if word[0] == '"' else word)
-        else:
-            due = word in ("TO", "FROM", "FOR", "ROLE", "AUTHORIZATION") or (due and word == ",")
-    return roles - {"public"}
-
-
-def look_at_archive(path: str, options: list[str]) -> Namespace:  # what it holds
-    def read(*how: str) -> str:
-        return run("Reading the archive", ["pg_restore", *how, *options, path])
-
-    listed = read("-l", "-C")
-    a = Namespace(
-        path=path,
-        options=options,
-        entries=re.findall(r"(?m)^\d+; \d+ \d+ .*$", listed),
-        format="".join(re.findall("; +Dump Version: (.*)", listed)),
-        roles=set[str](),
-        create="TEMPLATE = template0",
-        database="",
-        properties=[],
-        timescaledb="",
-        left=list[str](),
-        tables=len(re.findall(TABLES, listed)),
-        jobs=Copied(),
-    )
-    a.client = pg_restore_for("".join(re.findall(r"; +Dumped by pg_dump version: (.*)", listed)))
-    kinds = r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
-    with listing([entry for entry in a.entries if re.match(kinds, entry)]) as chosen:
-        try:
-            sql = read("-f-", "-C", chosen)  # -C: and what makes the database
-        except Failure as no:
-            a.left, sql = [f"not restored: {no}"], read("-f-", chosen)
-    for statement in statements(sql):
-        found = re.fullmatch(OF_DATABASE, statement)
-        if not found or "--no-owner" not in options:
-            a.roles |= roles_in(statement)
-        if made := re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement):
-            a.database, a.create = made[1], made[2]
-        elif found:
-            a.properties.append(found.groups())
-            if found[2].startswith(" OWNER TO "):
-                a.create += found[2][:-1].replace(" TO", "", 1)
-    if any(" EXTENSION - timescaledb " in entry for entry in a.entries):
-        look_at_timescaledb(a, read)
-    return a
-
-
-# ---- Restore: TimescaleDB ------------------------------------------------------------------------
-# The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
-CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
-OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
-NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
-SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")  # entries of a table of contents, as all of these
-FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
-JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
-# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
-LATE = re.compile(
-    r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
-    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
-)
 OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) ELSE user END
     FROM pg_attribute WHERE attname = 'owner' AND attrelid IN (to_regclass(
     '_timescaledb_catalog.bgw_job'), to_regclass('_timescaledb_config.bgw_job')) LIMIT 1"""
-GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
-ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}  # what COPY writes so
+# No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
+NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',
+    'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
+ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
+WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
+PUBLIC = f"-c search_path=public {WRITING}"
 
 
-class Copied(NamedTuple):
-    """A table's rows as a script of pg_restore copies them; none where it does not."""
+class Cluster(NamedTuple):
+    """What a restore has to know of a server."""
 
-    table: str = ""  # with its schema
-    columns: str = ""  # as COPY names them
-    rows: Sequence[dict[str, str]] = ()  # values as COPY writes them
-
-    def values(self, column: str) -> list[str]:
-        """The plain values of a column, in order; none where there is no such column."""
-        return [
-            re.sub(r"\\(.)", lambda found: ESCAPED.get(found[1], found[1]), row[column])
-            for row in self.rows
-            if column in row
-        ]
+    limits: dict[str, int]  # of its databases: how many connections each takes
+    roles: list[str]
+    preloaded: bool | None  # TimescaleDB's library; None: only a superuser is told
+    versions: list[str]  # of TimescaleDB that it can make
 
 
-def copied(script: str, table: str) -> Copied:
-    """The rows of a table of TimescaleDB's catalog in a script of pg_restore."""
-    schemas = "|".join(CATALOG)
-    head = rf"(?m)^COPY ((?:{schemas})\.{table}) \(([\w, ]+)\) FROM stdin;\n"
-    found = re.search(head + r"((?s:.*?))^\\\.$", script)
-    if not found:
-        return Copied()
-    names, lines = found[2].split(", "), found[3].split("\n")[:-1]
-    return Copied(found[1], found[2], [dict(zip(names, line.split("\t"))) for line in lines])
+def examine_cluster(database: Database) -> Cluster:
+    """What there is on a database's server. Raises Failure."""
+    return Cluster(**read_json(database, "Looking at the server", CLUSTER))
 
 
-def unquoted(identifier: str) -> str:
-    """The name that an identifier stands for; a name that is none is itself."""
-    if identifier[:1] == '"':
-        return identifier[1:-1].replace('""', '"')
-    return identifier
-
-
-def look_at_timescaledb(a: Namespace, read: Callable[..., str]) -> None:
-    """Add what restoring TimescaleDB takes: version, schema, jobs, and what has to come late."""
-    catalog = read("-a", "-f-", *OF_CATALOG, "-tmetadata", "-thypertable", "-tbgw_job")
-    version = re.findall(r"\ntimescaledb_version\t([^\t\n]+)", catalog)
-    a.timescaledb = version[0] if version else "?"
-    a.jobs = copied(catalog, "bgw_job")
-    owners = set(a.jobs.values("owner"))
-    a.adopted = {owner for owner in owners if GONE.fullmatch(owner) or "--no-owner" in a.options}
-    a.roles |= {unquoted(owner) for owner in owners - a.adopted}
-
-    keys = [entry for entry in a.entries if FOREIGN_KEY.match(entry)]
-    extension = [entry for entry in a.entries if " EXTENSION - timescaledb " in entry]
-    with listing(extension + keys) as chosen:
-        made = statements(read("-f-", chosen))
-    schema = re.findall(rf"CREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});", "\n".join(made))
-    a.schema = schema[0] if schema else "public"
-    added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
-    require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
-    a.late = set(filter(LATE.match, a.entries))
-    a.late |= pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
-
-
-def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
-    """The entries, of all foreign keys with their statements, whose key points at a hypertable.
-
-    With `timescaledb.restoring` on, it finds no rows there, or is not passed on to the chunks;
-    with it off, a key *of* a hypertable is refused. One at itself, which only an older table can
-    have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
-    """
-    names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
-    found = set()
-    for entry, statement in keys.items():
-        key = re.match(
-            rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s.* REFERENCES ({NAME})"
-            rf"\.({NAME})\(",
-            statement,
-        )
-        if key:
-            schema, table, *target = map(unquoted, key.groups())
-            if tuple(target) in names and (schema, table) not in names:
-                found.add(entry)
-    return found
-
-
-def restore_timescaledb(
-    t: Database, a: Namespace, many: str, restore_part: Callable[..., None], off: str
-) -> None:
-    """Restore it in the one order that loses no rows, up to timescaledb_post_restore().
-
-    The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev; OFF is for sessions that see all
-    rows, MANY the option for several jobs at once.
-    """
-    with listing(list(filter(SCHEMA.match, a.entries))) as schemas:
-        restore_part([schemas])  # the extension may be in one of them
-    version = "" if a.timescaledb == "?" else f"VERSION '{a.timescaledb}'"
-    # One transaction: between two, the extension's own jobs ran at once.
-    psql(
-        t,
-        "Restoring",
-        f"CREATE EXTENSION timescaledb WITH SCHEMA {a.schema} {version};"
-        f" SELECT {a.schema}.timescaledb_pre_restore()",
-        options=PUBLIC,
-    )
-    with listing(list(itertools.filterfalse(SCHEMA.match, a.entries))) as others:
-        restore_part(["--section=pre-data", others])
-
-    apart = JOBS if a.adopted else re.compile("$")
-    with listing(list(itertools.filterfalse(apart.match, a.entries))) as catalog:
-        restore_part(["--section=data", *OF_CATALOG, catalog])
-    if a.adopted:
-        adopt_jobs(t, a)
-    # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
-    psql(
-        t,
-        "Restoring",
-        "SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',"
-        " 'id'), max(id)) FROM _timescaledb_catalog.tablespace",
-        options=PUBLIC,
-    )
-    restore_part(["--section=data", *NOT_OF_CATALOG, many])
-
-    with listing([entry for entry in a.entries if entry not in a.late]) as early:
-        restore_part(["--section=post-data", many, early])
-    with listing([entry for entry in a.entries if entry in a.late]) as late:
-        restore_part([many, late], off)
-
-
-def adopt_jobs(t: Database, a: Namespace) -> None:
-    """Copy TimescaleDB's jobs; those of `a.adopted` become the restoring role's, and that is said.
-
-    The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
-    already did not run; it is switched off, lest it runs with more rights than it ever had.
-    """
-    step, ours, said = "Restoring the jobs", psql(t, "Looking for jobs", OWNER).strip(), []
-    with tempfile.NamedTemporaryFile() as script, tempfile.NamedTemporaryFile() as rows:
-        run(
-            step,
-            [
-                "pg_restore",
-                "--data-only",
-                *OF_CATALOG,
-                "--table=bgw_job",
-                f"--file={script.name}",
-                a.path,
-            ],
-        )
-        text = script.read().decode("latin-1")  # of whatever encoding: no byte is lost
-        encoding = re.findall(r"SET client_encoding = '(\w+)'", text)[0]
-        jobs = copied(text, "bgw_job")
-        for row, job, owner in zip(jobs.rows, a.jobs.values("id"), a.jobs.values("owner")):
-            if owner in a.adopted:
-                row["owner"] = ours.replace("\\", r"\\")
-                said.append(f"{job} of {unquoted(owner)}")
-            if GONE.fullmatch(owner):
-                row["scheduled"] = "f"
-                said[-1] += " (switched off)"
-            rows.write("\t".join(row.values()).encode("latin-1") + b"\n")
-        rows.flush()
-        psql(
-            t,
-            step,
-            f"\\copy {jobs.table} ({jobs.columns}) FROM '{rows.name}' (ENCODING '{encoding}')",
-            options=PUBLIC,
-        )
-    log(
-        "warning",
-        "Jobs of TimescaleDB are the restoring role's now",
-        Role=unquoted(ours),
-        Jobs=", ".join(said),
-    )
-
-
-def look_for_needs(server: Namespace, a: Namespace, version: str) -> None:  # or Failure
-    has, known = server.versions or [], tuple(f" {role}" for role in ["", *server.roles])
-    owned = [] if "--no-owner" in a.options else a.entries  # each ends with its owner
-    owners = {x.split()[-1]: x.split(" ", 3)[3] for x in owned if not x.endswith(known)}
-    missing = ", ".join([*sorted(a.roles - {*server.roles}), *owners.values()])
+def require_needs(cluster: Cluster, archive: Archive) -> None:
+    """Raise Failure where the server lacks roles, or a TimescaleDB, that the archive takes."""
+    missing = sorted(archive.roles - {*cluster.roles})
+    if "--no-owner" not in archive.options:
+        known = tuple(f" {role}" for role in ["", *cluster.roles])
+        strange = [entry for entry in archive.entries if not entry.endswith(known)]
+        # Its last word stands for all objects of an owner.
+        missing += {each.split()[-1]: each.split(" ", 3)[3] for each in strange}.values()
     require(
         not missing,
-        f"the server lacks these roles, or the owners of these: {missing}; "
+        f"the server lacks these roles, or the owners of these: {', '.join(missing)}; "
         "`pg_dumpall --globals-only` writes how to make them, --no-owner goes on without",
     )
-    if not a.timescaledb:
+    if not archive.timescaledb:
         return
-    a.timescaledb = version or a.timescaledb  # an old one's catalog does not say it: "?"
+    version, there = archive.timescaledb.version, cluster.versions
+    preloaded = {True: "yes", False: "no", None: "only a superuser is told"}[cluster.preloaded]
     require(
-        server.preloaded and has and a.timescaledb in ["?", *has],
-        "it takes TimescaleDB "
-        f"{a.timescaledb} and its preloading (shared_preload_libraries); preloaded: "
-        f"{server.preloaded} (None: no superuser); versions: {', '.join(has) or 'none'}",
+        cluster.preloaded and there and version in ["?", *there],
+        f"it takes TimescaleDB {version} and its preloading (shared_preload_libraries); "
+        f"preloaded: {preloaded}; versions: {', '.join(there) or 'none'}",
     )
-
-
-def rebuild(t: Database, a: Namespace, jobs: int, report: dict[str, Any]) -> None:
-    step, many = "Restoring", f"--jobs={jobs}"
-    known = "1" in psql(t, step, "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'")
-    strict = ["--exit-on-error"] * (known or a.client < 17)  # 17 sets it on older servers, too
-
-    def restore_part(part: list[str], options: str = "") -> None:
-        try:
-            run(
-                step,
-                [
-                    "pg_restore",
-                    f"--dbname={t.name}",
-                    "--no-password",
-                    *strict,
-                    *part,
-                    *a.options,
-                    a.path,
-                ],
-                t,
-                options,
-            )
-        except Failure as error:
-            only = str(error).count(": error: ") <= str(error).count('"transaction_timeout"')
-            if not (only and re.search("ignored on restore: [12]$", str(error))):
-                raise
-
-    with timed(report, "restore"):
-        if a.timescaledb:
-            restore_timescaledb(t, a, many, restore_part, ALL_ROWS)
-        else:
-            restore_part([many])
-
-
-def for_each(t: Database, step: str, sql: str, options: str) -> tuple[list[list[Any]], int]:
-    """Of each table its name, a number and what went wrong, or ""; and the database's size."""
-    told = look(t, step, ANSWERS, timeout=FOREVER, options=options, first=sql)
-    answers = bytes.fromhex(told.answers).decode("utf-8", "surrogateescape")
-    return json.loads(answers), told.size
-
-
-def analyze(t: Database, a: Namespace, report: dict[str, Any]) -> list[str]:
-    """Have the planner know the tables. What did not come about, a line each."""
-    step = "Not analyzed"
-    with timed(report, "analyze"):
-        try:
-            if a.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
-                psql(t, step, "ANALYZE", FOREVER, f"{ALL_ROWS} {WRITING}")
-                return []
-            answers, _ = for_each(t, step, ANALYZE, WRITING)
-        except Failure as error:
-            return [str(error)]
-    return [f"{table}: not analyzed: {reason}" for table, _, reason in answers if reason]
-
-
-def count_rows(t: Database, a: Namespace, report: dict[str, Any]) -> list[str]:
-    """Put into the report what was restored. What was not counted, a line each."""
-    report |= {"tables": a.tables, "database_size": None, "rows": {}}
-    options = f"-c row_security=off {ALL_ROWS if a.timescaledb else ''}"  # an error, not a part
-    with timed(report, "count"):
-        try:
-            answers, report["database_size"] = for_each(t, "Not counted", COUNT, options)
-        except Failure as error:
-            return [str(error)]
-    rows, why = dict[str, int](), dict[str, str]()
-    for table, number, reason in answers:
-        rows[table] = rows.get(table, 0) + number
-        if reason:
-            why.setdefault(table, reason)
-    report["rows"] = {table: rows[table] for table in rows if table not in why}
-    return [f"{table}: not counted: {why[table]}" for table in why]
 
 
 @contextmanager
@@ -3394,28 +3349,202 @@ def new_database(hub: Database, name: str, create: str, keep: bool = False) -> I
     try:
         yield
     except BaseException:
-        log("warning", "What was restored is not whole", Database=name, Kept=keep)
+        if keep:
+            log("warning", "What was restored is not whole: it is kept", Database=name)
+            raise
+        log("warning", "What was restored is not whole: it is dropped", Database=name)
         try:
-            if not keep:
-                drop(hub, name)
+            drop(hub, name)
         except Failure as error:
             log("error", f"It is left on the server: {error}")
         raise
 
 
-def drop(hub: Database, name: str) -> str:
-    return psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
+def drop(hub: Database, name: str) -> None:
+    """Drop a database, and end all sessions in it. Raises Failure."""
+    psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
+
+
+def rebuild(target: Database, archive: Archive, jobs: int) -> None:
+    """Restore an archive into a new database, with so many jobs at once. Raises Failure."""
+    step, many = "Restoring", f"--jobs={jobs}"
+    setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
+    argv = ["pg_restore", f"--dbname={target.name}", "--no-password"]
+    # pg_restore 17 sets it on older servers, too, which is no reason to stop.
+    if archive.pg_restore < 17 or psql(target, step, setting).strip():
+        argv.append("--exit-on-error")
+
+    def restore_part(*part: str, options: str = "") -> None:
+        """Restore what these options of pg_restore choose."""
+        try:
+            run(step, [*argv, *part, *archive.options, archive.path], target, options)
+        except Failure as error:
+            said = str(error)
+            other = said.count(": error: ") > said.count('"transaction_timeout"')
+            if other or not re.search("ignored on restore: [12]$", said):
+                raise
+
+    if archive.timescaledb:
+        restore_timescaledb(target, archive, archive.timescaledb, many, restore_part)
+    else:
+        restore_part(many)
+
+
+def restore_timescaledb(
+    target: Database,
+    archive: Archive,
+    timescale: Timescale,
+    many: str,
+    restore_part: Callable[..., None],
+) -> None:
+    """Restore it in the one order that loses no rows, up to timescaledb_post_restore().
+
+    The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev. many: the option for several jobs
+    at once.
+    """
+    step, entries = "Restoring", archive.entries
+    with listing(filter(SCHEMA.match, entries)) as schemas:
+        restore_part(schemas)  # the extension may be in one of them
+    version = "" if timescale.version == "?" else f"VERSION '{timescale.version}'"
+    # One transaction: between two, the extension's own jobs ran at once.
+    make = (
+        f"CREATE EXTENSION timescaledb WITH SCHEMA {timescale.schema} {version};"
+        f" SELECT {timescale.schema}.timescaledb_pre_restore()"
+    )
+    psql(target, step, make, options=PUBLIC)
+    with listing(itertools.filterfalse(SCHEMA.match, entries)) as others:
+        restore_part("--section=pre-data", others)
+
+    apart = JOBS if timescale.adopted else re.compile("$")
+    with listing(itertools.filterfalse(apart.match, entries)) as catalog:
+        restore_part("--section=data", *OF_CATALOG, catalog)
+    if timescale.adopted:
+        adopt_jobs(target, archive.path, timescale)
+    psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
+    restore_part("--section=data", *NOT_OF_CATALOG, many)
+
+    with listing(itertools.filterfalse(timescale.late.__contains__, entries)) as early:
+        restore_part("--section=post-data", many, early)
+    with listing(filter(timescale.late.__contains__, entries)) as late:
+        restore_part(many, late, options=ALL_ROWS)
+
+
+def adopt_jobs(target: Database, path: str, timescale: Timescale) -> None:
+    """Copy TimescaleDB's jobs; those of `adopted` become the restoring role's, and that is said.
+
+    The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
+    already did not run; it is switched off, lest it runs with more rights than it ever had.
+    """
+    step, ours = "Restoring the jobs", psql(target, "Looking for jobs", OWNER).strip()
+    written = ours.replace("\\", r"\\").encode().decode("latin-1")
+    moved = []
+    # latin-1, whatever encoding it is in: no byte is lost.
+    with tempfile.NamedTemporaryFile("w+", encoding="latin-1", newline="") as file:
+        which = ["--data-only", *OF_CATALOG, "--table=bgw_job"]
+        read_archive(path, f"--file={file.name}", *which)
+        script = file.read()
+        jobs, known = copied(script, "bgw_job"), timescale.jobs
+        for row, job, owner in zip(jobs.rows, known.values("id"), known.values("owner")):
+            off = ""
+            if GONE.fullmatch(owner):
+                row["scheduled"], off = "f", " (switched off)"
+            if owner in timescale.adopted and owner != ours:
+                row["owner"] = written
+                moved.append(f"{job} of {unquoted(owner)}{off}")
+        file.seek(0)
+        file.truncate()
+        for row in jobs.rows:
+            print(*row.values(), sep="\t", file=file)
+        file.flush()
+        encoding = re.findall(r"SET client_encoding = '(\w+)'", script)[0]
+        copy = f"\\copy {jobs.table} ({jobs.columns}) FROM '{file.name}' (ENCODING '{encoding}')"
+        psql(target, step, copy, options=PUBLIC)
+    if moved:
+        text = "Jobs of TimescaleDB are the restoring role's now"
+        log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
+
+
+def for_each(
+    target: Database, step: str, sql: str, options: str
+) -> tuple[list[tuple[str, int, str]], int]:
+    """Of each table its name, a number and what went wrong, or ""; and the database's size."""
+    told = read_json(target, step, ANSWERS, timeout=FOREVER, options=options, first=sql)
+    answers = bytes.fromhex(told["answers"]).decode("utf-8", "surrogateescape")
+    return json.loads(answers), told["size"]
+
+
+def analyze(target: Database, archive: Archive) -> list[str]:
+    """Have the planner know the tables. What did not come about, a line each."""
+    step = "Not analyzed"
+    try:
+        if archive.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
+            psql(target, step, "ANALYZE", FOREVER, f"{ALL_ROWS} {WRITING}")
+            return []
+        answers, _ = for_each(target, step, ANALYZE, WRITING)
+    except Failure as error:
+        return [str(error)]
+    return [f"{table}: not analyzed: {reason}" for table, _, reason in answers if reason]
+
+
+class Counted(NamedTuple):
+    """What is in a restored database."""
+
+    size: int | None  # bytes; None: it was not told
+    rows: dict[str, int]  # by table
+    missed: list[str]  # what was not counted, a line each
+
+
+def count_rows(target: Database, archive: Archive) -> Counted:
+    """Count what was restored; partitions and chunks with their parents."""
+    options = "-c row_security=off"  # an error, not a part
+    if archive.timescaledb:
+        options += f" {ALL_ROWS}"
+    try:
+        answers, size = for_each(target, "Not counted", COUNT, options)
+    except Failure as error:
+        return Counted(None, {}, [str(error)])
+    rows, why = collections.Counter[str](), dict[str, str]()
+    for table, number, reason in answers:
+        rows[table] += number
+        if reason:
+            why.setdefault(table, reason)
+    for table in why:
+        del rows[table]
+    return Counted(size, dict(rows), [f"{table}: not counted: {why[table]}" for table in why])
 
 
 # ---- The command restore -------------------------------------------------------------------------
+
+NO_OWNER = ["--no-owner", "--no-acl"]
+THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
+# Of databases. pg_has_role: sessions of others a role that is no superuser may not end.
+END_OTHERS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname IN ({}) AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'MEMBER');"""
+OTHERS = """SELECT string_agg(format('pid %s (%s, of %s)', pid, application_name, usename), ', ')
+    FROM pg_stat_activity WHERE datname IN ({}) AND pid <> pg_backend_pid()"""
+
+
 class Target(NamedTuple):
     """The database that a restore makes, and the name that it is to have."""
 
     hub: Database  # from where databases are made and named
     scratch: str  # its name until it is whole, counted and can be named
     name: str  # as the command line has it
-    taken: bool  # an empty database bears the name; it will be called before_SCRATCH
+    taken: bool  # an empty database bears the name; it will be called `before`
     workers: bool  # and has TimescaleDB's extension, so a scheduler
+
+    @property
+    def before(self) -> str:
+        """What the database is called then whose name this one takes."""
+        return f"before_{self.scratch}"
+
+
+class Due:
+    """What makes of a whole database what its name promises, for `psql -d postgres`; "": done."""
+
+    def __init__(self, name: str, work: str):
+        self.name = name
+        self.work = work  # what has TimescaleDB work in it
 
 
 def identifier(name: str) -> str:
@@ -3441,291 +3570,345 @@ def is_there(hub: Database, name: str) -> bool:
     return psql(hub, "Looking at the server", THERE.format(literal(name))).strip() != "0"
 
 
-def look_at_target(s: Settings, name: str) -> Target:
+def examine_target(s: Settings, name: str) -> Target:
     """What is to be made. Raises Failure if a database with something in it has that name."""
-    hub, there = s.database().named("postgres"), Namespace(timescaledb=False)
-    if taken := is_there(hub, name):
-        there = look(s.database().named(name), "Looking at the database", EMPTY)
+    hub, workers = s.database().named("postgres"), False
+    taken = is_there(hub, name)
+    if taken:
+        there = read_json(s.database().named(name), "Looking at the database", EMPTY)
         require(
-            there.empty,
+            there["empty"],
             f"the database {identifier(name)} is there, and not empty: restore into a new one",
         )
-    scratch = f"restore_{int(time.time())}"
-    return Target(hub, scratch, name, taken, there.timescaledb)
+        workers = there["timescaledb"]
+    return Target(hub, f"restore_{int(time.time())}", name, taken, workers)
 
 
-def naming(new: Target, a: Namespace) -> list[str]:
+def naming(new: Target, archive: Archive) -> list[str]:
     """The statements that name it, of one transaction: who connects then sees all rows."""
-    statements = [f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"]
-    if a.timescaledb:  # or a session that connects before post_restore keeps it on for its life
-        statements.insert(0, f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;")
+    lines = []
     if new.taken:
-        statements.insert(
-            0, f"ALTER DATABASE {identifier(new.name)} RENAME TO before_{new.scratch};"
-        )
-    return statements
+        lines.append(f"ALTER DATABASE {identifier(new.name)} RENAME TO {new.before};")
+    if archive.timescaledb:  # or who connects before post_restore keeps it on for its life
+        lines.append(f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;")
+    return [*lines, f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"]
 
 
-def name_database(new: Target, a: Namespace) -> None:
+def name_database(new: Target, archive: Archive) -> None:
     """Give it its name, and end the sessions that are in the way. Raises Failure after a minute.
 
-    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile."""
-    names = [new.scratch, new.name] if new.taken else [new.scratch]
-    end_others = END_OTHERS.format(", ".join(map(literal, names)))
-    end, pauses = time.monotonic() + 60 * TIME_SCALE, backoff()
-    while True:
+    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile.
+    """
+    names = literal(new.scratch)
+    if new.taken:
+        names += f", {literal(new.name)}"
+    query = " ".join([END_OTHERS.format(names), *naming(new, archive)])
+    end, told = time.monotonic() + 60 * TIME_SCALE, ""
+    for pause in backoff():
         try:
-            psql(new.hub, "Not named", " ".join([f"{end_others};", *naming(new, a)]))
+            psql(new.hub, "Not named", query)
             return
-        except Failure:
+        except Failure as error:
             if not is_there(new.hub, new.scratch):  # an answer may get lost
                 return
+            others = psql(new.hub, "Looking at sessions", OTHERS.format(names)).strip()
             if time.monotonic() > end:
-                raise
-        time.sleep(next(pauses))
+                raise Failure(f"{error}; in the way: {others or 'none now'}") from None
+        if others != told:
+            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=others)
+            told = others
+        time.sleep(pause)
 
 
-def complete(s: Settings, new: Target, a: Namespace, pause: bool, report: dict[str, Any]) -> None:
-    """Do what pg_restore leaves out, but for the name. What fails is noted in `a.left`.
-
-    Where PAUSE asks for it, the report has then, as SQL, which jobs of TimescaleDB are off."""
-    log("info", "What was restored is whole", Database=new.scratch)
-    for before, after in a.properties:  # before anybody finds it under its name
+def set_properties(new: Target, archive: Archive) -> list[str]:
+    """Give it what its archive says of the database. What did not come about, a line each."""
+    left = []
+    for before, after in archive.properties:
         try:
             psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
         except Failure as error:
-            a.left.append(f"{before}…{after} {error}")
-    made = s.database().named(new.scratch)
-    a.left += analyze(made, a, report) + count_rows(made, a, report)
-    if a.timescaledb and pause:
-        try:
-            report["paused"] = psql(made, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
-        except Failure as error:
-            a.left.append(str(error))
+            left.append(f"{before}…{after} {error}")
+    return left
 
 
 def start_workers(there: Database) -> None:
     """Have TimescaleDB's scheduler run in a database. Raises Failure where it does not."""
-    name = there.name
-    answer = psql(there, f"TimescaleDB's scheduler in {name}", START_WORKERS, options=PUBLIC)
+    step = f"TimescaleDB's scheduler in {there.name}"
     require(
-        answer.strip() == "t",
-        f"TimescaleDB's scheduler does not run in {name}: no worker "
+        psql(there, step, START_WORKERS, options=PUBLIC).strip() == "t",
+        f"TimescaleDB's scheduler does not run in {there.name}: no worker "
         "is free; see timescaledb.max_background_workers, then start_background_workers()",
     )
 
 
-def hand_over(s: Settings, new: Target, a: Namespace, due: dict[str, str], work: bool) -> None:
+def hand_over(s: Settings, new: Target, archive: Archive, due: Due, work: bool) -> list[str]:
     """Name what is whole, then, where TimescaleDB is to WORK in it, tell that so.
 
-    Removes from DUE what is done. What fails is noted in `a.left`, and leaves all as it is."""
+    Empties in DUE what is done. What did not come about, a line each, leaves all as it is.
+    """
+    left, old = [], new.name
     try:
-        name_database(new, a)
-        del due["name"]
-        if "work" in due and work:
-            psql(
-                s.database().named(new.name),
-                "timescaledb_post_restore()",
-                POST_RESTORE.format(a.schema),
-                FOREVER,
-                PUBLIC,
-            )
-            del due["work"]
-            start_workers(s.database().named(new.name))
+        name_database(new, archive)
+        due.name, old = "", new.before
+        if archive.timescaledb and work:
+            there = s.database().named(new.name)
+            go = POST_RESTORE.format(archive.timescaledb.schema)
+            psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
+            due.work = ""
+            start_workers(there)
     except Failure as error:
-        a.left.append(str(error))
+        left.append(str(error))
     if new.workers:
         try:
-            start_workers(
-                s.database().named(new.name if "name" in due else f"before_{new.scratch}")
-            )
+            start_workers(s.database().named(old))
         except Failure as error:
-            a.left.append(str(error))
+            left.append(str(error))
+    return left
 
 
-def due_for(new: Target, a: Namespace) -> dict[str, str]:
-    """What makes of a whole database what its name promises, for `psql -d postgres`."""
-    lines = ["BEGIN;", *naming(new, a), "COMMIT;"]
+def due_for(new: Target, archive: Archive) -> Due:
+    """All that there is to do for a database that is whole."""
+    lines, work = ["BEGIN;", *naming(new, archive), "COMMIT;"], ""
     if new.workers:
-        lines += [connecting(f"before_{new.scratch}"), f"{START_WORKERS};"]
-    due = {"name": "\n".join(lines)}
-    if a.timescaledb:
-        due["work"] = f"{connecting(new.name)}\n{POST_RESTORE.format(a.schema)};"
-    return due
+        lines += [connecting(new.before), f"{START_WORKERS};"]
+    if archive.timescaledb:
+        go = POST_RESTORE.format(archive.timescaledb.schema)
+        work = f"{connecting(new.name)}\n{go};"
+    return Due("\n".join(lines), work)
 
 
-def swapping(new: Target, a: Namespace) -> str:
-    """What puts it in the old one's place, for `psql -d postgres`; "" if it is there."""
-    old = unquoted(a.database)
+def swapping(new: Target, archive: Archive) -> list[str]:
+    """What puts it in the old one's place, for `psql -d postgres`; none if it is there."""
+    old = unquoted(archive.database)
     if old in ("", new.name):
-        return ""
-    before = f"before_{new.scratch}"
+        return []
     lines = [
-        f"To put it in the place of {a.database}, while nobody is connected to either:",
+        f"To put it in the place of {archive.database}, while nobody is connected to either:",
         "BEGIN;",
-        f"ALTER DATABASE {a.database} RENAME TO {before};",
-        f"ALTER DATABASE {identifier(new.name)} RENAME TO {a.database};",
+        f"ALTER DATABASE {archive.database} RENAME TO {new.before};",
+        f"ALTER DATABASE {identifier(new.name)} RENAME TO {archive.database};",
         "COMMIT;",
     ]
-    if a.timescaledb:
-        for name in (old, before):
+    if archive.timescaledb:
+        for name in (old, new.before):
             lines += [connecting(name), f"{START_WORKERS};"]
-    return "\n".join([*lines, ""])
+    return lines
 
 
-def tell(new: Target, a: Namespace, due: dict[str, str], report: dict[str, Any]) -> None:
-    """The command's answer: the rows, what was made, what is left to do by hand."""
-    rows, facts = report.get("rows", {}), [f"{a.tables} tables"]
-    for table, number in rows.items():
-        say(f"{number:>14}  {table}\n")
-    if size := report.get("database_size"):
-        facts += [
-            f"{sum(rows.values())} rows",
-            f"{sum(report['seconds'].values()):.0f} seconds",
-            f"{size} bytes",
-        ]
-    called = new.scratch if "name" in due else identifier(new.name)
-    made = f"Restored {report['object']} into {called}: {', '.join(facts)}"
-    lines = [f"{made}; checksum: {report['sha256']}."]
-    if new.taken and "name" not in due:
-        lines.append(f"The empty one that had this name is called before_{new.scratch} now.")
-    if "name" in due:
-        lines.append("It is whole. To name it, while nobody is connected to it:")
-    elif "work" in due:
-        lines.append("It is whole. To have TimescaleDB's jobs run:")
-    lines += due.values()
-    if paused := report.get("paused"):
-        lines += [
-            f"To switch its jobs on, in {identifier(new.name)}:",
-            JOBS_ON.format(a.schema, paused),
-        ]
-    say("\n".join([*lines, "" if due else swapping(new, a)]))
+def tell(new: Target, archive: Archive, due: Due, made: str, counted: Counted, paused: str) -> None:
+    """The command's answer: the rows, what was made, what is left to do by hand.
+
+    made: of what, and how. paused: the jobs of TimescaleDB that are off, as SQL. A terminal gets
+    nothing that it obeys; what is piped on, to psql for instance, is exact but for tables' names.
+    """
+    lines = [f"{number:>14}  {printable(table)}" for table, number in counted.rows.items()]
+    lines.append(made)
+    if due.name:
+        lines += ["It is whole. To name it, while nobody is connected to it:", due.name]
+    elif new.taken:
+        lines.append(f"The empty one that had this name is called {new.before} now.")
+    if due.work:
+        if not due.name:
+            lines.append("It is whole. To have TimescaleDB's jobs run:")
+        lines.append(due.work)
+    if archive.timescaledb and paused:
+        lines.append(f"To switch its jobs on, in {identifier(new.name)}:")
+        lines.append(JOBS_ON.format(archive.timescaledb.schema, paused))
+    if not due.name and not due.work:
+        lines += swapping(new, archive)
+    text = "\n".join(lines)
+    if os.isatty(1):
+        text = "\n".join(map(printable, text.split("\n")))
+    say(text + "\n")
 
 
 def finish_restore(
-    s: Settings, new: Target, a: Namespace, pause: bool, report: dict[str, Any]
-) -> None:
-    """Complete what is whole, hand it over, and tell so: also of what a signal leaves to do."""
-    due = due_for(new, a)
+    s: Settings, new: Target, archive: Archive, pause: bool, source: tuple[str, str], steps: Steps
+) -> list[str]:
+    """Complete what is whole, name it, and tell so: also of what a signal leaves to do.
+
+    source: what was restored, and its checksum's state. What did not come about, a line each.
+    """
+    log("info", "What was restored is whole", Database=new.scratch)
+    there, due = s.database().named(new.scratch), due_for(new, archive)
+    counted, paused, work = Counted(None, {}, []), "", True
     try:
-        complete(s, new, a, pause, report)
-        hand_over(s, new, a, due, work="paused" in report or not pause)
+        left = set_properties(new, archive)  # before anybody finds it under its name
+        with steps.timed("analyze"):
+            left += analyze(there, archive)
+        with steps.timed("count"):
+            counted = count_rows(there, archive)
+        left += counted.missed
+        if archive.timescaledb and pause:
+            try:
+                paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
+            except Failure as error:
+                left.append(str(error))
+                work = False
+        left += hand_over(s, new, archive, due, work)
     except BaseException:
         with suppress(Failure):  # what the server was told last may have come about
-            if "name" in due and not is_there(new.hub, new.scratch):
-                del due["name"]
+            if not is_there(new.hub, new.scratch):
+                due.name = ""
         raise
     finally:
-        tell(new, a, due, report)
+        called = new.scratch if due.name else identifier(new.name)
+        facts = f"{archive.tables} tables"
+        if counted.size:
+            facts += f", {sum(counted.rows.values())} rows, {sum(steps.seconds.values()):.0f}"
+            facts += f" seconds, {counted.size} bytes"
+        made = f"Restored {source[0]} into {called}: {facts}; checksum: {source[1]}."
+        tell(new, archive, due, made, counted, paused)
+    return left
 
 
 def restore(s: Settings, options: Options) -> int:
     """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
-    name = options.database
+    name: str = options.database
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
-    report: dict[str, Any] = {"object": options.file, "sha256": "absent", "seconds": {}}
-    server = look(s.database().named("postgres"), "Looking at the server", SERVER)
-    new = look_at_target(s, options.database)
-    with (
-        open(options.file, "rb") if options.file else tempfile.TemporaryFile(dir=s.backup_path)
-    ) as file:
-        known = {} if options.file else fetch(s, S3(s, 60), options.name, file, report)
-        a = look_at_archive(named(file), SCRATCH[:2] * options.no_owner)
-        look_for_needs(server, a, known.get("timescaledb", ""))
-        with new_database(new.hub, new.scratch, a.create, options.keep):
-            rebuild(s.database().named(new.scratch), a, options.jobs, report)
-    finish_restore(s, new, a, options.pause_jobs, report)  # from here on nothing drops it
-    for text in a.left:
+    cluster = examine_cluster(s.database().named("postgres"))
+    new, steps = examine_target(s, name), Steps()
+    source, checksum, version = options.file, "absent", ""
+    with open(source, "rb") if source else tempfile.TemporaryFile(dir=s.backup_path) as file:
+        if not source:
+            s3 = S3(s, 60)
+            backup = chosen(s3, options.name)
+            source, version = backup.key, (backup.metadata or {}).get("timescaledb", "")
+            checksum = fetch(s3, backup, file, steps)
+        archive = examine_archive(path_of(file), NO_OWNER if options.no_owner else [], version)
+        require_needs(cluster, archive)
+        made = new_database(new.hub, new.scratch, archive.create, options.keep)
+        with made, steps.timed("restore"):
+            rebuild(s.database().named(new.scratch), archive, options.jobs)
+    # From here on nothing drops it.
+    left = finish_restore(s, new, archive, options.pause_jobs, (source, checksum), steps)
+    if archive.unread:
+        left.insert(0, archive.unread)
+    for text in left:
         log("error", text)
-    return 1 if a.left else 0
+    return 1 if left else 0
 
 
 # ---- The command verify --------------------------------------------------------------------------
-def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:  # its report
-    s3, report = S3(s), dict[str, Any]()
+
+SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
+
+
+def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
+    """The command: prove a backup. Its report, as README describes it.
+
+    wait: until no backup uses the staging volume. Raises Failure for what says nothing of the
+    backup: it could not be had, or the server is away or lacks something.
+    """
+    s3, steps = S3(s), Steps()
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
+        backup = chosen(s3, name, s.db_database)
+        report: dict[str, Any] = {"object": backup.key, "size": backup.size}
+        report["seconds"] = steps.seconds
         try:
-            prove(s, fetch(s, s3, name, file, report, s.db_database), named(file), report)
+            for share in prove(s3, backup, file, steps):
+                report |= share
         except Failure as error:
-            if report.get("step") in (None, "download") or " connection " in str(error):
+            if steps.current in ("", "download") or " connection " in str(error):
                 raise
-            report["verdict"] = f"failed: {error}"
+            report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
-            remember(s3, os.path.basename(report["object"]), report["verdict"])
+            remember(s3, os.path.basename(backup.key), report["verdict"])
         except Failure as error:
             log("warning", "Cannot note the verdict", Error=error)
     return report
 
 
-def prove(s: Settings, metadata: dict[str, str], path: str, report: dict[str, Any]) -> None:
-    unproven = report["not_proven"] = ["what no dump holds: roles, other databases"]
+def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dict[str, Any]]:
+    """What each step of a proof adds to the report. Raises Failure, of `steps.current`."""
+    yield {"sha256": fetch(s3, backup, file, steps)}
+    metadata = backup.metadata or {}
+    unproven = ["what no dump holds: roles, other databases"]
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
-    with timed(report, "read"):
-        a = look_at_archive(path, SCRATCH)
-        report |= {"archive_version": a.format, "tables": a.tables}
-        known = metadata.get("tables", str(a.tables))
-        require(known == str(a.tables), f"it lists {a.tables} tables, at backup time {known}")
-        run("Reading the archive", ["pg_restore", "--file=/dev/null", path])
-    report["verdict"] = "readable"
-    if not s.verify_db_host:
-        return unproven.append("that it restores: VERIFY_DB_HOST is not set")
-    hub, server = s.verify_server().named("postgres"), drop_scratch(s)
-    look_for_needs(server, a, metadata.get("timescaledb", ""))
-    scratch = next(
-        name
-        for name in map("verify_{}".format, itertools.count(int(time.time())))
-        if name not in server.limits
-    )
-    create = re.sub(f" TABLESPACE = {NAME}", "", a.create)
-    with new_database(hub, scratch, f"{create} CONNECTION LIMIT {s.mark}"):
-        rebuild(made := s.verify_server().named(scratch), a, 1, report)
-        unproven += (missed := count_rows(made, a, report))
-    drop(hub, scratch)
-    report["verdict"] = "restored"
-    if missed:
-        report["verdict"] = "restored, not all counted"
+    yield {"not_proven": unproven}
+    with steps.timed("read"):
+        path = path_of(file)
+        archive = examine_archive(path, SCRATCH, metadata.get("timescaledb", ""))
+        tables = str(archive.tables)
+        yield {"archive_version": archive.format, "tables": archive.tables}
+        known = metadata.get("tables", tables)
+        require(known == tables, f"it lists {tables} tables, at backup time {known}")
+        read_archive(path, "--file=/dev/null")
+    yield {"verdict": "readable"}
+    if not s3.s.verify_db_host:
+        unproven.append("that it restores: VERIFY_DB_HOST is not set")
+        return
+    counted = restore_scratch(s3.s, archive, steps)
+    unproven += counted.missed
     unproven.append("owners, privileges, tablespaces, publications: restored without")
-    if a.jobs.rows:
-        unproven.append(f"the owners of {len(a.jobs.rows)} jobs of TimescaleDB")
-    if a.timescaledb:
+    if archive.timescaledb:
+        if archive.timescaledb.jobs.rows:
+            unproven.append(
+                f"the owners of {len(archive.timescaledb.jobs.rows)} jobs of TimescaleDB"
+            )
         unproven.append("timescaledb_post_restore(), which starts the policies")
+    verdict = "restored, not all counted" if counted.missed else "restored"
+    yield {"verdict": verdict, "database_size": counted.size, "rows": counted.rows}
 
 
-def drop_scratch(s: Settings) -> Namespace:  # what a crash of `verify` left; the server
-    server = look(hub := s.verify_server().named("postgres"), "Looking at the server", SERVER)
-    for name, limit in server.limits.items():
+def drop_scratch(s: Settings) -> Cluster:
+    """Drop what a crash of `verify` left on its server; what there is, then and before."""
+    hub = s.verify_server()
+    cluster = examine_cluster(hub)
+    for name, limit in cluster.limits.items():
+        # -2: PostgreSQL's own mark of one that was being dropped.
         if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name):
             drop(hub, name)
-    return server
+    return cluster
 
 
-def verified(s3: S3) -> dict[str, dict[str, str]]:  # PREFIX/verified.json
-    with allowing(404), suppress(ValueError, TypeError, KeyError, AttributeError):
-        return {
-            name: {"verdict": str(was["verdict"]), "time": str(was["time"])}
-            for name, was in json.loads(s3.call("get_object", Key=s3.key("verified.json"))).items()
-        }
-    return {}
+def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> Counted:
+    """Restore into a database of its own, count, and drop it."""
+    hub, cluster = s.verify_server(), drop_scratch(s)
+    require_needs(cluster, archive)
+    number = int(time.time())
+    while f"verify_{number}" in cluster.limits:
+        number += 1
+    scratch = hub.named(f"verify_{number}")
+    create = re.sub(f" TABLESPACE = {NAME}", "", archive.create)
+    with new_database(hub, scratch.name, f"{create} CONNECTION LIMIT {s.mark}"):
+        with steps.timed("restore"):
+            rebuild(scratch, archive, 1)
+        with steps.timed("count"):
+            counted = count_rows(scratch, archive)
+    drop(hub, scratch.name)
+    return counted
 
 
-def remember(s3: S3, name: str, verdict: str) -> None:  # and forget what retention removed
-    known, there = verified(s3), {os.path.basename(f.key) for f in s3.backups()}
+def verified(s3: S3) -> dict[str, dict[str, str]] | None:
+    """The verdict and its time of each backup, by name, as PREFIX/verified.json has them.
+
+    None, with a warning: it holds something else. Raises S3Failure.
+    """
+    known, text = dict[str, dict[str, str]](), b"{}"
+    with allowing(404):
+        text = s3.call("get_object", Key=s3.key("verified.json"))
+    try:
+        for name, was in json.loads(text).items():
+            known[name] = {"verdict": str(was["verdict"]), "time": str(was["time"])}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        where = f"{s3.where}: {s3.key('verified.json')}"
+        log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
+        return None
+    return known
+
+
+def remember(s3: S3, name: str, verdict: str) -> None:
+    """Note a verdict in PREFIX/verified.json, and forget those of what retention removed."""
+    known = verified(s3)
+    if known is None:
+        return
     known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
-    text = json.dumps({name: known[name] for name in sorted(there & set(known))}, indent=4)
+    there = {os.path.basename(backup.key) for backup in s3.backups()}
+    text = json.dumps({each: known[each] for each in sorted(there & set(known))}, indent=4)
     s3.put(s3.key("verified.json"), text.encode())
-
-
-# until merged
-def look(database: Database, step: str, query: str, **more: Any) -> Namespace:
-    """x"""
-    return Namespace(**read_json(database, step, query, **more))
-
-
-def examine_cluster(database: Database) -> Any:
-    """x"""
-    return look(database, "Looking at the server", SERVER)
 
 
 # ---- The commands list and check -----------------------------------------------------------------
@@ -3739,7 +3922,7 @@ def moment(seconds: int) -> str:
 def list_backups(s: Settings, as_json: bool) -> None:
     """Print what the bucket has under the prefix, newest first."""
     s3 = S3(s, 10)
-    backups, verdicts = s3.backups(), verified(s3)
+    backups, verdicts = s3.backups(), verified(s3) or {}
     doubts: set[str] = set()
     for ours in by_database(backups).values():
         doubts |= doubtful(ours)
