@@ -1,7 +1,34 @@
 #!/usr/bin/env python3
 """Colonies Backup Executor: PostgreSQL and TimescaleDB backups in S3, run by Colonies.
 
-DOCSTRING
+What it promises. A process `backup` is closed as successful only when pg_dump has ended well, no
+table has lost rows while it took its locks, the archive's table of contents was read back, and S3
+has each part as it was sent. Nothing partial has a final name. Nothing is removed that is not
+provably an old backup of this database, and nothing before the new one is proven. A finished dump
+outlasts crashes, and peers that are away.
+
+What happens at night, in this order:
+
+    Executor.serve, round, assign, see_to, Job      a child: `backup_executor.py backup`
+    backup, staging, sweep                          alone on the volume; what crashes left
+    dump, examine_database, require_room            may it begin?
+    dump_every_row, dump_once, Window, seal         the archive, and what it is
+    upload, store, check_stored                     the proof, before anything goes
+    finish, prune, superseded, remove               then the file, then what is too old
+    Executor.attend, tell, conclude, close          its log, signs of life, its result
+
+Where data goes away: files on the volume by Journal.remove, clear and finish; old backups by
+remove, which prune alone calls; an object that is not what was sent by check_stored; the parts of
+an upload by abort; check's own small object by check_bucket; databases that we have made by drop.
+
+The words: a *dump* is a file on the staging volume, a *backup* an object in the bucket. It is
+*proven* if its metadata have a SHA-256, the server's system identifier and the database's name, and
+*doubtful* if it has less than half the size of the last good one. An object without metadata is an
+older executor's, or a server has forgotten them: its archive's head says whose it is.
+
+The rooms: errors and waiting, log, settings, programs; S3, retention, the staging volume, a backup;
+signing, Colonies, the executor, crons. There the nightly path ends. Then what operators run:
+archives, restore, verify, list, check, the command line.
 """
 
 from __future__ import annotations
