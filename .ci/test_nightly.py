@@ -1,7 +1,8 @@
-"""The tests of small facts of the nightly path: parts, dumps that are another's, sessions, logs."""
+"""The tests of small facts: parts of uploads, dumps that are another's, sessions, logs, names."""
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
 import hypothesis
@@ -82,3 +83,23 @@ def test_a_dump_that_was_changed_on_the_volume_is_not_uploaded(
     assert "Not what its journal says, leaving it alone" in said
     assert scene.files() == [name] and not scene.objects()
     assert hashlib.sha256(dump.read_bytes()).digest() != hashlib.sha256(content).digest()
+
+
+@pytest.mark.parametrize("found", [b"{", b"[]", b'{"backup_1.bak": "restored"}', b"<html>"])
+def test_a_list_of_verdicts_that_is_none_is_left_as_it_is_and_named(
+        scene: Scene, found: bytes) -> None:
+    scene.backup()
+    scene.put("verified.json", found)
+    ran = scene.run("verify")
+    assert json.loads(ran.stdout)["verdict"] == "readable"
+    assert "verified.json is left as it is: it holds no verdicts; remove it" in ran.stderr
+    assert scene.objects()["verified.json"] == found
+    [shown] = json.loads(scene.run("list", "--json").stdout)
+    assert shown["verified"] is None
+
+
+def test_no_terminal_obeys_the_name_of_a_table(scene: Scene, new: str) -> None:
+    scene.sql('CREATE TABLE "a\x1b[31mb" (i int)')
+    scene.backup()
+    said = scene.run("restore", "latest", "--database", new).stdout
+    assert "\x1b" not in said and 'public."a\\U0000001b[31mb"' in said
