@@ -1976,7 +1976,10 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
     journal.save()  # is there room to note what is begun?
     made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(journal))
     upload_id = {"Key": key, "UploadId": made["UploadId"]}
-    journal.save(upload=upload_id)
+    journal["upload"] = (
+        upload_id  # known at once: where noting it fails, it is aborted all the same
+    )
+    journal.save()
     size, step = journal["size"], part_size(journal["size"])
 
     def send(start: int, _: int) -> Sent:

@@ -427,8 +427,8 @@ def test_a_dump_that_is_being_read_back_when_its_process_is_cancelled_is_removed
         assert any(file.endswith(".bak.partial") for file in site.left())
         site.client.cancel(process)
         executor.wait_for("level=warning .*cancelled")
-        becomes_true(lambda: site.left() == [])
-        assert executor.process.poll() is None and not descendants(executor.pid)
+        becomes_true(lambda: site.left() == [] and not descendants(executor.pid))
+        assert executor.process.poll() is None
     assert site.objects() == []
 
 
