@@ -247,7 +247,7 @@ def test_a_process_is_closed_with_what_an_odd_database_server_caused(
     path = programs(tmp_path / "odd", psql="#!/bin/sh\necho '{\"postgresql\": \"devel\"}'\n")
     with site.serve(PATH=path) as executor:
         [error] = site.client.wait(site.submit(), FAILED)["errors"]
-        assert "ValueError" in error and "At=" in error
+        assert "TypeError" in error and "At=" in error
         one_line_each(executor)
 
 
