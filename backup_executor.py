@@ -2299,6 +2299,7 @@ class Job:
         if process:
             told = {"process": process.id, "starttime": process.starttime}
         env[CHILD] = json.dumps(told)
+        env.setdefault("MALLOC_ARENA_MAX", "1")  # else each of its threads takes memory of its own
         # As we were started: with -m it goes by what was compiled.
         itself = ["-m", __spec__.name] if __spec__ else [__file__]
         self.child = start([sys.executable, *itself, *command], env, close_fds=False)

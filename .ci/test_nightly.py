@@ -85,7 +85,9 @@ def test_a_dump_that_was_changed_on_the_volume_is_not_uploaded(
     assert hashlib.sha256(dump.read_bytes()).digest() != hashlib.sha256(content).digest()
 
 
-@pytest.mark.parametrize("found", [b"{", b"[]", b'{"backup_1.bak": "restored"}', b"<html>"])
+@pytest.mark.parametrize("found", [
+    b"{", b"\xff{", b"[1]", b'"x"', b'{"backup_1.bak": 7}', b'{"backup_1.bak": {"a": []}}',
+    b"<html>"])
 def test_a_list_of_verdicts_that_is_none_is_left_as_it_is_and_named(
         scene: Scene, found: bytes) -> None:
     scene.backup()
@@ -95,7 +97,7 @@ def test_a_list_of_verdicts_that_is_none_is_left_as_it_is_and_named(
     assert "verified.json is left as it is: it holds no verdicts; remove it" in ran.stderr
     assert scene.objects()["verified.json"] == found
     [shown] = json.loads(scene.run("list", "--json").stdout)
-    assert shown["verified"] is None
+    assert shown["verified"] is None and shown["name"] in scene.run("list").stdout
 
 
 def test_no_terminal_obeys_the_name_of_a_table(scene: Scene, new: str) -> None:
