@@ -27,10 +27,11 @@ ARG DEBIAN_FRONTEND=noninteractive
 LABEL org.opencontainers.image.title="Colonies Backup Executor" \
     org.opencontainers.image.description="Backs a PostgreSQL or TimescaleDB database up to S3"
 # PostgreSQL's own folder comes before /usr/bin, whose pg_dump is a Perl script that looks for the
-# programs. A user without an entry in passwd has no home and no shell but these. One arena of malloc
-# is enough for a few threads, and saves memory.
+# programs. A user without an entry in passwd has no home and no shell but these. One arena of malloc,
+# and no more of it than is asked for, are enough for a few threads, and save memory.
 ENV PATH=/opt/venv/bin:/usr/lib/postgresql/$PG_MAJOR/bin:$PATH \
-    HOME=/tmp SHELL=/bin/bash LANG=C.UTF-8 MALLOC_ARENA_MAX=1
+    HOME=/tmp SHELL=/bin/bash LANG=C.UTF-8 \
+    MALLOC_ARENA_MAX=1 MALLOC_TOP_PAD_=0
 # Debian's versions are not pinned: it keeps only the newest of a release, with its security fixes.
 # A login shell, as in tmux, takes PATH from /etc/profile. Nothing here needs a setuid program, nor
 # a folder for everybody beside /tmp and /backups (a volume in earnest).

@@ -41,7 +41,6 @@ import enum
 import fcntl
 import functools
 import hashlib
-import heapq
 import hmac
 import itertools
 import json
@@ -1008,6 +1007,8 @@ class S3:
         """
         most = max(NAMES, 3 * self.s.full_backups)
         soon = time.time() + 24 * 60 * 60
+        import heapq  # an idle executor does without it
+
         found = heapq.nlargest(
             most, self.listed(), key=lambda each: (each.seconds <= soon, each.seconds, each.key)
         )
@@ -2191,19 +2192,24 @@ def own_key(owner: int, colony: str, name: str) -> int:
 # ---- Colonies ------------------------------------------------------------------------------------
 
 
-def exchange(url: str, tls: ssl.SSLContext, within: float, body: object) -> tuple[int, bytes]:
+def exchange(
+    url: str, tls: ssl.SSLContext | None, within: float, body: object
+) -> tuple[int, bytes]:
     """Send a request to Colonies; the HTTP status and the first 16 MiB of its answer."""
     opener = urllib.request.OpenerDirector()  # the usual one follows redirections
     opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(urllib.request.HTTPHandler())
-    opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+    if tls:
+        opener.add_handler(urllib.request.HTTPSHandler(context=tls))
     headers = {"Content-Type": "text/plain"}
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     with opener.open(request, timeout=within) as reply:
         return reply.status, reply.read(16 * MIB)
 
 
-def ask(url: str, tls: ssl.SSLContext, key: int, within: float, message: Mapping[str, Any]) -> Any:
+def ask(
+    url: str, tls: ssl.SSLContext | None, key: int, within: float, message: Mapping[str, Any]
+) -> Any:
     """Sign and send a message; the decoded answer, within so many seconds.
 
     Raises ColoniesFailure; its status is 0 also where something in between answers in its place.
@@ -2341,13 +2347,13 @@ class Executor:
     def __init__(self, s: Settings):
         self.s = s
         scheme, host = "http", s.colonies_server_host
-        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused; without 2 MB of authorities
+        self.tls: ssl.SSLContext | None = None  # which would hold 2 MB of authorities
         if s.colonies_tls:
             scheme = "https"
             self.tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
-        if s.colonies_insecure_skip_verify:
-            self.tls.check_hostname = False
-            self.tls.verify_mode = ssl.CERT_NONE
+            if s.colonies_insecure_skip_verify:
+                self.tls.check_hostname = False
+                self.tls.verify_mode = ssl.CERT_NONE
         if ":" in host:
             host = f"[{host}]"
         self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
