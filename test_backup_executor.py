@@ -224,7 +224,7 @@ def test_a_submitted_process_is_closed_with_the_result_and_the_steps_are_logged(
     assert ended["out"] == [json.dumps(result, indent=4)]
     assert list(result)[:7] == ["filename", "bucket", "filepath_s3", "exectime_backup", "size",
                                 "size_s3", "exectime_upload_s3"]
-    (key,) = site.objects()
+    (key,) = site.stored_keys()
     assert re.fullmatch(r"backup_[0-9]+\.bak", result["filename"])
     assert (result["bucket"], result["filepath_s3"]) == ("backup", f"/{key}")
     assert key == f"{site.name}/{result['filename']}"
@@ -232,7 +232,7 @@ def test_a_submitted_process_is_closed_with_the_result_and_the_steps_are_logged(
     assert result["size"] == result["size_s3"] == found["ContentLength"]
     assert result["sha256"] == hashlib.sha256(found["Body"].read()).hexdigest()
     assert type(result["exectime_backup"]) is type(result["exectime_upload_s3"]) is int
-    assert site.left() == []
+    assert site.files() == []
 
     start = r'time="[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\+02:00" level=info msg='
     size = f' Size="{result["size"]} bytes"'
@@ -275,14 +275,14 @@ def test_unknown_functions_and_arguments_are_failed_by_name(site: Site) -> None:
                   for each in (unknown, args, kwargs)]
     assert "restore" in errors[0]
     assert all("backup" in error and "argument" in error for error in errors[1:])
-    assert site.objects() == []
+    assert site.stored_keys() == []
 
 
 @standin(*GENERATIONS)
 def test_a_queue_costs_one_dump_and_a_request_made_during_it_gets_its_own(site: Site) -> None:
     queued = [site.submit() for _ in range(3)]
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
-        site.sessions(True)
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
+        site.waiting()
         later = site.submit()
         # a 2026 server keeps it waiting; a 2023 server hands it out at a sign of life
         becomes_true(lambda: site.client.process(later)["state"] == RUNNING
@@ -291,7 +291,7 @@ def test_a_queue_costs_one_dump_and_a_request_made_during_it_gets_its_own(site: 
         first, *others = [site.succeeds(process) for process in queued]
         assert others == [first, first]
         assert site.succeeds(later)["filename"] != first["filename"]
-    assert len(site.objects()) == 2
+    assert len(site.stored_keys()) == 2
 
 
 @standin()
@@ -483,7 +483,7 @@ def test_check_measures_the_newest_proven_backups_age(scene: Scene) -> None:
     scene.put(f"backup_{int(time.time()) - 7200}.bak", scene.objects()[name],
               **scene.head(name)["Metadata"])
     scene.run("check", "--max-age", "0.5")
-    scene.client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{name}")
+    scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{name}")
     scene.put(f"backup_{int(time.time())}.bak", b"of somebody")
     scene.run("check", "--max-age", "2.5")
     scene.run("check")

@@ -68,7 +68,7 @@ def suffer(world: World, case: Case) -> None:
         world.front.hang()
         world.front.drop()
         if case.peer == "Colonies, joining":
-            world.expel()
+            world.forget()
         arm()
         process = world.submit("nothing" if case.peer == "Colonies, joining" else "backup")
         world.front.up()
@@ -83,7 +83,7 @@ def every_case(world: World) -> list[Case]:
     """Each fault at each call of a backup, as one good backup has them."""
     world.wire.arm()
     before = len(world.store.requests)
-    world.audit(world.backup())
+    world.audit(world.ordered())
     made = numbered([s3_call(request) for request in world.store.requests[before:]])
     answered = list(world.wire.sessions)
     s3, colonies = (http_faults(world.away.port, patience) for patience in (4, 30))
@@ -223,7 +223,7 @@ def soak(postgres: Postgres, s3: S3Server, backups: int) -> tuple[Footprint, Foo
         footprints = []
         for count in (10 - FAULT_KEEP, backups - 10):
             for _ in range(count):
-                world.audit(world.backup())
+                world.audit(world.ordered())
             footprints.append(world.footprint())
         assert world.executor and world.ends == {SUCCESS: backups}
         return footprints[0], footprints[1]

@@ -1,4 +1,4 @@
-"""What tests set up: a Site in a colony, a Scene for one database, a World for faults."""
+"""What tests set up: a Scene for one database, a Site in a colony besides, a World for faults."""
 from __future__ import annotations
 
 import collections
@@ -57,133 +57,19 @@ def s3() -> Iterator[SeaweedFS]:
         yield server
 
 
-class Site:
-    """A colony, and one test's own database, bucket prefix, staging folder and executor name."""
+LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
+WAITS = """SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND pid <> {} AND
+    database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+UNTIL = """DO $$ BEGIN FOR tries IN 1..1500 LOOP IF {} THEN RETURN; END IF;
+    PERFORM pg_sleep(0.02);  -- PostgreSQL tells nobody who waits
+    END LOOP; RAISE 'not within 30 s'; END $$"""
+FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
+    ALTER TABLE t ADD PRIMARY KEY (id)"""
+# Incompressible, 20 MB: pg_dump makes 40 MB of it.
+BIG = """CREATE TABLE t (id int, noise bytea); ALTER TABLE t ALTER noise SET STORAGE EXTERNAL;
+    INSERT INTO t SELECT i, (SELECT string_agg(sha512((i * 10000 + j)::text::bytea), '')
+    FROM generate_series(1, 3200) j) FROM generate_series(1, 100) i"""
 
-    def __init__(self, where: Colony, postgres: Postgres, s3: S3Server, folder: Path) -> None:
-        self.where, self.postgres, self.s3, self.folder = where, postgres, s3, folder / "staging"
-        self.client, self.name = where.client(), f"site-{secrets.token_hex(4)}"
-        self.alive = folder / "alive"
-        self.folder.mkdir()
-        postgres.run("createdb", self.name)
-        postgres.sql("CREATE TABLE held AS SELECT generate_series(1, 1000)", self.name)
-
-    @property
-    def standin(self) -> Standin:
-        assert self.where.standin
-        return self.where.standin
-
-    def settings(self, port: int = 0, **more: str) -> dict[str, str]:
-        return {**backup_settings(self.postgres, self.s3, self.folder, self.name),
-                **self.where.settings(port), "AWS_S3_PREFIX": self.name,
-                "COLONIES_EXECUTOR_NAME": self.name, "COLONIES_EXECUTOR_TYPE": self.name,
-                "BACKUP_ALIVE_FILE": str(self.alive), **more}
-
-    def serve(self, port: int = 0, **more: str) -> Executor:
-        """Start the executor; PORT that of a proxy before Colonies."""
-        return Executor(self.settings(port, **more))
-
-    def polling(self, polls: int = 1) -> None:
-        """Wait until the executor waits for work, for the POLLSth time since the server started."""
-        if self.where.standin:
-            self.standin.wait_call("assignprocessmsg", 0, polls)
-        else:
-            becomes_true(lambda: any(
-                (executor["executorname"], executor["state"]) == (self.name, APPROVED)
-                for executor in self.client.call("getexecutorsmsg") or []))
-
-    def submit(self, funcname: str = "backup", **more: Any) -> str:
-        return self.client.submit(funcname, self.name, **more)
-
-    def succeeds(self, process: str) -> dict[str, Any]:
-        """Wait for a process's success; its result."""
-        ended = self.client.wait(process)
-        assert ended["state"] == SUCCESS, ended["errors"]
-        assert len(ended["out"]) == 1
-        return json.loads(ended["out"][0])
-
-    def admit(self, key: str = EXECUTOR_KEY, name: str = "") -> None:
-        """Have the owner add and approve an executor."""
-        who = {"executorname": name or self.name, "executorid": identity(key)}
-        self.client.call("addexecutormsg", self.where.owner_key, executor={
-            **who, "executortype": self.name, **self.client.colony})
-        self.client.call("approveexecutormsg", self.where.owner_key, **who)
-
-    def expel(self) -> None:
-        """Have the owner remove the executor; its process waits again, as if it were dropped."""
-        self.client.call("removeexecutormsg", self.where.owner_key, executorname=self.name)
-
-    def called(self, kind: str) -> int:
-        """How many messages of a type the server took."""
-        with self.standin.lock:
-            return sum((call[0], call[2]) == (kind, 200) for call in self.standin.calls)
-
-    def objects(self) -> list[str]:
-        """The keys under this test's prefix, of uploads that are complete or not."""
-        s3, where = self.s3.client(), {"Bucket": "backup", "Prefix": f"{self.name}/"}
-        return [item["Key"] for item in [
-            *s3.list_objects_v2(**where).get("Contents", []),
-            *s3.list_multipart_uploads(**where).get("Uploads", [])]]
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Callable[[], None]]:
-        """Lock a table: a pg_dump waits for it, until what is yielded is called."""
-        folder, env = client_programs()
-        psql = subprocess.Popen(
-            [str(folder / "psql"), "-XAtq", "-h127.0.0.1", f"-p{self.postgres.port}", "-Upostgres"],
-            env={"PGPASSWORD": self.postgres.password, "PGDATABASE": self.name,
-                 "PGAPPNAME": "holder", **env},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert psql.stdin and psql.stdout
-        with psql:
-            psql.stdin.write("BEGIN; LOCK TABLE held;\n\\echo locked\n")
-            psql.stdin.flush()
-            assert psql.stdout.readline() == "locked\n"
-            try:
-                yield psql.stdin.close  # its session ends with its input
-            finally:
-                psql.kill()
-
-    def sessions(self, some: bool) -> None:
-        """Wait until a pg_dump waits for the held table, or until there is no such session."""
-        self.postgres.sql(f"""DO $$ BEGIN FOR tries IN 1..601 LOOP
-            IF {"" if some else "NOT"} EXISTS (SELECT FROM pg_stat_activity WHERE
-                datname = '{self.name}' AND query LIKE 'LOCK TABLE %' AND state = 'active')
-            THEN RETURN; END IF;
-            PERFORM pg_sleep(0.05), pg_stat_clear_snapshot();
-            END LOOP; RAISE 'not within 30 s'; END $$""")
-
-    def left(self) -> list[str]:
-        return sorted(os.listdir(self.folder))
-
-
-@pytest.fixture
-def site(request: pytest.FixtureRequest, postgres: Postgres, s3: SeaweedFS,
-         tmp_path: Path) -> Iterator[Site]:
-    """A Site in any colony, or in a stand-in's with the options that `standin` gives."""
-    options = getattr(request, "param", None)
-    with colony() if options is None else Standin(**options) as where:
-        yield Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
-
-
-def standin(*options: dict[str, Any] | None) -> Any:
-    """Run a test in a stand-in's colony, once for each of OPTIONS (None: in any colony)."""
-    return pytest.mark.parametrize("site", options or [{}], indirect=True, ids=lambda each: (
-        "-".join(f"{key}-{value}" for key, value in (each or {}).items()) or "2026"))
-
-
-GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
-
-
-def becomes_true(condition: Callable[[], Any], timeout: float = 30) -> None:
-    """Wait for something that announces itself to nobody."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true"
-        threading.Event().wait(0.05)
-
-
-# ---- The backup: where its tests work ----------------------------------------------------------
 
 class Scene:
     """A database, a prefix in the bucket `backup`, and a staging folder of one test's own."""
@@ -191,7 +77,7 @@ class Scene:
     def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, database: str,
                  prefix: str) -> None:
         self.postgres, self.s3, self.folder = postgres, s3, folder
-        self.database, self.prefix, self.client = database, prefix, s3.client()
+        self.database, self.prefix, self.s3_client = database, prefix, s3.client()
         self.settings = backup_settings(postgres, s3, folder, database, AWS_S3_PREFIX=prefix)
 
     def run(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -224,21 +110,27 @@ class Scene:
 
     def objects(self) -> dict[str, bytes]:
         """What is in the bucket under the prefix, by name."""
-        listed = self.client.list_objects_v2(Bucket="backup", Prefix=self.prefix + "/")
-        return {item["Key"].removeprefix(self.prefix + "/"): self.client.get_object(
+        listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=self.prefix + "/")
+        return {item["Key"].removeprefix(self.prefix + "/"): self.s3_client.get_object(
             Bucket="backup", Key=item["Key"])["Body"].read() for item in listed.get("Contents", [])}
 
     def head(self, name: str) -> dict[str, Any]:
-        return self.client.head_object(Bucket="backup", Key=f"{self.prefix}/{name}")
+        return self.s3_client.head_object(Bucket="backup", Key=f"{self.prefix}/{name}")
 
     def put(self, name: str, body: bytes = b"somebody's", **metadata: str) -> None:
-        self.client.put_object(Bucket="backup", Key=f"{self.prefix}/{name}", Body=body,
-                               Metadata=metadata)
+        self.s3_client.put_object(Bucket="backup", Key=f"{self.prefix}/{name}", Body=body,
+                                  Metadata=metadata)
 
     def uploads(self) -> list[Any]:
         """The bucket's unfinished multipart uploads, of this prefix."""
-        found = self.client.list_multipart_uploads(Bucket="backup")
+        found = self.s3_client.list_multipart_uploads(Bucket="backup")
         return [x for x in found.get("Uploads", []) if x["Key"].startswith(self.prefix + "/")]
+
+    def stored_keys(self) -> list[str]:
+        """The keys under the prefix, of uploads that are complete or not."""
+        where = {"Bucket": "backup", "Prefix": f"{self.prefix}/"}
+        listed = self.s3_client.list_objects_v2(**where).get("Contents", [])
+        return [item["Key"] for item in [*listed, *self.uploads()]]
 
     def files(self) -> list[str]:
         return sorted(os.listdir(self.folder))
@@ -273,28 +165,118 @@ class Scene:
             assert session.stdout.readline() == "locked\n"
             yield session.stdin.close
 
-    def waiting(self, but: str = "") -> str:
+    def waiting(self, but: str = "0") -> str:
         """Wait for a session that waits for a table here, another than BUT; its process id.
 
         Not for one of the catalog: whoever connects waits where a vacuum gives back its end.
         """
-        for _ in range(1500):
-            pids = self.sql("SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND"
-                            " database = (SELECT oid FROM pg_database"
-                            " WHERE datname = current_database())").split()
-            if pids and pids != [but]:
-                return next(pid for pid in pids if pid != but)
-            threading.Event().wait(0.02)  # PostgreSQL tells nobody who waits
-        raise AssertionError("no session waits for a lock")
+        waits = WAITS.format(but)
+        self.sql(UNTIL.format(f"EXISTS ({waits})"))
+        return self.sql(f"{waits} LIMIT 1") or self.waiting(but)  # it has gone, perhaps
+
+    def nobody_waits(self) -> None:
+        """Wait until no session waits for a table here."""
+        self.sql(UNTIL.format(f"NOT EXISTS ({WAITS.format(0)})"))
 
 
-LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
-FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
-    ALTER TABLE t ADD PRIMARY KEY (id)"""
-# Incompressible, 20 MB: pg_dump makes 40 MB of it.
-BIG = """CREATE TABLE t (id int, noise bytea); ALTER TABLE t ALTER noise SET STORAGE EXTERNAL;
-    INSERT INTO t SELECT i, (SELECT string_agg(sha512((i * 10000 + j)::text::bytea), '')
-    FROM generate_series(1, 3200) j) FROM generate_series(1, 100) i"""
+class Site(Scene):
+    """A Scene in a colony, where its executor has the name of its database."""
+
+    def __init__(self, where: Colony, postgres: Postgres, s3: S3Server, folder: Path,
+                 rows: int = 500) -> None:
+        self.where, self.client, self.name = where, where.client(), f"site-{secrets.token_hex(4)}"
+        self.alive = folder / "alive"
+        (folder / self.name).mkdir()
+        postgres.run("createdb", self.name)
+        postgres.sql(FILLED.replace("500", str(rows)), self.name)
+        super().__init__(postgres, s3, folder / self.name, self.name, self.name)
+
+    @property
+    def standin(self) -> Standin:
+        assert self.where.standin
+        return self.where.standin
+
+    def environ(self, port: int = 0, **more: str) -> dict[str, str]:
+        """The executor's settings; PORT that of a proxy before Colonies."""
+        return {**self.settings, **self.where.settings(port), "COLONIES_EXECUTOR_NAME": self.name,
+                "COLONIES_EXECUTOR_TYPE": self.name, "BACKUP_ALIVE_FILE": str(self.alive), **more}
+
+    def serve(self, port: int = 0, **more: str) -> Executor:
+        """Start the executor; PORT that of a proxy before Colonies."""
+        return Executor(self.environ(port, **more))
+
+    def polling(self, polls: int = 1) -> None:
+        """Wait until the executor waits for work, for the POLLSth time since the server started."""
+        if self.where.standin:
+            self.standin.wait_call("assignprocessmsg", 0, polls)
+        else:
+            becomes_true(lambda: any(
+                (executor["executorname"], executor["state"]) == (self.name, APPROVED)
+                for executor in self.client.call("getexecutorsmsg") or []))
+
+    def submit(self, funcname: str = "backup", **more: Any) -> str:
+        return self.client.submit(funcname, self.name, **more)
+
+    def succeeds(self, process: str) -> dict[str, Any]:
+        """Wait for a process's success; its result."""
+        ended = self.client.wait(process)
+        assert ended["state"] == SUCCESS, ended["errors"]
+        assert len(ended["out"]) == 1
+        return json.loads(ended["out"][0])
+
+    def admit(self, key: str = EXECUTOR_KEY, name: str = "") -> None:
+        """Have the owner add and approve an executor."""
+        who = {"executorname": name or self.name, "executorid": identity(key)}
+        self.client.call("addexecutormsg", self.where.owner_key, executor={
+            **who, "executortype": self.name, **self.client.colony})
+        self.client.call("approveexecutormsg", self.where.owner_key, **who)
+
+    def expel(self) -> None:
+        """Have the owner remove the executor; its process waits again, as if it were dropped."""
+        self.client.call("removeexecutormsg", self.where.owner_key, executorname=self.name)
+
+    @property
+    def limit(self) -> int:
+        """A `maxexectime`, in seconds, that `expire` brings to its end."""
+        return 600 if self.where.standin else 1
+
+    def expire(self, process: str) -> None:
+        """Have a process's `maxexectime` be over, if it has one; a real server's soon is."""
+        if self.where.standin:
+            with self.standin.lock:
+                if process in self.standin.deadlines:
+                    self.standin.deadlines[process] = time.monotonic()
+
+    def called(self, kind: str) -> int:
+        """How many messages of a type the server took."""
+        with self.standin.lock:
+            return sum((call[0], call[2]) == (kind, 200) for call in self.standin.calls)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, postgres: Postgres, s3: SeaweedFS,
+         tmp_path: Path) -> Iterator[Site]:
+    """A Site in any colony, or in a stand-in's with the options that `standin` gives."""
+    options = getattr(request, "param", None)
+    with colony() if options is None else Standin(**options) as where:
+        yield Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
+
+
+def standin(*options: dict[str, Any] | None) -> Any:
+    """Run a test in a stand-in's colony, once for each of OPTIONS (None: in any colony)."""
+    return pytest.mark.parametrize("site", options or [{}], indirect=True, ids=lambda each: (
+        "-".join(f"{key}-{value}" for key, value in (each or {}).items()) or "2026"))
+
+
+GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
+
+
+def becomes_true(condition: Callable[[], Any], timeout: float = 30) -> None:
+    """Wait for something that announces itself to nobody."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true"
+        threading.Event().wait(0.05)
 
 
 @pytest.fixture(scope="session")
@@ -353,31 +335,24 @@ FAULT_SCALE = "0.05"  # BACKUP_TIME_SCALE: an S3 request then times out after 3 
 FAULT_KEEP = 2  # FULL_BACKUPS
 
 
-class World:
-    """One executor with a database, a prefix, a colony and a staging folder of its own.
+class World(Site):
+    """A Site with a proxy before each peer, and one executor that lives through all of it.
 
-    There is a proxy before each peer. `audit` says what must hold after each process.
+    `audit` says what must hold after each process.
     """
 
     def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, rows: int = 300,
-                 generation: int = 2026, **settings: str) -> None:
-        self.name, self.client = f"world_{secrets.token_hex(4)}", s3.client()
-        self.postgres, self.s3, self.folder = postgres, s3, folder / self.name
-        self.folder.mkdir()
-        postgres.sql(f"CREATE DATABASE {self.name}")
-        postgres.sql("CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text"
-                     f" FROM generate_series(1, {rows}) i", self.name)
-        self.standin = Standin(generation=generation)
+                 generation: int = 2026) -> None:
+        colony = Standin(generation=generation).colony()
+        super().__init__(colony, postgres, s3, folder, rows)
         self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
-        self.front, self.away = Proxy(self.standin.port), Proxy(s3.port)
-        self.settings = {
-            **backup_settings(postgres, s3, self.folder, self.name, AWS_S3_PREFIX=self.name,
-                              DB_PORT=str(self.wire.port), FULL_BACKUPS=str(FAULT_KEEP),
-                              AWS_S3_ENDPOINT=f"127.0.0.1:{self.store.port}"),
-            **self.standin.colony().settings(self.front.port), "COLONIES_EXECUTOR_NAME": self.name,
-            "BACKUP_CRON": "0 0 3 * * *", "BACKUP_TIME_SCALE": FAULT_SCALE, **settings}
+        self.front, self.away = Proxy(colony.port), Proxy(s3.port)
+        self.settings = self.environ(
+            self.front.port, DB_PORT=str(self.wire.port), FULL_BACKUPS=str(FAULT_KEEP),
+            AWS_S3_ENDPOINT=f"127.0.0.1:{self.store.port}", BACKUP_CRON="0 0 3 * * *",
+            BACKUP_TIME_SCALE=FAULT_SCALE)
         self.proven: dict[str, str] = {}  # each object's ETag, when it was looked at
-        self.dumps = self.uploads = 0
+        self.dumps = self.uploaded = 0
         self.lost = 0  # faults at what begins an upload: nobody may know of it
         self.ends = collections.Counter[int]()  # processes that ended, by state
         self.executor: Executor | None = None
@@ -388,7 +363,7 @@ class World:
             server.start()
         self.go()
         for _ in range(FAULT_KEEP):
-            self.audit(self.backup())
+            self.audit(self.ordered())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -411,7 +386,7 @@ class World:
             odd = [line for line in new if not re.fullmatch(LOG_LINE, line)]
             assert not odd, odd
             self.dumps += sum("Successfully backup database" in line for line in new)
-            self.uploads += sum("Successfully uploaded backup file" in line for line in new)
+            self.uploaded += sum("Successfully uploaded backup file" in line for line in new)
             said = "\n".join(new)
             for secret in (OWNER_KEY, self.postgres.password, self.s3.secret_key):
                 assert secret not in said, said
@@ -429,9 +404,6 @@ class World:
         self.executor.kill()
         self.go()
 
-    def submit(self, funcname: str = "backup") -> str:
-        return self.standin.colony().client().submit(funcname)
-
     def ended(self, process: str, timeout: float = 60) -> dict[str, Any]:
         """Wait for a process's end, then look whether it is a true one."""
         with self.standin.lock:
@@ -441,13 +413,13 @@ class World:
         self.ends[found["state"]] += 1
         return found
 
-    def backup(self) -> dict[str, Any]:
-        """A backup, with what is armed."""
+    def ordered(self) -> dict[str, Any]:
+        """A process for a backup, with what is armed, at its end."""
         return self.ended(self.submit())
 
-    def objects(self) -> dict[str, Any]:
+    def looked_at(self) -> dict[str, Any]:
         """What has a final name; each new one is looked at."""
-        listed = self.client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
+        listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
         found = {item["Key"]: item for item in listed.get("Contents", [])}
         for key, item in found.items():
             if self.proven.get(key) != item["ETag"]:
@@ -459,15 +431,15 @@ class World:
     def readable(self) -> bool:
         """Whether S3 gives back what it took."""
         with contextlib.suppress(botocore.exceptions.ClientError):
-            for key in self.objects():
-                self.client.get_object(Bucket="backup", Key=key)["Body"].read()
+            for key in self.looked_at():
+                self.s3_client.get_object(Bucket="backup", Key=key)["Body"].read()
             return True
         return False
 
     def prove(self, key: str) -> None:
         """An object is what its metadata say, and can be read by pg_restore."""
         assert re.fullmatch(rf"{self.name}/backup_\d+\.bak", key), key
-        answer = self.client.get_object(Bucket="backup", Key=key)
+        answer = self.s3_client.get_object(Bucket="backup", Key=key)
         body = answer["Body"].read()
         assert sha256_of(body) == answer["Metadata"]["sha256"], key
         folder, env = client_programs(self.postgres.version)
@@ -480,7 +452,7 @@ class World:
 
     def audit(self, process: dict[str, Any]) -> str:
         """What the contract says of a process that ended; the log since the last audit."""
-        objects, said = self.objects(), self.collect()
+        objects, said = self.looked_at(), self.collect()
         if process["state"] == SUCCESS:
             result = json.loads(process["out"][0])
             key = result["filepath_s3"][1:]
@@ -488,13 +460,13 @@ class World:
                 # A dump that had cost a killed process three children waited for this one's end:
                 # the idle executor uploads it, and removes what that supersedes.
                 kept = sorted({*result["kept"], *objects} - set(result["removed"]))[-FAULT_KEEP:]
-                becomes_true(lambda: set(self.objects()) - set(result["removed"]) == set(kept))
-                objects, said = self.objects(), said + self.collect()
+                becomes_true(lambda: set(self.looked_at()) - set(result["removed"]) == set(kept))
+                objects, said = self.looked_at(), said + self.collect()
                 result["kept"] = kept
             assert objects[key]["Size"] == result["size"] == result["size_s3"], result
-            assert self.client.head_object(Bucket="backup", Key=key)["Metadata"]["sha256"] == (
+            assert self.s3_client.head_object(Bucket="backup", Key=key)["Metadata"]["sha256"] == (
                 result["sha256"]), result
-            extra = len(objects) - min(FAULT_KEEP, self.uploads)
+            extra = len(objects) - min(FAULT_KEEP, self.uploaded)
             doubts = re.search("level=warning .*(Removing none|Cannot remove|Leaving alone)", said)
             untrue = set(objects) & set(result["removed"])  # S3 said so: the next one sees to it
             assert extra >= 0 and (doubts or extra <= len(untrue)), (extra, said)
@@ -502,7 +474,7 @@ class World:
         else:
             assert process["state"] == FAILED and process["errors"], process
             assert all(len(error) > 20 for error in process["errors"]), process
-            assert len(objects) >= min(FAULT_KEEP, self.uploads), said
+            assert len(objects) >= min(FAULT_KEEP, self.uploaded), said
         return said
 
     def calm(self) -> None:
@@ -512,7 +484,7 @@ class World:
             proxy.clear()
             proxy.up()
 
-    def expel(self) -> None:
+    def forget(self) -> None:
         """Have the colony know nothing of the executor, nor of its cron."""
         with self.standin.lock:
             self.standin.executors.clear()
@@ -534,21 +506,21 @@ class World:
             memory(executor.pid), len(os.listdir(proc / "fd")), len(os.listdir(proc / "task")),
             len(os.listdir(executor.home.name)) + len(os.listdir(self.folder)),
             int(self.postgres.sql("SELECT count(*) FROM pg_stat_activity WHERE datname = "
-                                  f"'{self.name}'")), len(registered), len(self.objects()))
+                                  f"'{self.name}'")), len(registered), len(self.looked_at()))
 
     def rest(self, killed: bool = False) -> None:
         """After the faults: one more backup, and nothing is left of any."""
         self.calm()
         self.front.cut(b"getprocessmsg")  # after which an executor looks at its cron, too
-        ended = self.backup()
+        ended = self.ordered()
         assert ended["state"] == SUCCESS, ended["errors"]
         assert self.executor
         said = self.audit(ended)
         # An executor killed between closing a process and forgetting it leaves its journal a day.
         becomes_true(lambda: not [name for name in os.listdir(self.folder)
                                   if not killed or not name.endswith(".bak.json")])
-        assert len(self.objects()) == FAULT_KEEP, said
-        assert killed or self.dumps == self.uploads, f"{self.dumps} dumps, {self.uploads} uploads"
+        assert len(self.looked_at()) == FAULT_KEEP, said
+        assert killed or self.dumps == self.uploaded, f"{self.dumps} dumps, {self.uploaded} uploads"
         becomes_true(lambda: self.postgres.sql(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'colonies-backup%'"
             f" AND datname = '{self.name}'") == "0")
@@ -561,8 +533,7 @@ class World:
             found = [cron["name"] for cron in self.standin.crons.values()]
             assert found == ["backupcron"], found
         assert not self.away.requests, "a redirection was followed"
-        open_ones = self.client.list_multipart_uploads(Bucket="backup").get("Uploads", [])
-        left = [x["Key"] for x in open_ones if x["Key"].startswith(f"{self.name}/")]
+        left = self.uploads()
         assert killed or len(left) <= self.lost, f"unfinished uploads: {left}"
 
 

@@ -33,7 +33,7 @@ from vectors import VECTORS
 @standin({"reregister": False}, {"generation": 2023})
 def test_a_name_that_belongs_to_another_key_is_a_clear_failure(site: Site) -> None:
     site.admit()
-    ended = run(site.settings())
+    ended = run(site.environ())
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.count("level=error") == 1
     assert site.name in ended.stderr and "another key" in ended.stderr
@@ -43,7 +43,7 @@ def test_a_name_that_belongs_to_another_key_is_a_clear_failure(site: Site) -> No
 
 @standin(*GENERATIONS)
 def test_an_owners_key_of_another_colony_is_a_clear_failure(site: Site) -> None:
-    ended = run(site.settings(COLONIES_COLONY_PRVKEY=USER_KEY))
+    ended = run(site.environ(COLONIES_COLONY_PRVKEY=USER_KEY))
     assert (ended.returncode, ended.stdout, ended.stderr.count("level=error")) == (1, "", 1)
     assert "COLONIES_COLONY_PRVKEY" in ended.stderr and USER_KEY not in ended.stderr
 
@@ -102,29 +102,29 @@ def test_with_only_its_own_key_it_registers_nothing_and_says_so_until_somebody_d
 @standin({"stale": 3})
 def test_a_backup_longer_than_the_servers_patience_is_made_once(site: Site) -> None:
     process = site.submit()
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
-        site.sessions(True)
-        begun = time.monotonic()
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
+        site.waiting()
         os.utime(site.alive, (0, 0))
-        site.standin.wait_call("getprocessmsg", count=9)  # it looks what became of its process
-        assert time.monotonic() - begun > 2 * site.standin.stale
+        # It looks what became of its process each 0.96 s: for more than twice the patience.
+        site.standin.wait_call("getprocessmsg", count=site.called("getprocessmsg") + 8)
         assert site.alive.stat().st_mtime > 0
         release()
         site.succeeds(process)
         assert site.called("addexecutormsg") == 1  # it was never dropped
         assert site.called("closesuccessfulmsg") == 1
-    assert len(site.objects()) == 1
+    assert len(site.stored_keys()) == 1
 
 
 @standin(None)
 @pytest.mark.parametrize("how", ["cancelled", "failed by the server", "given to another executor"])
 def test_a_process_that_is_taken_for_good_stops_its_dump_and_the_next_one_is_run(
         site: Site, how: str) -> None:
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK if how[0] != "g" else "0.05"):
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK if how[0] != "g" else "0.05"):
         site.polling()
-        process = site.submit(maxexectime=-1 if how == "cancelled" else 1,
+        process = site.submit(maxexectime=-1 if how == "cancelled" else site.limit,
                               maxretries=0 if how == "failed by the server" else -1)
-        site.sessions(True)
+        site.waiting()
+        site.expire(process)
         if how == "cancelled":
             site.client.cancel(process)
         elif how == "given to another executor":
@@ -133,25 +133,25 @@ def test_a_process_that_is_taken_for_good_stops_its_dump_and_the_next_one_is_run
             taken = site.client.call("assignprocessmsg", other, timeout=20)
             assert taken["processid"] == process
             site.client.call("closesuccessfulmsg", other, processid=process, out=["elsewhere"])
-        site.sessions(False)
-        becomes_true(lambda: site.left() == [])
+        site.nobody_waits()
+        becomes_true(lambda: site.files() == [])
         release()
         site.succeeds(site.submit())
         state = site.client.process(process)["state"]
         assert state == {"c": CANCELLED, "f": FAILED, "g": SUCCESS}[how[0]]
-    assert len(site.objects()) == 1
+    assert len(site.stored_keys()) == 1
 
 
 @standin(*GENERATIONS)
 def test_a_process_that_outlasts_its_time_limit_is_taken_back_and_dumped_once(site: Site) -> None:
     process = site.submit(maxexectime=1)
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
-        site.sessions(True)
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.waiting()
         becomes_true(lambda: site.client.process(process)["retries"] >= 2)
         release()
         site.succeeds(process)
         assert executor.log.count("Backing up database") == 1
-    assert len(site.objects()) == 1
+    assert len(site.stored_keys()) == 1
 
 
 # ---- A server that goes away -------------------------------------------------------------------
@@ -161,9 +161,9 @@ def test_a_process_that_outlasts_its_time_limit_is_taken_back_and_dumped_once(si
 def test_a_server_away_for_longer_than_its_patience_costs_no_second_dump(
         site: Site, when: str) -> None:
     process = site.submit()
-    with Proxy(site.where.port) as proxy, site.held() as release, \
+    with Proxy(site.where.port) as proxy, site.locked() as release, \
             site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
-        site.sessions(True)
+        site.waiting()
         proxy.down()
         site.client.wait(process, WAITING)  # the server has dropped the executor
         os.utime(site.alive, (0, 0))
@@ -180,14 +180,14 @@ def test_a_server_away_for_longer_than_its_patience_costs_no_second_dump(
         assert site.called("addexecutormsg") == 2
         assert executor.log.count("Backing up database") == 1
         assert "Traceback" not in executor.log
-    assert len(site.objects()) == 1
+    assert len(site.stored_keys()) == 1
 
 
 @standin(*GENERATIONS)
 def test_a_close_that_fails_while_the_server_is_away_is_made_when_it_is_back(site: Site) -> None:
     process = site.submit()
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
-        site.sessions(True)
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.waiting()
         site.standin.stop()
         release()
         executor.wait_for("Backup procedure completed")
@@ -195,7 +195,7 @@ def test_a_close_that_fails_while_the_server_is_away_is_made_when_it_is_back(sit
         site.standin.start()
         site.succeeds(process)
         site.succeeds(site.submit())
-    assert len(site.objects()) == 2
+    assert len(site.stored_keys()) == 2
 
 
 @standin()
@@ -216,10 +216,10 @@ def test_without_the_owners_key_a_dropped_executor_keeps_its_backup_until_somebo
         site: Site) -> None:
     site.admit()
     process = site.submit()
-    with site.held() as release, site.serve(
+    with site.locked() as release, site.serve(
             COLONIES_COLONY_PRVKEY="", COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY,
             BACKUP_TIME_SCALE=BRISK) as executor:
-        site.sessions(True)
+        site.waiting()
         site.expel()
         executor.wait_for(f"level=error .*{identity(EXECUTOR_KEY)}", count=2)
         release()
@@ -227,7 +227,7 @@ def test_without_the_owners_key_a_dropped_executor_keeps_its_backup_until_somebo
         site.admit()
         site.succeeds(process)
         assert executor.log.count("Backing up database") == 1
-    assert len(site.objects()) == 1
+    assert len(site.stored_keys()) == 1
 
 
 @standin()
@@ -247,15 +247,15 @@ def test_a_key_that_changed_is_taken_from_its_file_without_a_restart(
 
 @standin(*GENERATIONS)
 def test_a_process_whose_assignment_got_lost_is_found_and_run(site: Site) -> None:
-    with Proxy(site.where.port) as proxy, site.held() as release, site.serve(proxy.port):
+    with Proxy(site.where.port) as proxy, site.locked() as release, site.serve(proxy.port):
         first = site.submit()
-        site.sessions(True)
+        site.waiting()
         proxy.lose(b"assignprocessmsg")  # signs of life are a minute apart: it is the next poll
         second = site.submit()
         release()
         assert site.succeeds(first)["filename"] != site.succeeds(second)["filename"]
         assert not proxy.rules and site.client.process(second)["retries"] == 0
-    assert len(site.objects()) == 2
+    assert len(site.stored_keys()) == 2
 
 
 @standin(*GENERATIONS)
@@ -269,7 +269,7 @@ def test_a_close_whose_answer_got_lost_holds_and_the_next_process_is_run(
         site.succeeds(site.submit())
         assert not proxy.rules
         assert site.client.process(process) | {"endtime": ""} == ended | {"endtime": ""}
-    assert len(site.objects()) == 1 + (funcname == "backup")
+    assert len(site.stored_keys()) == 1 + (funcname == "backup")
 
 
 @standin()
@@ -285,14 +285,14 @@ def test_replies_of_something_else_than_colonies_are_waited_out(site: Site) -> N
         http_reply("200 OK", b'{"payloadtype": "x", "payload": "', 100),  # cut short
         http_reply("200 OK", b"[" * 100_000), http_reply("302 Found", b""),
         http_reply("200 OK", b" " * (40 << 20)), b"SSH-2.0-OpenSSH_9.2\r\n", b""]
-    with Proxy(site.where.port) as proxy, site.held() as release:
+    with Proxy(site.where.port) as proxy, site.locked() as release:
         for raw in strange:
             proxy.reply(b"assignprocessmsg", raw)
         with site.serve(proxy.port, BACKUP_TIME_SCALE="0.005") as executor:
             site.polling()
             assert site.standin.calls[0][0] == "assignprocessmsg"  # no other message before it
             process = site.submit()
-            site.sessions(True)
+            site.waiting()
             for raw in strange[:2]:
                 for kind in (b"assignprocessmsg", b"getprocessmsg"):
                     proxy.reply(kind, raw)
@@ -305,7 +305,7 @@ def test_replies_of_something_else_than_colonies_are_waited_out(site: Site) -> N
             site.succeeds(site.submit())
             assert site.called("addexecutormsg") == 1 and executor.process.poll() is None
             assert "Traceback" not in executor.log
-    assert len(site.objects()) == 2
+    assert len(site.stored_keys()) == 2
 
 
 # ---- The end of an executor --------------------------------------------------------------------
@@ -313,44 +313,44 @@ def test_replies_of_something_else_than_colonies_are_waited_out(site: Site) -> N
 @standin(*GENERATIONS)
 def test_sigterm_during_a_dump_stops_it_and_hands_the_process_back(site: Site) -> None:
     process = site.submit()
-    with site.held(), site.serve() as executor:
-        site.sessions(True)
+    with site.locked(), site.serve() as executor:
+        site.waiting()
         assert executor.stop(timeout=10) == 0
-        site.sessions(False)
+        site.nobody_waits()
         assert site.client.process(process)["state"] == WAITING
         assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
-        assert site.left() == []
-    assert site.objects() == []
+        assert site.files() == []
+    assert site.stored_keys() == []
 
 
 @standin(*GENERATIONS)
 def test_sigterm_without_the_owners_key_closes_the_process_as_failed(site: Site) -> None:
     site.admit()
     process = site.submit()
-    with site.held(), site.serve(COLONIES_COLONY_PRVKEY="",
+    with site.locked(), site.serve(COLONIES_COLONY_PRVKEY="",
                                  COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
-        site.sessions(True)
+        site.waiting()
         assert executor.stop(timeout=10) == 0
         ended = site.client.process(process)
         assert (ended["state"], ended["errors"]) == (FAILED, ["the executor was stopped"])
-        assert site.left() == []
+        assert site.files() == []
 
 
 @standin(None)
 @pytest.mark.parametrize("busy", [True, False], ids=["during a dump", "while idle"])
 def test_sigterm_while_colonies_hangs_ends_it_within_10_s(site: Site, busy: bool) -> None:
-    with Proxy(site.where.port) as proxy, site.held(), \
+    with Proxy(site.where.port) as proxy, site.locked(), \
             site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
         site.polling()
         if busy:
             site.submit()
-            site.sessions(True)
+            site.waiting()
         proxy.hang()
         if busy:
             becomes_true(lambda: proxy.connections)  # a sign of life that gets no answer
         assert executor.stop(timeout=10) == 0
-        site.sessions(False)
-        assert site.left() == []
+        site.nobody_waits()
+        assert site.files() == []
 
 
 @standin(*GENERATIONS)
@@ -363,19 +363,19 @@ def test_a_dump_that_was_complete_at_sigterm_is_kept_for_the_processs_next_run(s
             proxy.wait_seen(b"PUT .*partNumber=")
             assert executor.stop(timeout=10) == 0
         assert site.client.process(process)["state"] == WAITING
-        (name,) = [name for name in site.left() if name.endswith(".bak")]
+        (name,) = [name for name in site.files() if name.endswith(".bak")]
         proxy.clear()
         with site.serve(AWS_S3_ENDPOINT=endpoint) as executor:
             assert site.succeeds(process)["filename"] == name
             assert "Backing up database" not in executor.log
-    assert site.objects() == [f"{site.name}/{name}"]
+    assert site.stored_keys() == [f"{site.name}/{name}"]
 
 
 def crash(site: Site) -> None:
     """Kill an executor during a dump; nothing of it goes on."""
     with site.serve() as executor:
         executor.wait_for("Backing up database")  # then none is left of an earlier run
-        site.sessions(True)
+        site.waiting()
         handles = handles_below(executor.pid)
         assert len(handles) >= 2  # the child and its pg_dump, perhaps a psql
         executor.kill()
@@ -387,44 +387,44 @@ def crash(site: Site) -> None:
 @standin(*GENERATIONS)
 def test_after_a_kill_9_nothing_goes_on_and_a_restart_runs_the_process_again(site: Site) -> None:
     process = site.submit()
-    with site.held() as release:
+    with site.locked() as release:
         crash(site)
         assert site.client.process(process)["state"] == RUNNING
         with site.serve() as executor:
             executor.wait_for("Backing up database")
-            site.sessions(True)
+            site.waiting()
             # its server process waits for the lock and has not seen that pg_dump is gone
             becomes_true(lambda: site.postgres.sql(
                 f"SELECT count(*) FROM pg_stat_activity WHERE {HELD_UP}"
                 f" AND datname = '{site.name}'") == "1")
             release()
             site.succeeds(process)
-            becomes_true(lambda: site.left() == [])
-    assert len(site.objects()) == 1
+            becomes_true(lambda: site.files() == [])
+    assert len(site.stored_keys()) == 1
 
 
 @standin()
 def test_a_process_that_crashed_three_executors_is_closed_as_failed(site: Site) -> None:
     process = site.submit()
-    with site.held():
+    with site.locked():
         for _ in range(3):
             crash(site)
         with site.serve():
             ended = site.client.wait(process, FAILED)
             assert "three" in ended["errors"][0] and "killed" in ended["errors"][0]
-    assert site.objects() == []
+    assert site.stored_keys() == []
 
 
 @standin(None)
 def test_a_backup_killed_alone_is_begun_again(site: Site) -> None:
     process = site.submit()
-    with site.held() as release, site.serve() as executor:
-        site.sessions(True)
+    with site.locked() as release, site.serve() as executor:
+        site.waiting()
         kill_child(executor)
         release()
         site.succeeds(process)
-        becomes_true(lambda: site.left() == [])
-    assert len(site.objects()) == 1
+        becomes_true(lambda: site.files() == [])
+    assert len(site.stored_keys()) == 1
 
 
 def test_standin_answers_a_long_poll_when_work_is_submitted() -> None:

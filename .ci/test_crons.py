@@ -87,7 +87,7 @@ def test_two_installations_with_defaults_each_back_up_at_each_run_of_their_crons
     site.postgres.run("createdb", other)
     site.postgres.sql("CREATE TABLE t AS SELECT 1 AS one", other)
     (site.folder / "other").mkdir()
-    second = site.settings(
+    second = site.environ(
         **crons, COLONIES_EXECUTOR_NAME="second", DB_DATABASE=other, AWS_S3_PREFIX=other,
         BACKUP_PATH=str(site.folder / "other"))
     wanted = {"backupcron": ([site.name], DAILY), "verifycron": ([site.name], "0 0 4 * * *"),
@@ -120,7 +120,7 @@ def test_a_cron_that_names_nobody_is_taken_over_where_nobody_else_is(site: Site)
     warning = f"backupcron.*elsewhere.*--cronid {cron}"
     with site.serve(BACKUP_CRON=DAILY) as executor:
         executor.wait_for(f"level=warning .*{warning}")
-        checked = run(site.settings(), "check")
+        checked = run(site.environ(), "check")
         assert re.search(f"(?m)^warn  colonies: .*{warning}", checked.stdout)
         assert crons_for(site) == {"backupcron": ([], DAILY)}
     later = {f"backupcron-{site.name}": ([site.name], "0 0 2 * * *")}

@@ -105,7 +105,7 @@ def test_what_any_command_makes_is_its_users_alone_and_has_no_name_that_can_be_f
         site: Site, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    settings = site.settings(BACKUP_ALIVE_FILE="", VERIFY_DB_HOST="127.0.0.1",
+    settings = site.environ(BACKUP_ALIVE_FILE="", VERIFY_DB_HOST="127.0.0.1",
                              VERIFY_DB_PORT=str(site.postgres.port),
                              VERIFY_DB_PASSWORD=site.postgres.password)
 
@@ -174,8 +174,8 @@ def test_nothing_that_somebody_put_under_our_names_is_followed_or_waited_for(
             process = site.submit()
         result = site.succeeds(process)
         assert executor.stop() == 0
-    assert set(site.left()) == {*names} and result["tables"] == 1
-    assert site.objects() == [f"{site.name}/{result['filename']}"]
+    assert set(site.files()) == {*names} and result["tables"] == 1
+    assert site.stored_keys() == [f"{site.name}/{result['filename']}"]
     assert os.listdir(outside) == [target.name] and target.read_text() == "precious"
     assert kind != "hard link" or target.samefile(site.folder / names[0])
 
@@ -262,7 +262,7 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
         assert not elsewhere.received
         context, trusted = secured(tmp_path, "right")
         with Stranger(redirection(302, elsewhere), context) as server:
-            said = run(site.settings(server.port, COLONIES_TLS="true", COLONIES_CA_FILE=trusted),
+            said = run(site.environ(server.port, COLONIES_TLS="true", COLONIES_CA_FILE=trusted),
                        "check").stdout
         assert re.search("(?m)^FAIL +colonies: .*it redirects.*HTTP 302", said)
         assert len(server.received) == 1 and not elsewhere.received
@@ -297,9 +297,9 @@ def test_a_crash_of_any_of_its_processes_leaves_no_core_file(site: Site, tmp_pat
     here.mkdir()
     subprocess.run([*OPEN_DOORS[:3], "sh", "sh", "-c", "kill -SEGV $$"], cwd=crashed, check=False)
     site.submit()
-    with site.held(), Program([*OPEN_DOORS, str(EXECUTOR)], executor_environment(
-            site.settings(), str(tmp_path), 17), cwd=here) as executor:
-        site.sessions(True)
+    with site.locked(), Program([*OPEN_DOORS, str(EXECUTOR)], executor_environment(
+            site.environ(), str(tmp_path), 17), cwd=here) as executor:
+        site.waiting()
         pids = [executor.pid, *(pid for pid in descendants(executor.pid) if Path(
             f"/proc/{pid}/comm").read_text() != "psql\n")]
         assert len(pids) == 3
@@ -354,7 +354,7 @@ class Guard(Proxy):
         allowed = self._allows(action, f"{bucket}/{key}" if key else bucket, prefix)
         if allowed and action == "GetObject" and not self._allows("ListBucket", bucket, None):
             try:
-                self.scene.client.head_object(Bucket=bucket, Key=key)
+                self.scene.s3_client.head_object(Bucket=bucket, Key=key)
             except botocore.exceptions.ClientError:
                 allowed = False
         (self.allowed if allowed else self.denied).add(f"s3:{action}")
@@ -580,7 +580,7 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
     notes, bin_folder = tmp_path / "notes", client_programs()[0]
     notes.mkdir()
     script = NOTING.format(notes=notes, staging=site.folder, bin=bin_folder)
-    settings = site.settings(
+    settings = site.environ(
         PATH=programs(tmp_path / "bin", pg_dump=script, pg_restore=script, psql=script),
         LOG_LEVEL="debug", BACKUP_CRON="0 0 1 * * *", VERIFY_CRON="0 0 2 * * *",
         VERIFY_DB_HOST="127.0.0.1", VERIFY_DB_PORT=str(site.postgres.port),
@@ -614,7 +614,7 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
         for role in roles:
             site.postgres.sql(f"DROP ROLE {role}")
     client = site.s3.client()
-    for key in site.objects():
+    for key in site.stored_keys():
         said += [key, str(client.head_object(Bucket="backup", Key=key)["Metadata"])]
     verdicts = client.get_object(Bucket="backup", Key=f"{site.name}/verified.json")["Body"]
     said += [verdicts.read().decode()]

@@ -301,7 +301,7 @@ def test_on_aws_a_missing_bucket_is_an_error_and_boto3_finds_the_keys(scene: Sce
            "AWS_ENDPOINT_URL_S3": scene.s3.url, "AWS_ACCESS_KEY_ID": scene.s3.access_key,
            "AWS_SECRET_ACCESS_KEY": scene.s3.secret_key}
     assert "no-such-bucket" in scene.failure(**aws, AWS_S3_BUCKET_NAME="no-such-bucket")
-    buckets = [bucket["Name"] for bucket in scene.client.list_buckets()["Buckets"]]
+    buckets = [bucket["Name"] for bucket in scene.s3_client.list_buckets()["Buckets"]]
     assert "no-such-bucket" not in buckets
     assert scene.backup(**aws)["filename"] in scene.objects()
 

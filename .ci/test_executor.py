@@ -36,9 +36,9 @@ def test_a_signal_amid_the_start_of_the_first_job_is_obeyed(site: Site, tmp_path
 def test_an_executor_whose_volume_is_gone_takes_its_leave_all_the_same(site: Site) -> None:
     site.admit()
     process = site.submit()
-    with site.held(), site.serve(COLONIES_COLONY_PRVKEY="",
+    with site.locked(), site.serve(COLONIES_COLONY_PRVKEY="",
                                  COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
-        site.sessions(True)
+        site.waiting()
         site.folder.rename(site.folder.with_name("gone"))
         assert executor.stop() == 0, executor.log
         assert "Closed process" in executor.log and "take leave" not in executor.log
@@ -60,8 +60,8 @@ def test_the_alive_file_is_touched_while_processes_come_in(
         os.utime(site.alive, (0, 0))
         return {**real(caller, fields), "state": WAITING}
 
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
-        site.sessions(True)
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
+        site.waiting()
         with monkeypatch.context() as patch:
             patch.setattr(site.standin, "on_assignprocess", another)
             patch.setattr(site.standin, "on_getprocess", waits)
@@ -113,15 +113,15 @@ def test_the_systems_authorities_vouch_for_colonies(
 
 @standin()
 def test_a_process_waits_for_another_backup_on_the_volume(site: Site) -> None:
-    with site.held() as release, Executor(site.settings(), "backup") as other:
-        site.sessions(True)
+    with site.locked() as release, Executor(site.environ(), "backup") as other:
+        site.waiting()
         with site.serve() as executor:
             process = site.submit()
             executor.wait_for("Waiting for another backup to end")
             release()
             site.succeeds(process)
         assert other.wait() == 0, other.log
-    assert len(site.objects()) == 2
+    assert len(site.stored_keys()) == 2
 
 
 @standin()

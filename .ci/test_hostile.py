@@ -112,9 +112,9 @@ def test_odd_answers_of_any_kind_disturb_no_dump_and_keep_no_process_waiting(
     liar, process = Liar(site, monkeypatch), site.submit()
     liar.tell([("getfunctionsmsg", text) for text in (
         "1", "[1]", '["x"]', '{"a": 1}', '[{"funcname": []}]', '[{"funcname": {}}]', DEEP, "")])
-    with site.held() as release, site.serve(
+    with site.locked() as release, site.serve(
             BACKUP_TIME_SCALE="0.001", BACKUP_CRON="0 0 1 * * *") as executor:
-        site.sessions(True)
+        site.waiting()
         for text in ("NaN", "1e400", "-Infinity", '""', "[]", DEEP, "9" * 5000):
             liar.tell([("getprocessmsg", f'{{"state": {text}, "assignedexecutorid": 1}}'),
                        ("assignprocessmsg", f'{{"processid": {text}}}')])
@@ -129,8 +129,8 @@ def test_odd_answers_of_any_kind_disturb_no_dump_and_keep_no_process_waiting(
         site.succeeds(site.submit())
         one_line_each(executor)
         assert executor.process.poll() is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", "staging"]
-    assert not [name for name in site.left() if not name.endswith(".json")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alive", site.name]
+    assert not [name for name in site.files() if not name.endswith(".json")]
 
 
 VALUES = strategies.recursive(
@@ -160,7 +160,7 @@ def test_whatever_json_a_server_answers_the_next_process_is_closed(
         lie()
         one_line_each(executor)
         assert executor.process.poll() is None and len(site.standin.processes) >= 150
-    assert site.left() == []
+    assert site.files() == []
 
 
 ODD_IDS: list[dict[str, Any]] = [
@@ -226,7 +226,7 @@ def test_one_odd_time_of_a_server_lets_no_later_process_succeed_without_a_backup
         site.standin.wait_call("assignprocessmsg", 404)
         site.polling()
         assert site.succeeds(site.submit())["filename"] != site.succeeds(first)["filename"]
-    assert len(site.objects()) == 2
+    assert len(site.stored_keys()) == 2
 
 
 @pytest.mark.parametrize("said", [
@@ -319,7 +319,8 @@ class Crowd(Proxy):
             return super()._exchange(client, server)
         read_head(client)
         after = re.findall(r"start-after=([^& ]*)|$", asked.decode())[0].replace("%2F", "/")
-        there = self.scene.client.list_objects_v2(Bucket="backup", Prefix=f"{self.scene.prefix}/b")
+        there = self.scene.s3_client.list_objects_v2(
+            Bucket="backup", Prefix=f"{self.scene.prefix}/b")
         since = bisect.bisect_right(self.keys, after)
         left = sorted([(key, 1, "x") for key in self.keys[since:since + 1001]] + [
             (item["Key"], item["Size"], item["ETag"]) for item in there.get("Contents", [])

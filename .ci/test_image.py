@@ -40,16 +40,16 @@ def image_backs_up_and_verifies_as_an_unknown_user_on_a_read_only_root(
 @pytest.mark.parametrize("busy", [True, False], ids=["during a dump", "while idle"])
 def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
         podman: Podman, site: Site, busy: bool) -> None:
-    with site.held(), podman.serving(site.folder, site.settings()) as (program, _):
+    with site.locked(), podman.serving(site.folder, site.environ()) as (program, _):
         site.polling()
         process = site.submit() if busy else ""
         if busy:
-            site.sessions(True)
+            site.waiting()
         assert program.stop(timeout=10) == 0  # podman hands the signal on, and the status back
-        site.sessions(False)
+        site.nobody_waits()
         assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
         assert not busy or site.client.process(process)["state"] == WAITING
-        assert site.left() == []
+        assert site.files() == []
 
 
 @pytest.mark.parametrize("https, limit", [(False, 25e6), (True, 28e6)], ids=["http", "https"])

@@ -170,12 +170,12 @@ def test_serve_outlives_its_staging_volume_and_the_next_process_succeeds(
     wrong, right, says = {
         "full": (FILL, "rm $0/filler", "bytes are free|bytes left"),
         "away": ('umount -l "$0"; mv "$0" "$0.away"', BACK, f"{site.folder}.*No such file")}[what]
-    with Machine(site.settings(BACKUP_TIME_SCALE="0.004"), tmp_path, VOLUME) as machine, \
-            site.held() as release, machine.start("serve") as executor:
+    with Machine(site.environ(BACKUP_TIME_SCALE="0.004"), tmp_path, VOLUME) as machine, \
+            site.locked() as release, machine.start("serve") as executor:
         site.polling()
         process = site.submit() if when == "during a dump" else ""
         if process:
-            site.sessions(True)
+            site.waiting()
         machine.do(wrong)
         os.utime(site.alive, (0, 0))
         process = process or site.submit()
@@ -187,7 +187,7 @@ def test_serve_outlives_its_staging_volume_and_the_next_process_succeeds(
         machine.do(right)
         release()
         result = site.succeeds(site.submit())
-        assert site.objects() == [result["filepath_s3"][1:]]
+        assert site.stored_keys() == [result["filepath_s3"][1:]]
         # a journal that could not be removed when its process was closed is kept for a day
         becomes_true(lambda: not [each for each in os.listdir(machine.path) if
                                   what == "full" or not each.endswith(".bak.json")])
@@ -267,7 +267,7 @@ def test_names_that_are_not_known_at_first_are_waited_for_or_a_clear_failure(
         with hosts.open("a") as file:  # in place: it is this file that is mounted
             file.write(f"127.0.0.1 {name}\n")
 
-    settings = site.settings(
+    settings = site.environ(
         COLONIES_SERVER_HOST="colonies.test", DB_HOST="db.test", BACKUP_TIME_SCALE=BRISK,
         AWS_S3_ENDPOINT=f"s3.test:{site.s3.port}")
     with Machine(settings, tmp_path, RESOLVING) as machine, machine.start("serve") as executor:
@@ -282,7 +282,7 @@ def test_names_that_are_not_known_at_first_are_waited_for_or_a_clear_failure(
         executor.wait_for("level=warning .*S3 is away.*s3.test")
         known("s3.test")
         result = site.succeeds(processes[1])
-        assert site.objects() == [result["filepath_s3"][1:]] and "Traceback" not in executor.log
+        assert site.stored_keys() == [result["filepath_s3"][1:]] and "Traceback" not in executor.log
 
 
 # -- the clock
@@ -403,10 +403,10 @@ def whole(site: Site, *results: dict[str, Any]) -> list[str]:
 def test_two_executors_of_one_type_share_the_work_and_overwrite_nothing(
         site: Site, tmp_path: Path) -> None:
     (tmp_path / "clock").write_text(str(NOW))  # and all backups want the same second
-    settings = site.settings(BACKUP_TIME_SCALE=BRISK, CLOCK=str(tmp_path / "clock"))
+    settings = site.environ(BACKUP_TIME_SCALE=BRISK, CLOCK=str(tmp_path / "clock"))
     one, two = hosts(settings, tmp_path, TMPFS, TMPFS)
     processes = [site.submit() for _ in range(2)]
-    with one, two, site.held() as release, \
+    with one, two, site.locked() as release, \
             one.start("serve", COLONIES_EXECUTOR_NAME=f"{site.name}-1") as first, \
             two.start("serve", COLONIES_EXECUTOR_NAME=f"{site.name}-2") as second:
         first.wait_for("Backing up database")
@@ -460,7 +460,7 @@ def test_who_is_overtaken_where_s3_has_no_conditions_sees_it_and_takes_the_next_
         machine = Machine({**there.settings, "CLOCK": str(tmp_path / "clock")}, tmp_path)
         theirs, completed = json.loads(machine.run("backup").stdout), threading.Event()
         body, metadata = there.objects()[theirs["filename"]], there.head(theirs["filename"])
-        there.client.delete_object(Bucket="backup", Key=f"p/{theirs['filename']}")
+        there.s3_client.delete_object(Bucket="backup", Key=f"p/{theirs['filename']}")
 
         def overtake(data: bytes) -> bytes:  # after it was completed, before it is looked at
             if re.match(COMPLETING, data):
@@ -501,7 +501,7 @@ def test_namesakes_close_each_process_once_and_with_a_good_backup(
         site: Site, tmp_path: Path, how: str) -> None:
     site.postgres.sql(f'CREATE DATABASE "{site.name}_b" TEMPLATE "{site.name}"')
     more = {"DB_DATABASE": f"{site.name}_b"} if how == "two databases" else {}
-    one, two = hosts(site.settings(BACKUP_TIME_SCALE=BRISK, FULL_BACKUPS="99"), tmp_path,
+    one, two = hosts(site.environ(BACKUP_TIME_SCALE=BRISK, FULL_BACKUPS="99"), tmp_path,
                      "", "" if how == "one volume" else OTHER_HOST)
     with one, two, contextlib.ExitStack() as stack:
         first = stack.enter_context(one.start("serve"))

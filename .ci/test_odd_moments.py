@@ -42,9 +42,9 @@ from surroundings import BRISK, GENERATIONS, Scene, Site, becomes_true, sha256_o
 @standin()
 def test_a_process_removed_while_its_backup_runs_leaves_the_executor_able_to_run_the_next(
         site: Site) -> None:
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
         process = site.submit()
-        site.sessions(True)
+        site.waiting()
         with site.standin.lock:
             del site.standin.processes[process]
         release()
@@ -76,15 +76,15 @@ def test_odd_answers_about_its_process_do_not_disturb_a_dump(
         mine = caller == identity(USER_KEY) or not odd
         return real(caller, fields) if mine else odd.pop(0)
 
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE="0.002") as executor:
-        site.sessions(True)
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE="0.002") as executor:
+        site.waiting()
         monkeypatch.setattr(site.standin, "on_getprocess", answer)
         becomes_true(lambda: not odd or executor.process.poll() is not None)
         assert executor.process.poll() is None, executor.log
         release()
         site.succeeds(process)
         assert executor.log.count("Backing up database") == 1 and "Traceback" not in executor.log
-    assert len(site.objects()) == 1
+    assert len(site.stored_keys()) == 1
 
 
 def test_side_files_of_an_operators_own_are_no_journals(scene: Scene) -> None:
@@ -109,9 +109,9 @@ def test_a_folder_named_like_a_partial_file_does_no_harm(scene: Scene) -> None:
 @standin(None)
 def test_a_backup_that_is_downloaded_before_its_process_is_closed_stays(site: Site) -> None:
     process = site.submit()
-    with Proxy(site.where.port) as proxy, site.held() as release, \
+    with Proxy(site.where.port) as proxy, site.locked() as release, \
             site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
-        site.sessions(True)
+        site.waiting()
         proxy.down()
         release()
         executor.wait_for("Backup procedure completed")
@@ -119,7 +119,7 @@ def test_a_backup_that_is_downloaded_before_its_process_is_closed_stays(site: Si
         (site.folder / name).write_bytes(b"downloaded to be restored")
         proxy.up()
         assert site.succeeds(process)["filename"] == name
-        becomes_true(lambda: site.left() == [name])
+        becomes_true(lambda: site.files() == [name])
         site.succeeds(site.submit())
     assert (site.folder / name).read_bytes() == b"downloaded to be restored"
 
@@ -238,10 +238,10 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
             proxy.wait_seen(PART, before + count)
             kill_child(executor)
         site.succeeds(process)
-        assert len([name for name in site.left() if name.endswith(".bak")]) == 1  # left for later
+        assert len([name for name in site.files() if name.endswith(".bak")]) == 1  # left for later
         assert executor.stop() == 0
-    assert run(site.settings(), "backup", "--resume").returncode == 0
-    assert site.left() == [] and len(site.objects()) == 2
+    assert run(site.environ(), "backup", "--resume").returncode == 0
+    assert site.files() == [] and len(site.stored_keys()) == 2
 
 
 @standin()
@@ -249,12 +249,12 @@ def test_a_kept_dump_is_uploaded_while_colonies_is_away(site: Site) -> None:
     with Proxy(site.s3.port) as proxy:
         proxy.reply(PART, FORBIDDEN, 100)
         endpoint = f"127.0.0.1:{proxy.port}"
-        assert run(site.settings(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
-    [name, _] = site.left()
+        assert run(site.environ(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
+    [name, _] = site.files()
     site.standin.stop()
     with site.serve(BACKUP_TIME_SCALE=BRISK):
-        becomes_true(lambda: site.left() == [], 10)
-    assert site.objects() == [f"{site.name}/{name}"]
+        becomes_true(lambda: site.files() == [], 10)
+    assert site.stored_keys() == [f"{site.name}/{name}"]
 
 
 @pytest.mark.parametrize("before, after", [("", "\n\n"), ("\n", ""), ("", "\r\n")])
@@ -306,13 +306,13 @@ def test_an_approval_that_does_not_arrive_is_made_again(site: Site) -> None:
 @standin(None)
 def test_a_backup_that_is_killed_three_times_is_a_failure_that_says_so(site: Site) -> None:
     process = site.submit()
-    with site.held(), site.serve() as executor:
+    with site.locked(), site.serve() as executor:
         for count in (1, 2, 3):
             executor.wait_for("Backing up database", count=count)
-            site.sessions(True)
+            site.waiting()
             kill_child(executor)
         assert "killed three times" in site.client.wait(process, FAILED)["errors"][0]
-    assert site.objects() == []
+    assert site.stored_keys() == []
 
 
 def deadly(folder: Path) -> Path:
@@ -358,12 +358,12 @@ def test_what_was_left_is_tried_once_in_a_while_where_that_kills(
     with Proxy(site.s3.port) as proxy:
         proxy.reply(PART, FORBIDDEN, 100)
         endpoint = f"127.0.0.1:{proxy.port}"
-        assert run(site.settings(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
+        assert run(site.environ(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
     begun = deadly(tmp_path)
     with site.serve(PYTHONPATH=str(tmp_path)) as executor:
         executor.wait_for("level=warning .*killed.*SIGKILL")
         site.standin.wait_call("assignprocessmsg", 404, 3)  # it goes on, and waits for work
-        assert begun.read_text() == "." and len(site.left()) == 2
+        assert begun.read_text() == "." and len(site.files()) == 2
 
 
 def test_a_backup_staged_elsewhere_does_not_end_the_session_of_one_that_runs(
@@ -424,12 +424,12 @@ def test_a_dump_that_is_being_read_back_when_its_process_is_cancelled_is_removed
     process = site.submit()
     with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
         becomes_true(begun.exists)
-        assert any(file.endswith(".bak.partial") for file in site.left())
+        assert any(file.endswith(".bak.partial") for file in site.files())
         site.client.cancel(process)
         executor.wait_for("level=warning .*cancelled")
-        becomes_true(lambda: site.left() == [] and not descendants(executor.pid))
+        becomes_true(lambda: site.files() == [] and not descendants(executor.pid))
         assert executor.process.poll() is None
-    assert site.objects() == []
+    assert site.stored_keys() == []
 
 
 @standin()
@@ -443,8 +443,8 @@ def test_taking_a_process_back_ends_where_others_come_without_end(
     def waits(caller: str, fields: dict[str, Any]) -> Any:
         return {**real(caller, fields), "state": WAITING}
 
-    with site.held() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
-        site.sessions(True)
+    with site.locked() as release, site.serve(BACKUP_TIME_SCALE=BRISK):
+        site.waiting()
         with monkeypatch.context() as patch:
             patch.setattr(site.standin, "on_assignprocess", another)
             patch.setattr(site.standin, "on_getprocess", waits)

@@ -229,7 +229,7 @@ def test_a_name_that_is_not_there_is_refused(scene: Scene, new: str) -> None:
     stored(scene, archive(scene))
     for name in ("backup_1.bak", f"{scene.prefix}/", "", "verified.json"):
         assert "no backup" in refused(scene, name, "--database", new)
-    scene.client.delete_object(Bucket="backup", Key=f"{scene.prefix}/backup_1700000000.bak")
+    scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/backup_1700000000.bak")
     assert "no backup" in refused(scene, "latest", "--database", new)
 
 

@@ -195,7 +195,7 @@ def test_an_emptied_databases_backups_do_not_eat_the_good_ones(scene: Scene) -> 
         assert re.search("level=warning .*half", ran.stderr)
     assert sorted(scene.objects()) == names[1:3] + names[5:]
     for name in names[1:3]:  # now the small ones are good
-        scene.client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{name}")
+        scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{name}")
     names.append(scene.backup(FULL_BACKUPS="2")["filename"])
     assert sorted(scene.objects()) == names[6:]
 

@@ -110,7 +110,7 @@ def test_an_upload_that_s3_has_forgotten_is_sent_again(scene: Scene, meddler: Me
     def forget(data: bytes) -> bytes:
         if re.match(COMPLETING, data) and not forgotten:
             for each in scene.uploads():
-                scene.client.abort_multipart_upload(
+                scene.s3_client.abort_multipart_upload(
                     Bucket="backup", Key=each["Key"], UploadId=each["UploadId"])
                 forgotten.append(each["UploadId"])
         return data

@@ -55,8 +55,8 @@ def test_each_part_carries_its_md5(big: Scene, meddler: Meddler) -> None:
 def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
         scene: Scene, meddler: Meddler) -> None:
     bucket = f"locked-{secrets.token_hex(4)}"
-    scene.client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
-    scene.client.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={
+    scene.s3_client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    scene.s3_client.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={
         "ObjectLockEnabled": "Enabled",
         "Rule": {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": 1}}})
     scene.settings |= {"AWS_S3_BUCKET_NAME": bucket, "FULL_BACKUPS": "1", **through(meddler)}
@@ -68,7 +68,7 @@ def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
         scene.run("verify")
     [row] = json.loads(scene.run("list", "--json").stdout)
     assert row["name"] == second["filename"] and row["verified"]["verdict"] == "readable"
-    versions = scene.client.list_object_versions(Bucket=bucket)["Versions"]
+    versions = scene.s3_client.list_object_versions(Bucket=bucket)["Versions"]
     assert len(versions) == 5 and first["filepath_s3"][1:] in {  # nothing is gone for good
         each["Key"] for each in versions}
     puts = [x for x in meddler.requests if x.startswith(b"PUT ")]
@@ -76,7 +76,7 @@ def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
     for request in puts:
         assert re.search(rb"(?im)^content-md5: [a-z0-9+/]{22}==", request)
     with pytest.raises(botocore.exceptions.ClientError, match="BadDigest"):
-        scene.client.put_object(Bucket=bucket, Key="x", Body=b"x", ContentMD5="A" * 22 + "==")
+        scene.s3_client.put_object(Bucket=bucket, Key="x", Body=b"x", ContentMD5="A" * 22 + "==")
 
 
 def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: Meddler) -> None:
@@ -192,7 +192,7 @@ def test_an_archives_size_does_not_show_in_the_memory(
     peaks: list[float] = []
     for size in (20_000_000, 300_000_000):
         path = synthetic_programs(tmp_path / str(size), size)
-        with Executor({**site.settings(PATH=path), **through(meddler)}) as executor:
+        with Executor({**site.environ(PATH=path), **through(meddler)}) as executor:
             site.standin.wait_call("assignprocessmsg", 0, len(peaks) + 1)
             assert memory(executor.pid) <= 36
             with completing(meddler) as come:
@@ -256,8 +256,8 @@ def test_a_lost_answer_of_the_completing_request_is_still_one_backup(
     with contextlib.ExitStack() as stack:
         if awkward:
             scene.s3 = stack.enter_context(RcloneS3(tmp_path))
-            scene.client = scene.s3.client()
-            scene.client.create_bucket(Bucket="backup")
+            scene.s3_client = scene.s3.client()
+            scene.s3_client.create_bucket(Bucket="backup")
             scene.settings |= {"AWS_S3_ACCESS_KEY": scene.s3.access_key,
                                "AWS_S3_SECRET_ACCESS_KEY": scene.s3.secret_key}
         proxy = stack.enter_context(Proxy(scene.s3.port))

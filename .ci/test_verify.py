@@ -135,7 +135,7 @@ def test_what_is_not_in_the_bucket_any_more_is_not_said_to_be_verified(proof: Pr
     gone = proof.name
     kept = proof.again(**proof.metadata)
     proof.report(gone, VERIFY_DB_HOST="")
-    proof.client.delete_object(Bucket="backup", Key=f"{proof.prefix}/{gone}")
+    proof.s3_client.delete_object(Bucket="backup", Key=f"{proof.prefix}/{gone}")
     proof.report(kept, VERIFY_DB_HOST="")
     assert proof.verdicts() == {kept: "readable"}
     assert set(json.loads(proof.objects()["verified.json"])) == {kept}
@@ -201,7 +201,7 @@ def stuck_verify(folder: Path) -> tuple[str, Path]:
 @contextlib.contextmanager
 def verifying_for_ever(site: Site, folder: Path) -> Iterator[tuple[Executor, str, Path]]:
     """An executor amid the verify of a backup, that process, and a file with a line for each."""
-    assert run(site.settings(), "backup").returncode == 0
+    assert run(site.environ(), "backup").returncode == 0
     path, begun = stuck_verify(folder)
     process = site.submit("verify")
     with site.serve(PATH=path, BACKUP_TIME_SCALE=BRISK) as executor:
@@ -223,7 +223,7 @@ def test_a_verify_process_is_closed_with_the_report(site: Site) -> None:
         assert executor.log.count("Backing up database") == 2  # a verify satisfies no backup
         if site.where.generation == 2026:
             assert site.client.logs(newest)
-    assert site.left() == []
+    assert site.files() == []
 
 
 @standin(*GENERATIONS)
@@ -271,7 +271,7 @@ def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
         becomes_true(lambda: begun.read_text() == "\n\n")
         site.client.cancel(cancelled)
         becomes_true(lambda: not descendants(executor.pid))
-        assert site.left() == []
+        assert site.files() == []
         site.succeeds(site.submit())
     assert site.client.process(cancelled)["state"] == CANCELLED
 
@@ -283,6 +283,6 @@ def test_a_verify_longer_than_the_servers_patience_goes_on_and_sigterm_hands_it_
         site.standin.wait_call("getprocessmsg", count=9)
         assert site.called("addexecutormsg") == 1 and begun.read_text() == "\n"
         assert executor.stop(timeout=10) == 0
-        assert site.client.process(process)["state"] == WAITING and site.left() == []
+        assert site.client.process(process)["state"] == WAITING and site.files() == []
     with site.serve():
         site.succeeds(process)
