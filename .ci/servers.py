@@ -315,6 +315,21 @@ class Postgres(Server):
         return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", stdin=text,
                         database=database)
 
+    def drop(self, *databases: str) -> None:
+        """Drop those databases that are there, and end the sessions in them."""
+        self.sql(";".join('DROP DATABASE IF EXISTS "{}" WITH (FORCE)'.format(
+            name.replace('"', '""')) for name in databases))
+
+    @contextlib.contextmanager
+    def database(self, name: str, make: bool = True) -> Iterator[str]:
+        """A database that is made, unless another does, and dropped at the end."""
+        if make:
+            self.run("createdb", name)
+        try:
+            yield name
+        finally:
+            self.drop(name)
+
     def fingerprint(self, database: str) -> dict[str, str]:
         """Each table's rows, counted and hashed in order, and each sequence's last value."""
         tables = self.sql(

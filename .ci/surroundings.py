@@ -57,6 +57,25 @@ def s3() -> Iterator[SeaweedFS]:
         yield server
 
 
+class Generations(dict[int, Postgres]):
+    """A server of each major version, started when it is asked for."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, postgres: Postgres) -> None:
+        super().__init__({postgres.version: postgres})
+        self.folder, self.stack = folder, stack
+
+    def __missing__(self, version: int) -> Postgres:
+        server = Postgres(self.folder / str(version), version)
+        self[version] = self.stack.enter_context(server)
+        return server
+
+
+@pytest.fixture(scope="session")
+def generations(postgres: Postgres) -> Iterator[Generations]:
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        yield Generations(folder, stack, postgres)
+
+
 class Site:
     """A colony, and one test's own database, bucket prefix, staging folder and executor name."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from environment import NOBODY, POSTGRESQL, ROOT
+from environment import NOBODY, ROOT
 from proxies import COMPLETING, FORBIDDEN, PART, Fault, Meddler, Wire, through
 from readme import least_privileges
 from restores import result_of, same_databases, with_little_room
@@ -26,18 +26,19 @@ from servers import (
     handles_below,
     temporary_folder,
 )
-from surroundings import BIG, FILLED, LOCKING, Scene, becomes_true, sha256_of, stuck_upload
+from surroundings import (
+    BIG,
+    FILLED,
+    LOCKING,
+    Generations,
+    Scene,
+    becomes_true,
+    sha256_of,
+    stuck_upload,
+)
 from timescale import ask
 
 # ---- Every row ---------------------------------------------------------------------------------
-
-@pytest.fixture(scope="session")
-def generations(postgres: Postgres) -> Iterator[dict[int, Postgres]]:
-    """Servers of three generations."""
-    with temporary_folder() as folder, contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(Postgres(folder / str(x), x)) for x in sorted(POSTGRESQL)]
-        yield {server.version: server for server in (postgres, *servers)}
-
 
 TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t;
     CREATE TABLE renamed AS TABLE t; CREATE TABLE replaced AS TABLE t;
@@ -49,7 +50,7 @@ TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t
 
 
 @pytest.fixture(params=[15, 17, 18])
-def aged(request: pytest.FixtureRequest, generations: dict[int, Postgres],
+def aged(request: pytest.FixtureRequest, generations: Generations,
          s3: SeaweedFS) -> Iterator[Scene]:
     """A database that is backed up by the role that README has for it."""
     name, server = f"aged_{secrets.token_hex(4)}", generations[request.param]
