@@ -174,6 +174,17 @@ def governed(scene: Scene, comment: str = "what it is") -> tuple[str, str]:
     return owner, guest
 
 
+@contextlib.contextmanager
+def tablespaces(server: Postgres, count: int) -> Iterator[list[str]]:
+    """The names of new tablespaces, which have to be empty again at the end."""
+    names = [f"space_{secrets.token_hex(4)}" for _ in range(count)]
+    for name in names:
+        server.sql(f"SET allow_in_place_tablespaces = on; CREATE TABLESPACE {name} LOCATION ''")
+    yield names
+    for name in names:
+        server.sql(f"DROP TABLESPACE {name}")
+
+
 def called(scene: Scene, name: str) -> None:
     """Rename the scene's database."""
     scene.postgres.sql(f"ALTER DATABASE {scene.database} RENAME TO {identifier(name)}")

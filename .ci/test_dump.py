@@ -505,6 +505,17 @@ def test_too_little_room_for_a_dump_like_the_newest_is_refused_before_the_dump(
             assert re.search(r"level=error .*bytes are free", executor.log)
 
 
+def test_a_first_dump_on_a_volume_that_is_smaller_than_the_database_is_made_with_a_warning(
+        scene: Scene) -> None:
+    first, other = scene.prefix, f"{scene.prefix}-else"
+    for mebibytes, prefix, warned in ((200, other, False), (4, first, True), (4, first, False)):
+        with with_little_room(scene, mebibytes, AWS_S3_PREFIX=prefix) as executor:
+            assert executor.wait() == 0, executor.log
+        assert bool(re.search(
+            r"level=warning .* \d+ bytes are free; the newest backup has 0, the database \d{7}",
+            executor.log)) == warned, executor.log
+
+
 # ---- Names and passwords -----------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", [
