@@ -120,12 +120,9 @@ def refused(scene: Scene, *arguments: str, **settings: Any) -> str:
 
 
 @pytest.fixture
-def new(scene: Scene) -> Iterator[str]:
-    """The name of a database to make. Those that a test made are dropped."""
-    before = databases(scene.postgres)
-    yield f"{scene.database}_new"
-    for name in set(databases(scene.postgres)) - set(before):
-        scene.postgres.sql(f"DROP DATABASE {identifier(name)} WITH (FORCE)")
+def new(scene: Scene) -> str:
+    """The name of a database to make. The scene drops what a test made."""
+    return f"{scene.database}_new"
 
 
 RESTORER = "CREATE ROLE {0} LOGIN CREATEDB PASSWORD 'word'"
@@ -267,12 +264,12 @@ class Proof(Scene):
 def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale) -> Iterator[Proof]:
     """At its end, what `verify` made on the server and on BACKUP_PATH has to be gone."""
     name = f"proof_{secrets.token_hex(4)}"
-    backup_servers[0].sql(f"CREATE DATABASE {name}")
-    backup_servers[0].sql(FILLED, name)
-    backup_servers[0].sql(f"""{PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
-        INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()""", name)
     before = timescale.databases()
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
+        backup_servers[0].sql(f"CREATE DATABASE {name}")
+        backup_servers[0].sql(FILLED, name)
+        backup_servers[0].sql(f"""{PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
+            INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()""", name)
         made = Proof(*backup_servers, folder, name, name)
         made.scratch = timescale
         made.backup(BACKUP_COMPRESSION="gzip")  # as older executors do; its data have checksums

@@ -181,7 +181,7 @@ def site(request: pytest.FixtureRequest, postgres: Postgres, s3: SeaweedFS,
          tmp_path: Path) -> Iterator[Site]:
     """A Site in any colony, or in a stand-in's with the options that `standin` gives."""
     options = getattr(request, "param", None)
-    with colony() if options is None else Standin(**options) as where:
+    with postgres.dropping(), colony() if options is None else Standin(**options) as where:
         yield Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
 
 
@@ -328,16 +328,16 @@ def backup_servers(postgres: Postgres, s3: SeaweedFS) -> tuple[Postgres, Seaweed
 def scene(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """A small database of its own; its table is t."""
     name = f"small_{secrets.token_hex(4)}"
-    backup_servers[0].sql(f"CREATE DATABASE {name}")
-    backup_servers[0].sql(FILLED, name)
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
+        backup_servers[0].sql(f"CREATE DATABASE {name}")
+        backup_servers[0].sql(FILLED, name)
         yield Scene(*backup_servers, folder, name, name)
 
 
 @pytest.fixture
 def big(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """The database that makes several parts."""
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
         made = Scene(*backup_servers, folder, "big", f"big_{secrets.token_hex(4)}")
         made.settings["BACKUP_COMPRESSION"] = "none"
         yield made
@@ -415,6 +415,8 @@ class World:
             self.executor.kill()
         for server in (self.wire, self.store, self.front, self.away, self.standin):
             server.kill()
+        with contextlib.suppress(RuntimeError):  # it may be down: kills are what this is about
+            self.postgres.drop(self.name)
 
     def go(self) -> None:
         """Start the executor, or start it again."""

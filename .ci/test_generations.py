@@ -19,7 +19,8 @@ def test_the_main_path_by_a_servers_own_programs_and_by_the_newest(
         version: int, generations: Generations, s3: SeaweedFS) -> None:
     server, name = generations[version], f"main_{secrets.token_hex(4)}"
     new = f"{name}_new"
-    with temporary_folder() as folder, server.database(name), server.database(new, make=False):
+    with temporary_folder() as folder, server.dropping():
+        server.run("createdb", name)
         scene = Scene(server, s3, folder, name, name)
         scene.sql(f"{FILLED}; {RICH}")
         made = [json.loads(scene.run("backup", clients=clients).stdout)

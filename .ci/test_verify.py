@@ -111,7 +111,8 @@ def test_somebody_elses_databases_named_like_scratch_ones_are_left_alone(proof: 
 def test_what_was_half_dropped_when_it_was_stopped_is_dropped_by_the_next_verify(
         proof: Proof) -> None:
     """PostgreSQL marks so what it begins to drop, and lets nobody in any more."""
-    with proof.scratch.database("verify_7"), proof.scratch.database("verify_x7"):
+    with proof.scratch.dropping():
+        proof.scratch.sql("CREATE DATABASE verify_7; CREATE DATABASE verify_x7")
         proof.scratch.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname ~ '^verify_x?7'")
         assert proof.report()["verdict"] == "restored"
         assert proof.scratch.databases() & {"verify_7", "verify_x7"} == {"verify_x7"}
