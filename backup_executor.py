@@ -3247,11 +3247,14 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
 
 # ---- Restore -------------------------------------------------------------------------------------
 
-CLUSTER = """SELECT json_build_object('limits', (SELECT json_object_agg(datname, datconnlimit) FROM
-    pg_database), 'roles', (SELECT json_agg(rolname) FROM pg_roles), 'preloaded', (SELECT setting ~
-    'timescaledb' FROM pg_settings WHERE name = 'shared_preload_libraries'), 'versions', (SELECT
-    coalesce(json_agg(version), '[]') FROM pg_available_extension_versions
-    WHERE name = 'timescaledb'))"""
+CLUSTER = """SELECT json_build_object(
+    'major', current_setting('server_version_num')::int / 10000,
+    'limits', (SELECT json_object_agg(datname, datconnlimit) FROM pg_database),
+    'roles', (SELECT json_agg(rolname) FROM pg_roles),
+    'preloaded', (SELECT setting ~ 'timescaledb' FROM pg_settings
+        WHERE name = 'shared_preload_libraries'),
+    'versions', (SELECT coalesce(json_agg(version), '[]') FROM pg_available_extension_versions
+        WHERE name = 'timescaledb'))"""
 # Empty is also what holds nothing but extensions, as images make databases. Their members depend on
 # them ("e"); indexes and the like belong to something else ("i", "a"), which is there, too; and an
 # extension's schema is no member of it.
@@ -3344,6 +3347,7 @@ PUBLIC = f"-c search_path=public {WRITING}"
 class Cluster(NamedTuple):
     """What a restore has to know of a server."""
 
+    major: int  # its version
     limits: dict[str, int]  # of its databases: how many connections each takes
     roles: list[str]
     preloaded: bool | None  # TimescaleDB's library; None: only a superuser is told
@@ -3353,6 +3357,16 @@ class Cluster(NamedTuple):
 def examine_cluster(database: Database) -> Cluster:
     """What there is on a database's server. Raises Failure."""
     return Cluster(**read_json(database, "Looking at the server", CLUSTER))
+
+
+def creation(cluster: Cluster, archive: Archive) -> str:
+    """What CREATE DATABASE says after the name, as this server understands it.
+
+    Before 15 the one provider of locales has no name; pg_dump 15 and later write it all the same.
+    """
+    if cluster.major >= 15:
+        return archive.create
+    return archive.create.replace(" LOCALE_PROVIDER = libc", "")
 
 
 def require_needs(cluster: Cluster, archive: Archive) -> None:
@@ -3815,7 +3829,7 @@ def restore(s: Settings, options: Options) -> int:
             checksum = fetch(s3, backup, file, steps)
         archive = examine_archive(path_of(file), NO_OWNER if options.no_owner else [], version)
         require_needs(cluster, archive)
-        made = new_database(new.hub, new.scratch, archive.create, options.keep)
+        made = new_database(new.hub, new.scratch, creation(cluster, archive), options.keep)
         with made, steps.timed("restore"):
             rebuild(s.database().named(new.scratch), archive, options.jobs)
     # From here on nothing drops it.
@@ -3909,7 +3923,7 @@ def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> Counted:
     while f"verify_{number}" in cluster.limits:
         number += 1
     scratch = hub.named(f"verify_{number}")
-    create = re.sub(f" TABLESPACE = {NAME}", "", archive.create)
+    create = re.sub(f" TABLESPACE = {NAME}", "", creation(cluster, archive))
     with new_database(hub, scratch.name, f"{create} CONNECTION LIMIT {s.mark}"):
         with steps.timed("restore"):
             rebuild(scratch, archive, 1)

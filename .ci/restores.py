@@ -120,12 +120,9 @@ def refused(scene: Scene, *arguments: str, **settings: Any) -> str:
 
 
 @pytest.fixture
-def new(scene: Scene) -> Iterator[str]:
-    """The name of a database to make. Those that a test made are dropped."""
-    before = databases(scene.postgres)
-    yield f"{scene.database}_new"
-    for name in set(databases(scene.postgres)) - set(before):
-        scene.postgres.sql(f"DROP DATABASE {identifier(name)} WITH (FORCE)")
+def new(scene: Scene) -> str:
+    """The name of a database to make. The scene drops what a test made."""
+    return f"{scene.database}_new"
 
 
 RESTORER = "CREATE ROLE {0} LOGIN CREATEDB PASSWORD 'word'"
@@ -172,6 +169,17 @@ def governed(scene: Scene, comment: str = "what it is") -> tuple[str, str]:
     scene.sql("CREATE ROLE {owner}; CREATE ROLE {guest}".format(**roles))
     scene.sql(GOVERNED.format(name=identifier(scene.database), comment=comment, **roles))
     return owner, guest
+
+
+@contextlib.contextmanager
+def tablespaces(server: Postgres, count: int) -> Iterator[list[str]]:
+    """The names of new tablespaces, which have to be empty again at the end."""
+    names = [f"space_{secrets.token_hex(4)}" for _ in range(count)]
+    for name in names:
+        server.sql(f"SET allow_in_place_tablespaces = on; CREATE TABLESPACE {name} LOCATION ''")
+    yield names
+    for name in names:
+        server.sql(f"DROP TABLESPACE {name}")
 
 
 def called(scene: Scene, name: str) -> None:
@@ -256,12 +264,12 @@ class Proof(Scene):
 def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale) -> Iterator[Proof]:
     """At its end, what `verify` made on the server and on BACKUP_PATH has to be gone."""
     name = f"proof_{secrets.token_hex(4)}"
-    backup_servers[0].sql(f"CREATE DATABASE {name}")
-    backup_servers[0].sql(FILLED, name)
-    backup_servers[0].sql(f"""{PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
-        INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()""", name)
     before = timescale.databases()
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
+        backup_servers[0].sql(f"CREATE DATABASE {name}")
+        backup_servers[0].sql(FILLED, name)
+        backup_servers[0].sql(f"""{PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
+            INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()""", name)
         made = Proof(*backup_servers, folder, name, name)
         made.scratch = timescale
         made.backup(BACKUP_COMPRESSION="gzip")  # as older executors do; its data have checksums

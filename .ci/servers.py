@@ -250,7 +250,8 @@ class Postgres(Server):
         if not (self.folder / "data").exists():
             self._initdb()
         settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": "off",
-                    "unix_socket_directories": "", "logging_collector": "off", "TimeZone": "UTC"}
+                    "unix_socket_directories": "", "logging_collector": "off", "TimeZone": "UTC",
+                    "max_wal_size": "128MB", "checkpoint_warning": "0"}  # several run at once
         # SIGQUIT: should the tests die, the server and its sessions end at once
         self.program = Program(
             [str(self.bin / "postgres"), "-D", str(self.folder / "data"),
@@ -314,6 +315,22 @@ class Postgres(Server):
         """Run SQL statements, each in a transaction of its own; return what they print."""
         return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", stdin=text,
                         database=database)
+
+    @contextlib.contextmanager
+    def dropping(self) -> Iterator[None]:
+        """Drop what databases were made meanwhile, and are there at the end."""
+        before = self.sql("SELECT string_agg(oid::text, ',') FROM pg_database")
+        try:
+            yield
+        finally:
+            if self.running:
+                self.sql("SELECT format('DROP DATABASE %I WITH (FORCE)', datname) FROM pg_database"
+                         f" WHERE oid NOT IN ({before}) \\gexec")
+
+    def drop(self, *databases: str) -> None:
+        """Drop those databases that are there, and end the sessions in them."""
+        self.sql(";".join('DROP DATABASE IF EXISTS "{}" WITH (FORCE)'.format(
+            name.replace('"', '""')) for name in databases))
 
     def fingerprint(self, database: str) -> dict[str, str]:
         """Each table's rows, counted and hashed in order, and each sequence's last value."""

@@ -57,6 +57,25 @@ def s3() -> Iterator[SeaweedFS]:
         yield server
 
 
+class Generations(dict[int, Postgres]):
+    """A server of each major version, started when it is asked for."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, postgres: Postgres) -> None:
+        super().__init__({postgres.version: postgres})
+        self.folder, self.stack = folder, stack
+
+    def __missing__(self, version: int) -> Postgres:
+        server = Postgres(self.folder / str(version), version)
+        self[version] = self.stack.enter_context(server)
+        return server
+
+
+@pytest.fixture(scope="session")
+def generations(postgres: Postgres) -> Iterator[Generations]:
+    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+        yield Generations(folder, stack, postgres)
+
+
 LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
 WAITS = """SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND pid <> {} AND
     database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
@@ -258,7 +277,7 @@ def site(request: pytest.FixtureRequest, postgres: Postgres, s3: SeaweedFS,
          tmp_path: Path) -> Iterator[Site]:
     """A Site in any colony, or in a stand-in's with the options that `standin` gives."""
     options = getattr(request, "param", None)
-    with colony() if options is None else Standin(**options) as where:
+    with postgres.dropping(), colony() if options is None else Standin(**options) as where:
         yield Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
 
 
@@ -291,16 +310,16 @@ def backup_servers(postgres: Postgres, s3: SeaweedFS) -> tuple[Postgres, Seaweed
 def scene(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """A small database of its own; its table is t."""
     name = f"small_{secrets.token_hex(4)}"
-    backup_servers[0].sql(f"CREATE DATABASE {name}")
-    backup_servers[0].sql(FILLED, name)
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
+        backup_servers[0].sql(f"CREATE DATABASE {name}")
+        backup_servers[0].sql(FILLED, name)
         yield Scene(*backup_servers, folder, name, name)
 
 
 @pytest.fixture
 def big(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """The database that makes several parts."""
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
         made = Scene(*backup_servers, folder, "big", f"big_{secrets.token_hex(4)}")
         made.settings["BACKUP_COMPRESSION"] = "none"
         yield made
@@ -371,6 +390,8 @@ class World(Site):
             self.executor.kill()
         for server in (self.wire, self.store, self.front, self.away, self.standin):
             server.kill()
+        with contextlib.suppress(RuntimeError):  # it may be down: kills are what this is about
+            self.postgres.drop(self.name)
 
     def go(self) -> None:
         """Start the executor, or start it again."""

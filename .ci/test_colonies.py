@@ -71,7 +71,7 @@ def test_it_waits_for_a_server_that_is_not_there_when_it_starts(site: Site) -> N
 def test_it_speaks_https_to_a_server_whose_certificate_it_trusts(
         postgres: Postgres, s3: SeaweedFS, tmp_path: Path) -> None:
     pair = certificate(tmp_path)
-    with Standin(https=pair) as server:
+    with postgres.dropping(), Standin(https=pair) as server:
         site = Site(server.colony(), postgres, s3, tmp_path)
         with site.serve(COLONIES_TLS="true") as executor:
             executor.wait_for("level=warning .*certificate.*COLONIES_CA_FILE")

@@ -90,6 +90,17 @@ def test_check_finds_out_what_a_key_may_not_do(scene: Scene, meddler: Meddler, v
     assert re.search("(?m)^FAIL .*AccessDenied", said)
 
 
+def test_check_fails_where_the_bucket_gives_back_other_bytes_and_leaves_none_there(
+        scene: Scene, meddler: Meddler) -> None:
+    scene.backup()
+    before = scene.objects()
+    meddler.change(rb"^GET \S*/check_", lambda answer: iter([
+        answer[:-1] + bytes([answer[-1] ^ 1])]))
+    said = scene.run("check", status=1, **through(meddler)).stdout
+    assert re.search("(?m)^FAIL +bucket: .*gives back something else than it took", said), said
+    assert scene.objects() == before and not meddler.rules
+
+
 def test_check_names_everything_that_is_wrong_in_one_go(scene: Scene, meddler: Meddler) -> None:
     meddler.down()
     ran = scene.run("check", status=1, DB_PASSWORD="wrong", BACKUP_PATH="/missing",

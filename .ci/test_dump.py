@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from environment import NOBODY, POSTGRESQL, ROOT
+from environment import NOBODY, ROOT
 from proxies import COMPLETING, FORBIDDEN, PART, Fault, Meddler, Wire, through
 from readme import least_privileges
 from restores import result_of, same_databases, with_little_room
@@ -26,18 +26,19 @@ from servers import (
     handles_below,
     temporary_folder,
 )
-from surroundings import BIG, FILLED, LOCKING, Scene, becomes_true, sha256_of, stuck_upload
+from surroundings import (
+    BIG,
+    FILLED,
+    LOCKING,
+    Generations,
+    Scene,
+    becomes_true,
+    sha256_of,
+    stuck_upload,
+)
 from timescale import ask
 
 # ---- Every row ---------------------------------------------------------------------------------
-
-@pytest.fixture(scope="session")
-def generations(postgres: Postgres) -> Iterator[dict[int, Postgres]]:
-    """Servers of three generations."""
-    with temporary_folder() as folder, contextlib.ExitStack() as stack:
-        servers = [stack.enter_context(Postgres(folder / str(x), x)) for x in sorted(POSTGRESQL)]
-        yield {server.version: server for server in (postgres, *servers)}
-
 
 TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t;
     CREATE TABLE renamed AS TABLE t; CREATE TABLE replaced AS TABLE t;
@@ -49,18 +50,18 @@ TABLES = """CREATE TABLE truncated AS TABLE t; CREATE TABLE rewritten AS TABLE t
 
 
 @pytest.fixture(params=[15, 17, 18])
-def aged(request: pytest.FixtureRequest, generations: dict[int, Postgres],
+def aged(request: pytest.FixtureRequest, generations: Generations,
          s3: SeaweedFS) -> Iterator[Scene]:
     """A database that is backed up by the role that README has for it."""
     name, server = f"aged_{secrets.token_hex(4)}", generations[request.param]
-    server.sql(f"CREATE DATABASE {name}")
-    server.sql(f"{FILLED}; {TABLES}", name)
-    server.sql(re.sub(r"\b(sensors|backup)\b", name, least_privileges("sql")[0]))
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, server.dropping():
+        server.sql(f"CREATE DATABASE {name}")
+        server.sql(f"{FILLED}; {TABLES}", name)
+        server.sql(re.sub(r"\b(sensors|backup)\b", name, least_privileges("sql")[0]))
         scene = Scene(server, s3, folder, name, name)
         scene.settings |= {"DB_USER": name, "DB_PASSWORD": "change me", "BACKUP_TIME_SCALE": "0.05"}
         yield scene
-    server.sql(f"DROP DATABASE {name} WITH (FORCE); DROP ROLE {name}")
+    server.sql(f"DROP ROLE {name}")
 
 
 def beside(scene: Scene, *meanwhile: str, status: int = 0, **settings: str) -> Executor:
@@ -131,13 +132,12 @@ def test_a_backup_fails_whose_tables_are_truncated_each_time(scene: Scene) -> No
 def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """A database of its own whose dump takes seconds, most of them to copy t."""
     name = f"slow_{secrets.token_hex(4)}"
-    backup_servers[0].sql(f"CREATE DATABASE {name}")
-    backup_servers[0].sql(f"{BIG.replace('(1, 100)', '(1, 40)')}; {TABLES}", name)
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, backup_servers[0].dropping():
+        backup_servers[0].sql(f"CREATE DATABASE {name}")
+        backup_servers[0].sql(f"{BIG.replace('(1, 100)', '(1, 40)')}; {TABLES}", name)
         scene = Scene(*backup_servers, folder, name, name)
         scene.settings |= {"BACKUP_COMPRESSION": "gzip:9", "BACKUP_TIME_SCALE": "0.05"}
         yield scene
-    backup_servers[0].sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize("fork", range(1, 8))
@@ -502,6 +502,17 @@ def test_too_little_room_for_a_dump_like_the_newest_is_refused_before_the_dump(
         if status:
             assert "Backing up database" not in executor.log
             assert re.search(r"level=error .*bytes are free", executor.log)
+
+
+def test_a_first_dump_on_a_volume_that_is_smaller_than_the_database_is_made_with_a_warning(
+        scene: Scene) -> None:
+    first, other = scene.prefix, f"{scene.prefix}-else"
+    for mebibytes, prefix, warned in ((200, other, False), (4, first, True), (4, first, False)):
+        with with_little_room(scene, mebibytes, AWS_S3_PREFIX=prefix) as executor:
+            assert executor.wait() == 0, executor.log
+        assert bool(re.search(
+            r"level=warning .* \d+ bytes are free; the newest backup has \d+, the database \d{7}",
+            executor.log)) == warned, executor.log
 
 
 # ---- Names and passwords -----------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_colonies_is_asked_through_the_proxy_that_the_environment_names(
 def test_the_systems_authorities_vouch_for_colonies(
         postgres: Postgres, s3: SeaweedFS, tmp_path: Path) -> None:
     pair = certificate(tmp_path)
-    with Standin(https=pair) as server:
+    with postgres.dropping(), Standin(https=pair) as server:
         site = Site(server.colony(), postgres, s3, tmp_path)
         with site.serve(COLONIES_TLS="true", SSL_CERT_FILE=pair[0]):
             site.polling()

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 
 import hypothesis
 import pytest
@@ -83,6 +85,19 @@ def test_a_dump_that_was_changed_on_the_volume_is_not_uploaded(
     assert "Not what its journal says, leaving it alone" in said
     assert scene.files() == [name] and not scene.objects()
     assert hashlib.sha256(dump.read_bytes()).digest() != hashlib.sha256(content).digest()
+
+
+def test_a_journal_whose_process_came_to_another_end_is_kept_for_a_day(scene: Scene) -> None:
+    told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
+    scene.run("backup", **told)
+    [journal] = scene.files()  # the process is not closed yet
+    assert journal.endswith(".bak.json")
+    for hours, kept in ((0, [journal]), (23.9, [journal]), (24.1, [])):
+        then = time.time() - hours * 3600
+        os.utime(scene.folder / journal, (then, then))
+        scene.run("backup", "--resume")
+        assert scene.files() == kept
+    assert len(scene.objects()) == 1
 
 
 @pytest.mark.parametrize("found", [

@@ -24,6 +24,7 @@ from restores import (
     restored,
     same_databases,
     stored,
+    tablespaces,
     with_little_room,
 )
 from servers import Postgres, run, temporary_folder
@@ -134,6 +135,28 @@ def test_encoding_and_locale_are_those_of_the_source(scene: Scene, new: str, how
     assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(name)
 
 
+SPACES = """SELECT d.spcname, t.spcname FROM pg_class c JOIN pg_tablespace t ON t.oid =
+    reltablespace, pg_database JOIN pg_tablespace d ON d.oid = dattablespace
+    WHERE relname = 'apart' AND datname = current_database()"""
+
+
+def test_a_restore_keeps_tablespaces_and_leaves_nothing_where_the_server_lacks_one(
+        scene: Scene, new: str) -> None:
+    with tablespaces(scene.postgres, 2) as (one, two):
+        scene.postgres.sql(f"ALTER DATABASE {scene.database} SET TABLESPACE {one}")
+        scene.sql(f"CREATE TABLE apart (i int) TABLESPACE {two}")
+        name = stored(scene, archive(scene))
+        for space in (one, two):
+            scene.postgres.sql(f"ALTER TABLESPACE {space} RENAME TO {space}_else")
+            error = refused(scene, name, "--database", new)
+            assert re.search(rf'[tT]ablespace \\"{space}\\" does not exist', error)
+            scene.postgres.sql(f"ALTER TABLESPACE {space}_else RENAME TO {space}")
+        restored(scene, name, "--database", new)
+        same_databases(scene, new)
+        assert scene.postgres.sql(SPACES, new) == scene.sql(SPACES) == f"{one}|{two}"
+        scene.postgres.drop(scene.database, new)
+
+
 @pytest.mark.parametrize("named", ["postgres", "ghost"])
 @pytest.mark.parametrize("where", ["TABLE t", "DATABASE {}"])
 def test_what_reads_like_a_dumps_header_is_neither_obeyed_nor_believed(
@@ -219,7 +242,8 @@ def test_a_database_that_is_not_empty_is_refused(scene: Scene, new: str, content
 
 
 @pytest.mark.parametrize(("name", "status"), [
-    ("", 2), ("x" * 64, 2), ("é" * 32, 2), ("template0", 1)], ids=ascii)
+    ("", 2), ("x" * 64, 2), ("é" * 32, 2), ("postgres", 2), ("template1", 2), ("template0", 1)],
+    ids=ascii)
 def test_a_name_that_cannot_be_given_is_refused(
         scene: Scene, new: str, name: str, status: int) -> None:
     refused(scene, stored(scene, archive(scene)), "--database", name, status=status)

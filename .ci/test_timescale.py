@@ -13,7 +13,7 @@ import pytest
 
 from readme import least_privileges, restored_by_hand
 from restores import holding, identifier, paused, result_of, verifying
-from servers import HELD_UP, Executor, temporary_folder
+from servers import HELD_UP, Executor, programs, temporary_folder
 from surroundings import Scene, becomes_true
 from timescale import ALARMS_KEY, PAUSING, SENSORS_ROWS, Sensors, Timescale, ask
 
@@ -212,6 +212,20 @@ def test_a_timescaledb_restore_finds_the_extensions_schema_its_jobs_and_odd_name
     assert timescale.sql("SELECT * FROM buckets", target) == "5"
     timescale.sql("INSERT INTO _timescaledb_catalog.hypertable VALUES (9, 'public', 'plain');"
                   "SELECT \"its own\".attach_tablespace('pg_default', 'plain')", target)
+
+
+def test_a_server_soon_notices_that_the_client_of_a_dumps_session_is_gone(
+        station: Scene, tmp_path: Path) -> None:
+    """Of pg_dump's, which may wait for locks, and of the one that holds compression off."""
+    real, asked = station.postgres.bin, "SHOW client_connection_check_interval"
+    path = programs(tmp_path / "bin", **{
+        program: f"""#!/bin/sh
+            case "$*" in *{mark}*) '{real}/psql' "$1" "$2" "$3" "$4" "$5" "$6" \\
+                -XAtqc '{asked}' >'{tmp_path}/{program}';; esac
+            exec '{real}/{program}' "$@"\n"""
+        for program, mark in (("pg_dump", "-Fc"), ("psql", "'held'"))})
+    station.run("backup", PATH=path)
+    assert [(tmp_path / name).read_text() for name in ("pg_dump", "psql")] == ["10s\n"] * 2
 
 
 def test_jobs_of_a_role_that_the_server_lacks_are_named_or_the_restoring_roles(

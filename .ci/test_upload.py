@@ -18,7 +18,17 @@ import botocore.exceptions
 import pytest
 
 from bench import synthetic_programs
-from proxies import COMPLETING, FORBIDDEN, PART, SLOW, Meddler, Proxy, http_answer, through
+from proxies import (
+    COMPLETING,
+    FORBIDDEN,
+    PART,
+    SLOW,
+    Encrypting,
+    Meddler,
+    Proxy,
+    http_answer,
+    through,
+)
 from restores import same_databases
 from servers import (
     Executor,
@@ -123,6 +133,20 @@ def test_a_part_that_another_md5_came_back_for_is_no_success(big: Scene, meddler
     assert forged and not big.objects()
     result = big.backup()  # of the dump that was kept
     assert sha256_of(big.objects()[result["filename"]]) == result["sha256"] and not big.files()
+
+
+def test_etags_that_are_no_md5s_will_do(scene: Scene) -> None:
+    """As where the server encrypts with a key of its own (KMS): they vouch for nothing."""
+    with Encrypting(scene.s3.port) as proxy:
+        first = scene.backup(FULL_BACKUPS="1", **through(proxy))
+        second = scene.backup(FULL_BACKUPS="1", **through(proxy))
+        assert second["removed"] == [first["filepath_s3"][1:]]
+        seen = scene.s3.client(endpoint=f"http://127.0.0.1:{proxy.port}").head_object(
+            Bucket="backup", Key=second["filepath_s3"][1:])["ETag"]
+        assert seen != scene.head(second["filename"])["ETag"] and "-" in seen
+        report = json.loads(scene.run("verify", **through(proxy)).stdout)
+        assert (report["verdict"], report["sha256"]) == ("readable", "checked")
+    assert sha256_of(scene.objects()[second["filename"]]) == second["sha256"]
 
 
 def test_an_awkward_s3_server_over_https_will_do(big: Scene, tmp_path: Path) -> None:

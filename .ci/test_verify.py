@@ -15,7 +15,7 @@ import pytest
 
 from colonies import CANCELLED, FAILED, WAITING
 from proxies import Meddler, http_reply, through
-from restores import Proof, holding, paused
+from restores import Proof, holding, paused, tablespaces
 from servers import HELD_UP, Executor, client_programs, descendants, handles_below, kill_child, run
 from surroundings import BRISK, GENERATIONS, Site, becomes_true, sha256_of, standin
 from timescale import PAUSING, Sensors
@@ -106,6 +106,36 @@ def test_somebody_elses_databases_named_like_scratch_ones_are_left_alone(proof: 
     finally:
         for name in names:
             proof.scratch.sql(f"DROP DATABASE IF EXISTS {name}")
+
+
+def test_what_was_half_dropped_when_it_was_stopped_is_dropped_by_the_next_verify(
+        proof: Proof) -> None:
+    """PostgreSQL marks so what it begins to drop, and lets nobody in any more."""
+    with proof.scratch.dropping():
+        proof.scratch.sql("CREATE DATABASE verify_7; CREATE DATABASE verify_x7")
+        proof.scratch.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname ~ '^verify_x?7'")
+        assert proof.report()["verdict"] == "restored"
+        assert proof.scratch.databases() & {"verify_7", "verify_x7"} == {"verify_x7"}
+
+
+def test_a_verify_subscribes_to_nothing_needs_no_tablespace_and_works_in_its_own_database(
+        proof: Proof) -> None:
+    with tablespaces(proof.postgres, 2) as (one, two):
+        proof.postgres.sql(f"ALTER DATABASE {proof.database} SET TABLESPACE {one}")
+        proof.sql(f"""CREATE TABLE apart (i int) TABLESPACE {two}; CREATE PUBLICATION news FOR ALL
+            TABLES; CREATE SUBSCRIPTION feed CONNECTION 'host=127.0.0.1 port=1' PUBLICATION news
+            WITH (connect = false, slot_name = NONE)""")
+        proof.backup(DB_PORT=str(proof.postgres.port))
+        proof.sql("DROP SUBSCRIPTION feed")  # while it is there, nobody can drop the database
+        proof.postgres.drop(proof.database)
+    since = len(proof.scratch.logged())
+    report = proof.report()
+    assert (report["verdict"], report["rows"]["public.apart"]) == ("restored", 0)
+    log = "\n".join(proof.scratch.logged(since))
+    assert not re.search("SUBSCRIPTION|PUBLICATION|TABLESPACE", log), log
+    [scratch] = set(re.findall(r"CREATE DATABASE (verify_\d+)", log))
+    assert set(re.findall(r"connection authorized: user=postgres database=(\S+)", log)) == {
+        "postgres", scratch}
 
 
 def test_the_latest_is_the_newest_good_one_of_this_database(proof: Proof) -> None:

@@ -309,10 +309,9 @@ def sensors(timescale: Timescale, backup_servers: tuple[Postgres, SeaweedFS]) ->
 
 @pytest.fixture
 def target(timescale: Timescale) -> Iterator[str]:
-    """A database's name; what has it at the end is dropped."""
-    name = f"new_{secrets.token_hex(4)}"
-    yield name
-    timescale.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    """A database's name. What a test makes, of this name or others, is dropped."""
+    with timescale.dropping():
+        yield f"new_{secrets.token_hex(4)}"
 
 
 def ask(session: subprocess.Popen[str], statements: str, answer: str = "") -> None:
