@@ -351,6 +351,7 @@ def stuck_upload(big: Scene, proxy: Proxy) -> tuple[str, str]:
 
 FAULT_SCALE = "0.05"  # BACKUP_TIME_SCALE: an S3 request then times out after 3 s
 FAULT_KEEP = 2  # FULL_BACKUPS
+DOUBTS = "level=warning .*(Removing none|Cannot remove|Leaving alone)"  # what retention says
 
 
 class World:
@@ -372,7 +373,8 @@ class World:
         self.front, self.away = Proxy(self.standin.port), Proxy(s3.port)
         self.settings = {
             **backup_settings(postgres, s3, self.folder, self.name, AWS_S3_PREFIX=self.name,
-                              DB_PORT=str(self.wire.port), FULL_BACKUPS=str(FAULT_KEEP),
+                              DB_PORT=str(self.wire.port), PGSSLMODE="disable",
+                              FULL_BACKUPS=str(FAULT_KEEP),
                               AWS_S3_ENDPOINT=f"127.0.0.1:{self.store.port}"),
             **self.standin.colony().settings(self.front.port), "COLONIES_EXECUTOR_NAME": self.name,
             "BACKUP_CRON": "0 0 3 * * *", "BACKUP_TIME_SCALE": FAULT_SCALE, **settings}
@@ -484,7 +486,8 @@ class World:
         if process["state"] == SUCCESS:
             result = json.loads(process["out"][0])
             key = result["filepath_s3"][1:]
-            if any(name < key for name in set(objects) - {*result["kept"], *result["removed"]}):
+            unknown = set(objects) - {*result["kept"], *result["removed"]}
+            if any(name < key for name in unknown) and not re.search(DOUBTS, said):
                 # A dump that had cost a killed process three children waited for this one's end:
                 # the idle executor uploads it, and removes what that supersedes.
                 kept = sorted({*result["kept"], *objects} - set(result["removed"]))[-FAULT_KEEP:]
@@ -495,7 +498,7 @@ class World:
             assert self.client.head_object(Bucket="backup", Key=key)["Metadata"]["sha256"] == (
                 result["sha256"]), result
             extra = len(objects) - min(FAULT_KEEP, self.uploads)
-            doubts = re.search("level=warning .*(Removing none|Cannot remove|Leaving alone)", said)
+            doubts = re.search(DOUBTS, said)
             untrue = set(objects) & set(result["removed"])  # S3 said so: the next one sees to it
             assert extra >= 0 and (doubts or extra <= len(untrue)), (extra, said)
             assert doubts or set(objects) - untrue == set(result["kept"]), (objects, result)
@@ -556,8 +559,9 @@ class World:
         with self.standin.lock:
             found = [executor["state"] for executor in self.standin.executors.values()]
             assert found == [APPROVED], found
-            found = sorted(function["funcname"] for function in self.standin.functions)
-            assert found == ["backup", "verify"], found
+            # A message that was delivered twice has made a record twice.
+            known = {function["funcname"] for function in self.standin.functions}
+            assert known == {"backup", "verify"}, known
             found = [cron["name"] for cron in self.standin.crons.values()]
             assert found == ["backupcron"], found
         assert not self.away.requests, "a redirection was followed"
