@@ -449,7 +449,7 @@ def s3_faults(elsewhere: int) -> list[Fault]:
         *http_faults(elsewhere, 6),
         refused("409 Conflict", "OperationAborted"),
         refused("412 Precondition Failed", "PreconditionFailed"),
-        *(refused("400 Bad Request", code, at="^(PUT|POST)")  # where something is sent
+        *(refused("400 Bad Request", code, at="PUT|POST")  # where something is sent
           for code in ("RequestTimeout", "IncompleteBody", "BadDigest")),
         refused("403 Forbidden", "AccessDenied", 1, lasting=True),
         refused("501 Not Implemented", "NotImplemented", 2, lasting=True),
