@@ -21,22 +21,87 @@ from typing import Any, NamedTuple
 from bench import say
 from colonies import FAILED, SUCCESS
 from environment import FRONT
-from proxies import Fault, http_faults, wire_faults
+from proxies import Fault, colonies_faults, s3_faults, wire_faults
 from readme import least_privileges, markdown
 from servers import HELD_UP, Postgres, S3Server, SeaweedFS, descendants, run, temporary_folder
-from surroundings import FAULT_KEEP, Footprint, Scene, World, becomes_true, numbered, s3_call
+from surroundings import (
+    DOUBTS,
+    FAULT_KEEP,
+    Footprint,
+    Scene,
+    World,
+    becomes_true,
+    numbered,
+    s3_call,
+)
 from timescale import Timescale
+
+# The calls of a backup to S3 by a mark of each, as boto3 names them, and so the errors.
+VERBS = {"list-type": "list_objects_v2", "HEAD": "head_object", "DELETE": "delete_object",
+         "uploads": "create_multipart_upload", "partNumber": "upload_part",
+         "uploadId": "complete_multipart_upload"}
+# PostgreSQL's sessions in which no query is asked again: what the error begins with.
+SESSIONS = {"psql#1": "Looking at the database: psql: exit status 2: ",
+            "psql#2": "Ending sessions of an earlier run: psql: exit status 2: ",
+            "pg_dump#1": "Backing up database: pg_dump: exit status 1: "}
+# The first looks of a backup at objects, older ones.
+OLDER = [rf"^HEAD [^?]*\.bak #{number}" for number in range(1, FAULT_KEEP + 1)]
 
 
 class Case(NamedTuple):
-    """One fault at one call."""
+    """One fault at one call, and what must come of it."""
 
     peer: str
     call: str
     fault: Fault
+    proven: bool = False  # S3 has the backup by then: what is left is retention
 
     def __str__(self) -> str:
         return f"{self.fault.name} at {self.call} ({self.peer})"
+
+    def ends(self) -> list[str]:
+        """How its process may end: patterns of its whole error; "" is a success.
+
+        There is one such end, but for what depends on the moment.
+        """
+        if self.peer == "Colonies, joining":  # what is submitted there is no backup
+            return ["no function 'nothing' .*"]
+        if self.peer == "Colonies" or not self.fault.lasting or self.proven:
+            return [""]  # Colonies is waited for, whatever it says; retention fails no backup
+        if self.peer == "S3":
+            return self.ends_with_s3()
+        if self.call in SESSIONS:
+            return [self.said(SESSIONS[self.call])]
+        refused = self.fault.action == "refuse"
+        if self.call == "psql#3":  # the tables before the dump are asked for twice, but at once
+            return [self.said("Reading the tables: psql: exit status 2: ")] if refused else [""]
+        # Looks at pg_dump's locks, which are repeated, and what is asked for a minute. A server
+        # that refuses sessions has cut pg_dump's, too: if it is not over, that fails.
+        return ["", "Backing up database: pg_dump: exit status 1: .*"] if refused else [""]
+
+    def ends_with_s3(self) -> list[str]:
+        """The same for what S3 means, before it has the backup."""
+        if self.fault.name.startswith("403") and self.call in OLDER:
+            return [""]  # an object that is not ours to look at is left alone
+        verb = next(verb for mark, verb in VERBS.items() if mark in self.call)
+        return [self.said(rf"S3 at \S+, bucket backup: {verb}: .*")]
+
+    def said(self, step: str) -> str:
+        """An error that names a step, and the fault."""
+        return f"{step}{self.fault.lasting}.*"
+
+    def kinds(self) -> set[tuple[object, ...]]:
+        """Of what a choice of cases should have one each: each fault, and each call both ways."""
+        fault = self.fault
+        if self.peer == "PostgreSQL":  # where a session is cut is a fault of its own
+            return {(self.call, fault.action) if fault.lasting else (self.peer, fault.action)}
+        return {(self.peer, fault.name, fault.lasting), (self.peer, self.call, fault.believed)}
+
+    @property
+    def doubts(self) -> bool:
+        """Whether retention must say that it leaves something alone."""
+        believed = "HEAD" in self.call and self.fault.believed
+        return self.proven and (bool(self.fault.lasting) or believed)
 
 
 COLONIES_CALLS = ["getprocessesmsg#1", "getcronsmsg#1", "assignprocessmsg#1", "getprocessmsg#1",
@@ -47,19 +112,20 @@ JOINING_CALLS = ["assignprocessmsg#1", "addexecutormsg#1", "approveexecutormsg#1
 
 
 def suffer(world: World, case: Case) -> None:
-    """Have a world go through one case, and audit it."""
-    number, dumps = int(case.call.partition("#")[2]), world.dumps
+    """Have a world go through one case, audit it, and have nothing of it left for the next one."""
+    kind, _, number = case.call.partition("#")
+    dumps, executor = world.dumps, world.executor
+    assert executor
     proxy = world.store if case.peer == "S3" else world.front
-    kind = case.call.partition("#")[0]
     pattern = (kind if case.peer == "S3" else f'"payloadtype": ?"{kind}"').encode()
 
     def arm() -> None:
-        proxy.expect(pattern, number - 1)
+        proxy.expect(pattern, int(number) - 1)
         proxy._add(pattern, case.fault.action, case.fault.argument, case.fault.times)
 
     world.lost += "uploads" in case.call
     if case.peer == "PostgreSQL":
-        world.wire.arm(number - 1, case.fault)
+        world.wire.arm(kind, int(number), case.fault)
         process = world.submit()
     elif case.peer == "S3":
         arm()
@@ -72,11 +138,21 @@ def suffer(world: World, case: Case) -> None:
         arm()
         process = world.submit("nothing" if case.peer == "Colonies, joining" else "backup")
         world.front.up()
-    ended = world.ended(process)
+    ended = world.ended(process, 120)
     world.calm()
-    world.audit(ended)
+    executor.wait_for(f"(Closed|Cannot close the) process.*={process}")  # all was said before
+    said = world.audit(ended)
+    errors = "; ".join(ended["errors"])
+    assert any(re.fullmatch(f"(?s){end}", errors) for end in case.ends()), (
+        f"{errors or 'a success'}, which is none of {case.ends()}")
+    assert bool(re.search(DOUBTS, said)) == case.doubts, f"in doubt, or not: {said}"
     if case.peer != "PostgreSQL":
         assert world.dumps - dumps <= 1, "it was dumped twice"
+    if os.listdir(world.folder) or len(world.looked_at()) > FAULT_KEEP:
+        ended = world.ordered()  # it finishes what the failed one had dumped, and removes the rest
+        assert ended["state"] == SUCCESS, ended["errors"]
+        executor.wait_for(f"Closed process.*={ended['processid']}")
+        world.audit(ended)
 
 
 def every_case(world: World) -> list[Case]:
@@ -85,14 +161,29 @@ def every_case(world: World) -> list[Case]:
     before = len(world.store.requests)
     world.audit(world.ordered())
     made = numbered([s3_call(request) for request in world.store.requests[before:]])
-    answered = list(world.wire.sessions)
-    s3, colonies = (http_faults(world.away.port, patience) for patience in (4, 30))
+    proof = made.index(numbered([s3_call(b"POST /?uploadId=1 ")])[0]) + 1  # a HEAD
+    sessions = numbered(world.wire.programs)
+    s3, colonies = s3_faults(world.away.port), colonies_faults(world.away.port)
     return [
-        *(Case("S3", call, fault) for call in made for fault in s3),
-        *(Case("Colonies", call, fault) for call in COLONIES_CALLS for fault in colonies),
-        *(Case("Colonies, joining", call, fault) for call in JOINING_CALLS for fault in colonies),
-        *(Case("PostgreSQL", f"session#{number}", fault)
-          for number, length in enumerate(answered, 1) for fault in wire_faults(length))]
+        *(Case("S3", call, fault, place > proof) for place, call in enumerate(made) for fault in s3
+          if re.search(fault.at, call)),
+        *(Case(peer, call, fault) for peer, calls in (
+            ("Colonies", COLONIES_CALLS), ("Colonies, joining", JOINING_CALLS))
+          for call in calls for fault in colonies if re.search(fault.at, call)),
+        *(Case("PostgreSQL", call, fault) for call, length in zip(sessions, world.wire.answered)
+          for fault in wire_faults(length))]
+
+
+def some_of_each(cases: list[Case], dice: random.Random) -> list[Case]:
+    """At random, so many that each kind of them is there."""
+    seen = set[tuple[object, ...]]()
+    chosen = []
+    for case in dice.sample(cases, len(cases)):
+        kinds = case.kinds()
+        if not kinds <= seen:
+            seen |= kinds
+            chosen.append(case)
+    return chosen
 
 
 def break_calls(postgres: Postgres, s3: S3Server, choose: Callable[[list[Case]], list[Case]],

@@ -384,6 +384,15 @@ class Fault(NamedTuple):
     action: str
     argument: Any = None
     times: int = 1
+    at: str = ""  # a pattern of the calls that it is for; "": of each
+    # A pattern of what the process says that fails of it. "": it passes when the call is made
+    # again, so nothing may come of it.
+    lasting: str = ""
+
+    @property
+    def believed(self) -> bool:
+        """Whether it is a whole answer, which nothing but its body shows to be none of S3's."""
+        return isinstance(self.argument, bytes) and self.argument.startswith(b"HTTP/1.1 200 ")
 
 
 def endless() -> Iterator[bytes]:
@@ -409,7 +418,11 @@ def silence(seconds: float) -> Iterator[bytes]:
 
 
 def http_faults(elsewhere: int, patience: float) -> list[Fault]:
-    """The ways in which a call by HTTP goes wrong; PATIENCE seconds are more than a caller has."""
+    """The ways in which a call by HTTP goes wrong; PATIENCE seconds are more than a caller has.
+
+    S3 means it by a redirection. But a 303 is as good as no answer: botocore has given urllib3 its
+    headers as bytes, and that fails when it takes some away for the GET that it would send.
+    """
     far = f"\r\nLocation: http://127.0.0.1:{elsewhere}/away"
     refused = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
         b'{"status": 500, "message": "by a test"}').decode()})
@@ -433,37 +446,90 @@ def http_faults(elsewhere: int, patience: float) -> list[Fault]:
                 http_answer(status + more, "InternalError"), 3)
           for status in ("500 Internal Server Error", "503 Slow Down", "429 Too Many Requests")
           for more in ("", "\r\nRetry-After: 1")),
-        *(Fault(f"redirect, {status[:3]}", "reply", http_answer(status + far, "InternalError"), 2)
+        *(Fault(f"redirect, {status[:3]}", "reply", http_answer(status + far, "Moved"), 2,
+                lasting="" if status[:3] == "303" else rf"\(({status[:3]}|Moved)\)")
           for status in ("301 Moved Permanently", "302 Found", "303 See Other",
                          "307 Temporary Redirect", "308 Permanent Redirect"))]
 
 
+def s3_faults(elsewhere: int) -> list[Fault]:
+    """The ways in which a call to S3 goes wrong: those that pass, and those that S3 means."""
+    def refused(status: str, code: str, times: int = 3, at: str = "",
+                lasting: bool = False) -> Fault:
+        return Fault(f"{status[:3]} {code}", "reply", http_answer(status, code), times, at,
+                     rf"\(({status[:3]}|{code})\)" if lasting else "")
+
+    return [
+        *http_faults(elsewhere, 6),
+        refused("409 Conflict", "OperationAborted"),
+        refused("412 Precondition Failed", "PreconditionFailed"),
+        *(refused("400 Bad Request", code, at="PUT|POST")  # where something is sent
+          for code in ("RequestTimeout", "IncompleteBody", "BadDigest")),
+        refused("403 Forbidden", "AccessDenied", 1, lasting=True),
+        refused("501 Not Implemented", "NotImplemented", 2, lasting=True),
+        # Once: then it is another upload's turn, or one without a condition, which a server may
+        # not know. A part is not sent again: its upload is for the next run to begin anew.
+        refused("404 Not Found", "NoSuchUpload", 1, "uploadId"),
+        refused("404 Not Found", "NoSuchUpload", 1, "partNumber", lasting=True),
+        refused("501 Not Implemented", "NotImplemented", 1, "uploadId")]
+
+
+def colonies_faults(elsewhere: int) -> list[Fault]:
+    """The ways in which a call to Colonies goes wrong."""
+    def refusal(status: str) -> bytes:
+        said = json.dumps({"status": int(status[:3]), "message": "a test says so"})
+        return http_reply(status, json.dumps({
+            "payloadtype": "error", "error": True,
+            "payload": base64.b64encode(said.encode()).decode()}).encode())
+
+    return [*http_faults(elsewhere, 30),
+            *(Fault(f"refused with {status[:3]}", "reply", refusal(status), 2, at)
+              for status, at in (("403 Forbidden", ""), ("404 Not Found", "getprocessmsg"),
+                                 ("500 Internal Server Error", "close")))]
+
+
 def wire_faults(length: int) -> list[Fault]:
-    """The ways in which a session of PostgreSQL goes wrong; LENGTH: of its answers in bytes."""
-    cuts = sorted({0, 1, 20, 400, *range(0, length, max(1, length // 12))})
-    return [Fault("refused for a second", "refuse", 1), Fault("no answer for 2 s", "hang", 2),
-            Fault("garbage", "say", lambda: iter([WEIRD])), Fault("a trickle", "trickle"),
-            Fault("endless garbage", "say", endless),
-            *(Fault(f"cut after {count} bytes", "cut", count) for count in cuts)]
+    """The ways in which a session of PostgreSQL goes wrong; LENGTH: of its answers in bytes.
+
+    Another database's differs by some: so none is cut in the last 40, where it may be over.
+    """
+    cuts = sorted({0, 1, 20, 400, length - 40, *range(0, length - 40, max(1, length // 12))})
+    return [Fault("no answer for 2 s", "hang", 2), Fault("a trickle", "trickle"),
+            Fault("refused for a second", "refuse", 1, lasting=".*connection to server "),
+            Fault("garbage", "say", lambda: iter([WEIRD]), lasting=".*connection to server "),
+            Fault("endless garbage", "say", endless, lasting=".*connection to server "),
+            *(Fault(f"cut after {count} bytes", "cut", count,
+                    lasting=".*server closed the connection unexpectedly") for count in cuts)]
 
 
 class Wire(Proxy):
-    """A proxy before PostgreSQL that has one fault at one session, counted from arm() on."""
+    """A proxy before PostgreSQL that has one fault at one session, counted from arm() on.
+
+    It knows psql's sessions from pg_dump's by their first packet; PGSSLMODE=disable has that come
+    first.
+    """
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
-        self.sessions: list[int] = []  # bytes that each was answered
-        self.armed: tuple[int, Fault] | None = None
+        self.programs: list[str] = []  # whose each session is
+        self.answered: list[int] = []  # bytes that each was answered
+        self.armed: tuple[str, int, Fault] | None = None
 
-    def arm(self, number: int = -1, fault: Fault | None = None) -> None:
+    def arm(self, program: str = "", number: int = 0, fault: Fault | None = None) -> None:
+        """Have a fault at the NUMBERth session of PROGRAM, from 1; without one, at none."""
         with self.changed:
-            self.sessions, self.armed = [], (number, fault) if fault else None
+            self.programs, self.answered = [], []
+            self.armed = (program, number, fault) if fault else None
 
     def _plain(self, client: socket.socket, server: socket.socket) -> None:
+        first = client.recv(4096, socket.MSG_PEEK)
+        program = "psql" if b"search_path=pg_catalog" in first else "pg_dump"
         with self.changed:
-            number = len(self.sessions)
-            self.sessions.append(0)
-            fault = self.armed[1] if self.armed and self.armed[0] == number else None
+            place = len(self.programs)
+            self.programs.append(program)
+            self.answered.append(0)
+            here = (program, self.programs.count(program))
+            fault = self.armed[2] if self.armed and self.armed[:2] == here else None
         if fault and fault.action == "refuse":
             self.down()
             threading.Timer(fault.argument, self.up).start()
@@ -474,25 +540,25 @@ class Wire(Proxy):
             there = threading.Thread(target=self._pump, args=(client, server), daemon=True)
             there.start()
             with contextlib.suppress(OSError):
-                self._back(server, client, number, fault)
+                self._back(server, client, place, fault)
             for connection in (client, server):
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             there.join()
 
-    def _back(self, server: socket.socket, client: socket.socket, number: int,
+    def _back(self, server: socket.socket, client: socket.socket, place: int,
               fault: Fault | None) -> None:
         if fault and fault.action == "hang":
             threading.Event().wait(fault.argument)
         while data := server.recv(65536):
             if fault and fault.action == "cut" and (
-                    self.sessions[number] + len(data) > fault.argument):
-                return client.sendall(data[:fault.argument - self.sessions[number]])
+                    self.answered[place] + len(data) > fault.argument):
+                return client.sendall(data[:fault.argument - self.answered[place]])
             for piece in trickle(data, 0.2) if fault and fault.action == "trickle" else [data]:
                 client.sendall(piece)
             with self.changed:
-                if number < len(self.sessions):
-                    self.sessions[number] += len(data)
+                if place < len(self.answered):
+                    self.answered[place] += len(data)
 
 
 class Stranger(Server):

@@ -352,6 +352,7 @@ def stuck_upload(big: Scene, proxy: Proxy) -> tuple[str, str]:
 
 FAULT_SCALE = "0.05"  # BACKUP_TIME_SCALE: an S3 request then times out after 3 s
 FAULT_KEEP = 2  # FULL_BACKUPS
+DOUBTS = "level=warning .*(Removing none|Cannot remove|Leaving alone)"  # what retention says
 
 
 class World(Site):
@@ -367,7 +368,8 @@ class World(Site):
         self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(colony.port), Proxy(s3.port)
         self.settings = self.environ(
-            self.front.port, DB_PORT=str(self.wire.port), FULL_BACKUPS=str(FAULT_KEEP),
+            self.front.port, DB_PORT=str(self.wire.port), PGSSLMODE="disable",
+            FULL_BACKUPS=str(FAULT_KEEP),
             AWS_S3_ENDPOINT=f"127.0.0.1:{self.store.port}", BACKUP_CRON="0 0 3 * * *",
             BACKUP_TIME_SCALE=FAULT_SCALE)
         self.proven: dict[str, str] = {}  # each object's ETag, when it was looked at
@@ -477,7 +479,8 @@ class World(Site):
         if process["state"] == SUCCESS:
             result = json.loads(process["out"][0])
             key = result["filepath_s3"][1:]
-            if any(name < key for name in set(objects) - {*result["kept"], *result["removed"]}):
+            unknown = set(objects) - {*result["kept"], *result["removed"]}
+            if any(name < key for name in unknown) and not re.search(DOUBTS, said):
                 # A dump that had cost a killed process three children waited for this one's end:
                 # the idle executor uploads it, and removes what that supersedes.
                 kept = sorted({*result["kept"], *objects} - set(result["removed"]))[-FAULT_KEEP:]
@@ -488,7 +491,7 @@ class World(Site):
             assert self.s3_client.head_object(Bucket="backup", Key=key)["Metadata"]["sha256"] == (
                 result["sha256"]), result
             extra = len(objects) - min(FAULT_KEEP, self.uploaded)
-            doubts = re.search("level=warning .*(Removing none|Cannot remove|Leaving alone)", said)
+            doubts = re.search(DOUBTS, said)
             untrue = set(objects) & set(result["removed"])  # S3 said so: the next one sees to it
             assert extra >= 0 and (doubts or extra <= len(untrue)), (extra, said)
             assert doubts or set(objects) - untrue == set(result["kept"]), (objects, result)
@@ -549,8 +552,9 @@ class World(Site):
         with self.standin.lock:
             found = [executor["state"] for executor in self.standin.executors.values()]
             assert found == [APPROVED], found
-            found = sorted(function["funcname"] for function in self.standin.functions)
-            assert found == ["backup", "verify"], found
+            # A message that was delivered twice has made a record twice.
+            known = {function["funcname"] for function in self.standin.functions}
+            assert known == {"backup", "verify"}, known
             found = [cron["name"] for cron in self.standin.crons.values()]
             assert found == ["backupcron"], found
         assert not self.away.requests, "a redirection was followed"

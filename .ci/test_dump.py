@@ -200,11 +200,11 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
 
 def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scene) -> None:
     with Wire(scene.postgres.port) as wire:
-        scene.settings |= {"DB_PORT": str(wire.port), "BACKUP_TIME_SCALE": "0.05"}
+        scene.settings |= {"DB_PORT": str(wire.port), "BACKUP_TIME_SCALE": "0.05",
+                           "PGSSLMODE": "disable"}
         scene.backup()
-        for number in (1, 2):  # from the last one on
-            last = len(wire.sessions) - number
-            wire.arm(last, Fault("a cut", "cut", 20))
+        for number in (0, 1):  # from the last one on
+            wire.arm("psql", wire.programs.count("psql") - number, Fault("a cut", "cut", 20))
             assert scene.backup()["made_again"] == []
             wire.arm()
             scene.backup()
