@@ -793,6 +793,9 @@ EXPECTED = {
 BUSY = ("RequestTimeout", "BadDigest", "IncompleteBody")
 # Errors of botocore that come before anything is sent, and come again.
 HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+# What is in the text of an SSLError that means no more than that the connection was cut, in its
+# handshake or while a body was sent (seen with botocore 1.44.8 and Python 3.11).
+CUT_OVER_TLS = re.compile(r"UNEXPECTED_EOF|EOF occurred|closed \(EOF\)")
 
 
 class Backup(NamedTuple):
@@ -980,7 +983,8 @@ class S3:
         text = f"{self.where}: {verb}: {redacted(error)}"
         if code == "SSLError" or status // 100 == 3:
             text += " (AWS_S3_SECURE, AWS_S3_CA_FILE)"
-        return S3Failure(text, status, may_pass(status, code))
+        cut = code == "SSLError" and CUT_OVER_TLS.search(str(error))
+        return S3Failure(text, status, bool(cut) or may_pass(status, code))
 
     def put(self, key: str, data: bytes) -> None:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects."""

@@ -561,6 +561,31 @@ class Wire(Proxy):
                     self.answered[place] += len(data)
 
 
+class Severing(Proxy):
+    """It cuts connections that carry what isn't HTTP after so many of the client's bytes, a few."""
+
+    def __init__(self, target: int, after: int, times: int = 2) -> None:
+        super().__init__(target)
+        self.after, self.left = after, times
+
+    def _plain(self, client: socket.socket, server: socket.socket) -> None:
+        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back.start()
+        passed = 0
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                passed += len(data)
+                with self.changed:
+                    if self.left and passed > self.after:
+                        self.left -= 1
+                        break
+                server.sendall(data)
+        for connection in (client, server):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        back.join()
+
+
 class Stranger(Server):
     """It answers whatever comes with the same bytes, over TLS if it has a context for that."""
 

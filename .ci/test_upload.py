@@ -26,6 +26,7 @@ from proxies import (
     Encrypting,
     Meddler,
     Proxy,
+    Severing,
     http_answer,
     through,
 )
@@ -164,6 +165,17 @@ def test_an_awkward_s3_server_over_https_will_do(big: Scene, tmp_path: Path) -> 
         assert "AWS_S3_CA_FILE" in awkward.failure(AWS_S3_CA_FILE="")
         assert "AWS_S3_INSECURE_SKIP_VERIFY" in awkward.run(
             "list", AWS_S3_CA_FILE="", AWS_S3_INSECURE_SKIP_VERIFY="true").stderr
+
+
+@pytest.mark.parametrize("after", [0, 2 * 1024**2], ids=["in its handshake", "in a part"])
+def test_a_connection_that_is_cut_over_https_is_made_again(
+        big: Scene, tmp_path: Path, after: int) -> None:
+    with RcloneS3(tmp_path / "s3", certificate(tmp_path)) as s3, Severing(s3.port, after) as proxy:
+        secure = Scene(big.postgres, s3, big.folder, "big", "deep/er")
+        secure.settings["AWS_S3_ENDPOINT"] = f"https://127.0.0.1:{proxy.port}"
+        result = secure.backup()
+        assert not proxy.left and not secure.files()
+        assert sha256_of(secure.objects()[result["filename"]]) == result["sha256"]
 
 
 # ---- What a backup takes -----------------------------------------------------------------------
