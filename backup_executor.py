@@ -11,13 +11,13 @@ What happens at night, in this order:
 
     Executor.serve, round, assign, see_to, Job      a child: `backup_executor.py backup`
     backup, staging, sweep                          alone on the volume; what crashes left
-    dump, examine_database, require_room            may it begin?
+    make_dump, examine_database, require_room       may it begin?
     dump_every_row, dump_once, Window, seal         the archive, and what it is
     upload, store, check_stored                     the proof, before anything goes
     finish, prune, superseded, remove               then the file, then what is too old
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
-Where data goes away: files on the volume by Journal.remove, clear and finish; old backups by
+Where data goes away: files on the volume by Dump.remove, clear and finish; old backups by
 remove, which prune alone calls; an object that is not what was sent by check_stored; the parts of
 an upload by abort; check's own small object by check_bucket; databases that we have made by drop.
 
@@ -1256,38 +1256,107 @@ def prune(s3: S3, system: str, database: str, made: str, postgresql: str) -> dic
 
 
 # ---- The staging volume --------------------------------------------------------------------------
-class Journal(dict[str, Any]):
-    """`….bak.json` beside `….bak`. sha256: it was read back; bucket: S3 has it; gone: no file."""
 
-    def __init__(self, file: str, **values: Any):
-        super().__init__(values)
-        self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
 
-    def save(self, **changes: Any) -> None:
+class Stage(enum.Enum):
+    """How far a dump has come."""
+
+    BEGUN = "pg_dump writes it, as `….bak.partial`; a crash costs it"
+    SEALED = "the archive is whole, it was read back, and `….bak` is or will be its name"
+    STORED = "S3 has it, and that was proven"
+    GONE = "its file is removed; its journal waits for its process to be closed"
+
+
+class Dump:
+    """A dump on the staging volume, and all that a later run has to know to go on with it.
+
+    These fields, as far as they are known, are its journal, the file `….bak.json` beside `….bak`:
+    a JSON object, to which older versions have written, too.
+    """
+
+    by: str = ""  # the database that it is of: `owner` of the settings
+    process: str = ""  # the one of Colonies that it is for; "": nobody waits for it
+    starttime: str = ""  # of that process, for its result
+    attempts: int = 0  # runs that began to work at it: what kills them must not do so for ever
+    made_again: Sequence[str] = ()  # why earlier ones of the same run were void
+
+    # Of a sealed one.
+    id: str = ""  # random: its object's `backup-id`
+    sha256: str = ""
+    size: int = 0  # bytes
+    exectime_backup: int = 0  # seconds
+    tables: int = 0  # whose rows it has, by its table of contents
+    # As in `Server`.
+    database: str = ""
+    system_identifier: str = ""
+    postgresql: str = ""
+    timescaledb: str | None = None
+    pg_dump: str = ""
+
+    # Of one whose upload has begun.
+    upload: Mapping[str, str] = {}  # Key and UploadId; whether it was completed is not known
+    etag: str = ""  # of its object, by the MD5s of all parts; "": the server's are no MD5s
+
+    # Of a stored one.
+    filename: str = ""  # in S3: another name, where somebody had taken its own
+    bucket: str = ""
+    filepath_s3: str = ""  # "/" and the key
+    size_s3: int = 0  # bytes, as S3 says
+    exectime_upload_s3: int = 0  # seconds
+
+    gone: bool = False  # the file is removed
+
+    def __init__(self, file: str, **known: object):
+        self.file = file  # the path of the sealed dump
+        vars(self).update(known)
+
+    @property
+    def partial(self) -> str:
+        """The path to which pg_dump writes."""
+        return f"{self.file}.partial"
+
+    @property
+    def journal(self) -> str:
+        """The path of the journal."""
+        return f"{self.file}.json"
+
+    @property
+    def stage(self) -> Stage:
+        """How far it has come, by what is known."""
+        if self.gone:
+            return Stage.GONE
+        if self.bucket:
+            return Stage.STORED
+        return Stage.SEALED if self.sha256 else Stage.BEGUN
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is left to do: S3 has not got it yet, or its file is there."""
+        return self.stage in (Stage.SEALED, Stage.STORED)
+
+    def save(self, **changes: object) -> None:
         """Note what changes, in the journal first: it is replaced whole, and reaches the disk.
 
         Raises OSError; then nothing has changed.
         """
-        folder = os.path.dirname(self.path)
+        folder = os.path.dirname(self.file)
         draft = os.path.join(folder, "backup_journal.partial")
+        known = vars(self) | changes
+        del known["file"]
         with suppress(FileNotFoundError):
             os.unlink(draft)  # of a crash, or a link to elsewhere
         with placing(draft), open(draft, "x", encoding="utf-8") as file:
-            print(json.dumps(self | changes), file=file, flush=True)
+            print(json.dumps(known), file=file, flush=True)
             os.fsync(file.fileno())
-        os.rename(draft, self.path)
+        os.rename(draft, self.journal)
         opened = os.open(folder, os.O_RDONLY)
         os.fsync(opened)
         os.close(opened)
-        self.update(changes)
-
-    def pending(self) -> bool:
-        """Whether something is left to do: S3 has not got the dump yet, or its file is there."""
-        return "sha256" in self and "gone" not in self
+        vars(self).update(changes)
 
     def remove(self, *more: str) -> None:
         """Remove the journal, what pg_dump left, and MORE; what cannot be removed stays."""
-        for path in (*more, self.partial, self.path):
+        for path in (*more, self.partial, self.journal):
             with suppress(OSError):
                 os.unlink(path)
 
@@ -1307,21 +1376,23 @@ def digest(path: str) -> str:
     return sha256.hexdigest()
 
 
-def all_journals(s: Settings) -> list[Journal]:
-    """The journals on the volume, oldest first; what is none is an empty one."""
+def all_dumps(s: Settings) -> list[Dump]:
+    """Those that have a journal on the volume, oldest first; of what is no journal, empty ones."""
     found = []
     for name in sorted(os.listdir(s.backup_path)):
         if re.fullmatch(r"backup_[0-9]+\.bak\.json", name):
-            journal = Journal(os.path.join(s.backup_path, name.removesuffix(".json")))
-            with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
-                journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
-            found.append(journal)
+            dump = Dump(os.path.join(s.backup_path, name.removesuffix(".json")))
+            with suppress(Exception), open(dump.journal, "rb", opener=guarded) as file:
+                told = json.loads(file.read(MIB))  # whatever somebody put there
+                fields = Dump.__annotations__.keys() & told.keys()
+                vars(dump).update({name: told[name] for name in fields})
+            found.append(dump)
     return found
 
 
-def journals(s: Settings) -> list[Journal]:
-    """Those of this database's dumps."""
-    return [journal for journal in all_journals(s) if journal.get("by") == s.owner]
+def dumps(s: Settings) -> list[Dump]:
+    """Those of this database."""
+    return [dump for dump in all_dumps(s) if dump.by == s.owner]
 
 
 def warn_of_strays(s: Settings) -> None:
@@ -1329,14 +1400,14 @@ def warn_of_strays(s: Settings) -> None:
 
     That may be ours, spelt otherwise (localhost, 127.0.0.1), or another server's: so it is left.
     """
-    for journal in all_journals(s):
-        whose = str(journal.get("by"))
-        if whose != s.owner and whose.endswith(f"/{s.db_database}") and journal.pending():
+    for dump in all_dumps(s):
+        whose = str(dump.by)
+        if whose != s.owner and whose.endswith(f"/{s.db_database}") and dump.pending:
             log(
                 "warning",
                 "Leaving a finished dump alone: it is of another DB_HOST or DB_PORT, which "
                 "`backup --resume` with those settings finishes",
-                Filepath=journal.file,
+                Filepath=dump.file,
                 Of=whose[-200:],
             )
 
@@ -1656,7 +1727,7 @@ def gone_client(server: Server) -> str:
     return "-c client_connection_check_interval=10s" if major >= 14 else ""
 
 
-def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
+def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     """All that comes before the upload: look, dump, read the archive back, vouch for it.
 
     Raises Failure or OSError; then nothing of it is left on the volume.
@@ -1665,27 +1736,27 @@ def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
     newest = newest_backup(s, s3, server)
     require_room(s, newest.size, server.size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
-    journal = Journal(file, by=s.owner, made_again=[], **begun)
+    dump = Dump(file, by=s.owner, **begun)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
-        journal.save()
-        took, listed = dump_every_row(s, server, journal, newest.size)
-        seal(server, journal, took, listed)
+        dump.save()
+        took, listed = dump_every_row(s, server, dump, newest.size)
+        seal(server, dump, took, listed)
     finally:
-        if "sha256" not in journal:
-            journal.remove()
-    os.rename(journal.partial, file)  # only now: it is whole, and its journal vouches for it
+        if dump.stage is Stage.BEGUN:
+            dump.remove()
+    os.rename(dump.partial, file)  # only now: it is whole, and its journal vouches for it
     log(
         "info",
         "Successfully backup database",
         ExecTime=f"{took} seconds",
         Filename=os.path.basename(file),
-        Size=f"{journal['size']} bytes",
+        Size=f"{dump.size} bytes",
     )
-    return journal
+    return dump
 
 
 def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
@@ -1739,7 +1810,7 @@ ADVICE = (
 )
 
 
-def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int) -> tuple[int, str]:
+def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[int, str]:
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
@@ -1747,15 +1818,15 @@ def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int)
     """
     for pause in (*PAUSES, None):
         try:
-            return dump_once(s, server, journal, expected)
+            return dump_once(s, server, dump, expected)
         except Failure as error:
             why = error
         if not why.again and not re.search(PASSING, str(why)):
             raise why
         if pause is None:
             break
-        os.unlink(journal.partial)
-        journal["made_again"].append(str(why))
+        os.unlink(dump.partial)
+        dump.made_again = [*dump.made_again, str(why)]
         log("warning", "Making the dump again ...", Reason=why)
         time.sleep(pause * TIME_SCALE)
     advice = ADVICE
@@ -1764,15 +1835,15 @@ def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int)
     raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}")
 
 
-def dump_once(s: Settings, server: Server, journal: Journal, expected: int) -> tuple[int, str]:
+def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[int, str]:
     """Run pg_dump once; the seconds it took, and its archive's table of contents.
 
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
     """
     show = progress("Backup in progress", expected)
     begun = time.monotonic()
-    open(journal.partial, "x").close()  # pg_dump would follow a link of that name
-    command = ["pg_dump", "-Fc", "-f", journal.partial, "--no-password", "--lock-wait-timeout=300s"]
+    open(dump.partial, "x").close()  # pg_dump would follow a link of that name
+    command = ["pg_dump", "-Fc", "-f", dump.partial, "--no-password", "--lock-wait-timeout=300s"]
     command.append(f"--compress={compression(s, server)}")
     with compression_held_off(s, server) as release:
         try:
@@ -1787,27 +1858,27 @@ def dump_once(s: Settings, server: Server, journal: Journal, expected: int) -> t
             only = f"{s.backup_path} has only {free} bytes left"
             require(free >= floor, f"pg_dump was stopped: {only}")
             with suppress(OSError):
-                show(os.path.getsize(journal.partial))
+                show(os.path.getsize(dump.partial))
             if window.look():
                 release()
 
         database = s.database()
         run("Backing up database", command, database, gone_client(server), tick=tick)
         took = int(time.monotonic() - begun)
-        listed = run("The table of contents", ["pg_restore", "--list", journal.partial])
+        listed = run("The table of contents", ["pg_restore", "--list", dump.partial])
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
         rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
         window.end(rows)  # before what waits for us goes on
     return took, listed
 
 
-def seal(server: Server, journal: Journal, took: int, listed: str) -> None:
+def seal(server: Server, dump: Dump, took: int, listed: str) -> None:
     """Note what the archive is, now that its table of contents has been read back."""
     facts = {name: getattr(server, name) for name in FACTS}
-    journal.save(
+    dump.save(
         exectime_backup=took,
-        size=os.path.getsize(journal.partial),
-        sha256=digest(journal.partial),
+        size=os.path.getsize(dump.partial),
+        sha256=digest(dump.partial),
         id=os.urandom(16).hex(),
         tables=len(re.findall(TABLES, listed)),
         **facts,
@@ -1842,15 +1913,15 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def upload(s3: S3, journal: Journal) -> dict[str, Any]:
+def upload(s3: S3, dump: Dump) -> dict[str, Any]:
     """Upload a sealed dump, and prove that S3 has it; where it is, for the journal and the result.
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
     log("info", "Uploading backup file to S3 ...")
     begun = time.monotonic()
-    key, head = store(s3, journal)
-    check_stored(s3, journal, key, head)
+    key, head = store(s3, dump)
+    check_stored(s3, dump, key, head)
     took, size = int(time.monotonic() - begun), head["ContentLength"]
     log(
         "info",
@@ -1867,13 +1938,13 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     }
 
 
-def store(s3: S3, journal: Journal) -> tuple[str, Any]:
+def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     """Put a dump under the first free name from its own on: the key, and HeadObject's answer.
 
     Any answer may get lost: S3 may have done what it seems to have refused. So each round begins
     by asking what is there, and what it does follows from that alone.
     """
-    first = seconds = int(re.findall("[0-9]+", journal.file)[-1])
+    first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
     pauses, why = backoff(), "S3 has nothing there"
@@ -1881,14 +1952,14 @@ def store(s3: S3, journal: Journal) -> tuple[str, Any]:
     while True:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
-        if head and head["Metadata"].get("backup-id") == journal["id"]:
+        if head and head["Metadata"].get("backup-id") == dump.id:
             return key, head
         if head:
             seconds += 1  # somebody else's: that name is taken
             require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
             continue
         if parts.get("Key") != key:
-            parts = send_parts(s3, journal, key)
+            parts = send_parts(s3, dump, key)
             end = end or time.monotonic() + s3.patience * TIME_SCALE
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
@@ -1905,26 +1976,26 @@ def store(s3: S3, journal: Journal) -> tuple[str, Any]:
             time.sleep(next(pauses))
 
 
-def check_stored(s3: S3, journal: Journal, key: str, head: Any) -> None:
+def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     """Whether S3 has what was sent, by size and, where that is one of MD5s, by ETag.
 
     Raises Failure; then the object is gone, and the dump bears another id: whatever has the old one
     is no backup, but looks like one.
     """
-    etag, size, sent = plain_etag(head), head["ContentLength"], journal.get("etag")
+    etag, size, sent = plain_etag(head), head["ContentLength"], dump.etag
     other = "-" in etag and sent and etag != sent
-    if size == journal["size"] and not other:
+    if size == dump.size and not other:
         return
-    journal.save(id=os.urandom(16).hex())
+    dump.save(id=os.urandom(16).hex())
     s3.call("delete_object", Key=key)
-    raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {journal['size']}, {sent}")
+    raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
 
-def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:
+def abort(s3: S3, dump: Dump, patience: float | None = None) -> None:
     """Have S3 forget the parts of an upload that was begun and not completed. Raises Failure."""
-    if "upload" in journal:
+    if dump.upload:
         with allowing(403, 404):
-            s3.call("abort_multipart_upload", patience, **journal["upload"])
+            s3.call("abort_multipart_upload", patience, **dump.upload)
 
 
 def part_size(size: int) -> int:
@@ -1934,13 +2005,14 @@ def part_size(size: int) -> int:
     return max(MIN_PART, -(-step // MIB) * MIB)
 
 
-def metadata_of(journal: Journal) -> dict[str, str]:
+def metadata_of(dump: Dump) -> dict[str, str]:
     """What the object of a sealed dump tells about it: ASCII alone, as headers have it."""
-    metadata = {"backup-id": journal["id"]}
+    metadata = {"backup-id": dump.id}
     for name in (*FACTS, *DIGESTS):
-        if journal[name] is not None:
-            metadata[name.replace("_", "-")] = str(journal[name])
-    metadata["database"] = urllib.parse.quote(journal["database"], safe="")
+        value = getattr(dump, name)
+        if value is not None:
+            metadata[name.replace("_", "-")] = str(value)
+    metadata["database"] = urllib.parse.quote(dump.database, safe="")
     return metadata
 
 
@@ -1968,24 +2040,22 @@ class Sent(NamedTuple):
     md5: bytes  # of what was sent
 
 
-def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
+def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     """Send all of a dump; what will complete the upload. Raises Failure.
 
     The upload is noted before anything is sent, so that a later run can abort it.
     """
-    abort(s3, journal)
-    journal.save()  # is there room to note what is begun?
-    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(journal))
+    abort(s3, dump)
+    dump.save()  # is there room to note what is begun?
+    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(dump))
     upload_id = {"Key": key, "UploadId": made["UploadId"]}
-    journal["upload"] = (
-        upload_id  # known at once: where noting it fails, it is aborted all the same
-    )
-    journal.save()
-    size, step = journal["size"], part_size(journal["size"])
+    dump.upload = upload_id  # known at once: where noting it fails, it is aborted all the same
+    dump.save()
+    size, step = dump.size, part_size(dump.size)
 
     def send(start: int, _: int) -> Sent:
         """Send one part."""
-        return send_part(s3, journal.file, start, step, upload_id)
+        return send_part(s3, dump.file, start, step, upload_id)
 
     sent: list[Sent] = list(slices("Upload in progress", size, step, send))
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
@@ -1993,7 +2063,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
     fits = plain in (0, len(sent))
     require(fits, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
     whole = hashlib.md5(b"".join(part.md5 for part in sent), usedforsecurity=False).hexdigest()
-    journal.save(etag=f"{whole}-{len(sent)}" if plain else "")
+    dump.save(etag=f"{whole}-{len(sent)}" if plain else "")
     parts = [{"PartNumber": part.number, "ETag": part.etag} for part in sent]
     return upload_id | {"MultipartUpload": {"Parts": parts}}
 
@@ -2012,7 +2082,8 @@ RESULT = (
     *FACTS,
     "tables",
     "starttime",
-)  # and `made_again`
+    "made_again",
+)
 
 
 def backup(
@@ -2025,102 +2096,100 @@ def backup(
     """
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
-        journal = sweep(s, s3, process)
+        dump = sweep(s, s3, process)
         if resume:
             if s.verify_db_host:
                 drop_scratch(s)
             return None
-        attempts = journal.get("attempts", 0) + 1
-        alive = attempts <= DEATHS or "gone" in journal
+        attempts = dump.attempts + 1
+        alive = attempts <= DEATHS or dump.gone
         require(alive, "killed three times: is the memory limit low?")
         try:
-            if "sha256" in journal:
-                journal.save(attempts=attempts)
+            if dump.stage is Stage.BEGUN:
+                dump = make_dump(s, s3, process=process, starttime=starttime, attempts=attempts)
             else:
-                journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
-            result = finish(s3, journal)
+                dump.save(attempts=attempts)
+            result = finish(s3, dump)
         except (Stop, Failure, OSError) as why:
-            if journal.pending():
-                put_off(s3, journal, why)
+            if dump.pending:
+                put_off(s3, dump, why)
             raise
         log("info", "Backup procedure completed, closing process ...")
         return result
 
 
-def put_off(s3: S3, journal: Journal, why: BaseException) -> None:
+def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
     """Leave a finished dump for a later run; remove it if its process was cancelled (SIGUSR1).
 
     Its process has failed, unless we were only stopped: then the dump is for that one still.
     """
     with suppress(Exception):
-        in_time(2, lambda: abort(s3, journal, 0))
-    whose = journal["process"] if isinstance(why, Stop) else ""
+        in_time(2, lambda: abort(s3, dump, 0))
+    whose = dump.process if isinstance(why, Stop) else ""
     with suppress(OSError):
-        journal.save(attempts=0, process=whose)
+        dump.save(attempts=0, process=whose)
     if why.args == (signal.SIGUSR1,):
-        journal.remove(journal.file)
+        dump.remove(dump.file)
 
 
-def finish(s3: S3, journal: Journal) -> dict[str, Any]:
+def finish(s3: S3, dump: Dump) -> dict[str, Any]:
     """Take a sealed dump from where it is to its backup's result: upload, remove, prune."""
-    if journal.pending():
-        if "bucket" not in journal:
-            journal.save(**upload(s3, journal))
+    if dump.stage is Stage.SEALED:
+        dump.save(**upload(s3, dump))
+    if dump.stage is Stage.STORED:
         with suppress(FileNotFoundError):
-            os.unlink(journal.file)
-        log("info", "Removed local backup file", Filepath=journal.file)
-        journal.save(gone=True)
-    result = {name: journal[name] for name in RESULT}
-    result["made_again"] = journal.get("made_again", [])  # an older version's journal has none
-    made = result["filepath_s3"].removeprefix("/")
-    system, database = result["system_identifier"], result["database"]
-    result |= prune(s3, system, database, made, result["postgresql"])
-    if not journal["process"]:
-        journal.remove()  # else it is kept until the process is closed
+            os.unlink(dump.file)
+        log("info", "Removed local backup file", Filepath=dump.file)
+        dump.save(gone=True)
+    result = {name: getattr(dump, name) for name in RESULT}
+    made = dump.filepath_s3.removeprefix("/")
+    result |= prune(s3, dump.system_identifier, dump.database, made, dump.postgresql)
+    if not dump.process:
+        dump.remove()  # else it is kept until the process is closed
     return result
 
 
-def sweep(s: Settings, s3: S3, process: str) -> Journal:
-    """Finish or clear what crashes left on the volume; the journal of PROCESS, or an empty one."""
-    mine = Journal("")
+def sweep(s: Settings, s3: S3, process: str) -> Dump:
+    """Finish or clear what crashes left on the volume; the dump of PROCESS, or an empty one."""
+    mine = Dump("")
     warn_of_strays(s)
-    for journal in journals(s):
-        own = bool(process) and journal["process"] == process
-        if not journal.pending():
-            clear(journal)
-        elif not is_whole(journal):
-            log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
-            abort(s3, journal)
-            journal.remove()
+    for dump in dumps(s):
+        own = bool(process) and dump.process == process
+        if not dump.pending:
+            clear(dump)
+        elif not is_whole(dump):
+            log("warning", "Not what its journal says, leaving it alone", Filepath=dump.file)
+            abort(s3, dump)
+            dump.remove()
             continue
         elif not own:
             # It may kill this process, too. That may cost it two children, not the third, which is
             # for its own backup.
-            tries = journal.get("attempts", 0) + bool(process)
+            tries = dump.attempts + bool(process)
             if tries < DEATHS or not process:
-                journal.save(attempts=tries)
-                finish(s3, journal)
+                dump.save(attempts=tries)
+                finish(s3, dump)
         if own:
-            mine = journal
+            mine = dump
     return mine
 
 
-def is_whole(journal: Journal) -> bool:
+def is_whole(dump: Dump) -> bool:
     """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
-    if os.path.exists(journal.partial) and not os.path.lexists(journal.file):
-        os.rename(journal.partial, journal.file)  # it was sealed, and a crash came
-    return "bucket" in journal or digest(journal.file) == journal["sha256"]
+    if os.path.exists(dump.partial) and not os.path.lexists(dump.file):
+        os.rename(dump.partial, dump.file)  # it was sealed, and a crash came
+    return dump.stage is Stage.STORED or digest(dump.file) == dump.sha256
 
 
-def clear(journal: Journal) -> None:
+def clear(dump: Dump) -> None:
     """Remove what a dump left that was not finished, and a journal that nobody needs.
 
     One that waits for its process to be closed is kept for a day: that came to another end.
     """
     with suppress(OSError):
-        os.unlink(journal.partial)
-    if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 24 * 3600:
-        journal.remove()
+        os.unlink(dump.partial)
+    if not dump.process or time.time() - os.path.getmtime(dump.journal) > 24 * 3600:
+        dump.remove()
 
 
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
@@ -2443,7 +2512,7 @@ class Executor:
 
     def is_left(self) -> bool:
         """Whether there is a dump on the volume that waits for S3, or the rest of one."""
-        return any(x.pending() or os.path.exists(x.partial) for x in journals(self.s))
+        return any(x.pending or os.path.exists(x.partial) for x in dumps(self.s))
 
     def rank(self, process: Process) -> tuple[bool, bool, float]:
         """What comes first: what is done; then backups, and of these what need not wait."""
@@ -2673,9 +2742,9 @@ class Executor:
         del self.deaths[process.id]
         self.times.pop(f"again {process.id}", None)
         with suppress(OSError):  # where the volume is gone, so is this
-            for journal in journals(self.s):
-                if journal.get("process") == process.id and not journal.pending():
-                    journal.remove()
+            for dump in dumps(self.s):
+                if dump.process == process.id and not dump.pending:
+                    dump.remove()
 
     def leave(self) -> None:
         """Stop the job, close what is done, and deregister, which hands the rest back; in 10 s.
