@@ -399,6 +399,34 @@ def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
     assert scene.files() == [name] and file.read_bytes() == before
 
 
+# What older versions noted of a sealed dump; `made_again`, `upload` and `etag` came at times.
+JOURNAL = {"by", "process", "starttime", "attempts", "id", "sha256", "size", "exectime_backup",
+           "tables", "database", "system_identifier", "postgresql", "timescaledb", "pg_dump"}
+
+
+@pytest.mark.parametrize("stage", ["sealed", "stored", "gone"])
+def test_a_journal_that_an_older_version_wrote_is_finished_and_ours_has_its_format(
+        scene: Scene, meddler: Meddler, stage: str) -> None:
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.failure(**through(meddler, 0.001))
+    [name, journal] = scene.files()
+    told = json.loads((scene.folder / journal).read_text())
+    assert set(told) - {"upload", "etag", "made_again"} == JOURNAL
+    body, key = (scene.folder / name).read_bytes(), f"{scene.prefix}/{name}"
+    old = {field: told[field] for field in JOURNAL}
+    if stage != "sealed":
+        old |= {"filename": name, "bucket": "backup", "filepath_s3": f"/{key}",
+                "size_s3": told["size"], "exectime_upload_s3": 1}
+    if stage == "gone":
+        old["gone"] = True
+        (scene.folder / name).unlink()
+    (scene.folder / journal).write_text(json.dumps(old))
+    said = scene.run("backup", "--resume").stderr
+    assert scene.files() == [] and "level=warning" not in said
+    assert scene.objects() == ({name: body} if stage == "sealed" else {})
+    assert said.count("Removed local backup file") == (stage != "gone")
+
+
 def test_an_operators_files_are_left_alone(scene: Scene) -> None:
     (scene.folder / "backup_1.bak").write_bytes(b"PGDMP of an operator")
     (scene.folder / "notes.txt").write_text("mine")
