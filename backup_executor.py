@@ -697,7 +697,7 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
     """What a program prints up to a word; less, if it ends, or says nothing for so many seconds."""
     said, pipe = b"", program.stdout
     while pipe and not said.endswith(word) and select.select([pipe], [], [], seconds)[0]:
-        more = os.read(pipe.fileno(), 4096)
+        more = os.read(pipe.fileno(), BLOCK)
         if not more:
             break
         said += more
@@ -1510,6 +1510,32 @@ def require_room(s: Settings, newest: int, database_size: int) -> str:
     return text
 
 
+HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
+HELD = "held\n"
+
+
+def hold(
+    database: Database, options: str, statements: Sequence[str]
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Run statements in a session that keeps its locks and its snapshot for HOLD_SECONDS.
+
+    The session, for whoever stops it before, and what it printed: HELD is the end of that unless a
+    statement failed, or did not end in HOLD_SECONDS.
+    """
+    then = (f"SELECT '{HELD.strip()}'", f"SELECT pg_sleep({HOLD_SECONDS})")
+    commands = [f"--command={statement}" for statement in (*statements, *then)]
+    session = start(
+        with_connection(["psql", "-XAtqw", "-vON_ERROR_STOP=1", *commands], database),
+        environment(database, f"-c statement_timeout=0 -c client_min_messages=error {options}"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        return session, decoded(said_until(session, HELD.encode(), HOLD_SECONDS))
+    except BaseException:
+        stop(session, signal.SIGINT)
+        raise
+
+
 TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA (.*) \S+$"  # in a table of contents: its oid and name
 # Of each table that a dump may hold rows of, by its oid: its file node and its TOAST table's, and
 # hashes of its name and columns, whatever their encoding (md5() is not everywhere allowed).
@@ -1526,6 +1552,17 @@ READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
+# A session whose snapshot pg_dump shares, so that both see the same tables, and how many sessions
+# its role may have in this database: beside it there are pg_dump's, the one that holds compression
+# off, and the one that looks for locks. Standbys export snapshots, too, from 10 on.
+EXPORT = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+    """SELECT json_build_object('snapshot', pg_export_snapshot(), 'sessions',
+    (SELECT least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1))
+    FROM pg_roles, pg_database WHERE rolname = user AND datname = current_database()))""",
+    READ_TABLES,
+)
+SESSIONS = 4
 USERS_OIDS = 16384  # and above; below are those that initdb makes, which READ_TABLES leaves out
 READ_SCHEMAS = """SELECT json_object_agg(hashtextextended(nspname, 0), oid)
     FROM pg_namespace WHERE nspname !~ '^pg_'"""
@@ -1549,19 +1586,40 @@ class Window:
     TRUNCATE, and what rewrites a table, is not MVCC-safe (PostgreSQL's manual, 13.6): an older
     snapshot sees none of the table's rows then. Each gives the table a new file node. So does
     TimescaleDB's compress_chunk (2.28.3). And pg_dump goes by names: a table or a column that has
-    taken another's name since its snapshot is dumped in its place, as it was then. Made before
-    pg_dump starts, this knows all that of each table, and compares it when pg_dump has its locks,
+    taken another's name since its snapshot is dumped in its place, as it was then. This knows all
+    that of each table as pg_dump's own snapshot has it, and compares it when pg_dump has its locks,
     which keep all of that out from then on. It needs no privilege: catalogs are open to every role.
     """
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, options: str):
+        """Read the tables in a session that `release` ends. Raises Failure.
+
+        options: of libpq, for that session.
+        """
         self.database = database
-        before = read_json(database, "Reading the tables", READ_TABLES)
+        self.session, said = hold(database, options, EXPORT)
+        try:
+            step = "Reading the tables"
+            require(said.endswith(HELD), f"{step}: psql: {excerpt(said.encode())}")
+            exported, before = map(json.loads, said.splitlines()[:2])
+        except BaseException:
+            self.release()
+            raise
+        # What pg_dump is to share. None: it would have no session left, and what is made between
+        # this reading and its own snapshot is not known.
+        self.snapshot: str | None = exported["snapshot"]
+        if exported["sessions"] is not None and exported["sessions"] < SESSIONS:
+            self.snapshot = None
+            self.release()
         self.time: str = before["time"]  # of the server
         self.schemas: dict[str, int] = before["schemas"]  # oids by name
         self.before: dict[str, str] = before["tables"]
         self.locked: dict[str, str] | None = None  # the tables, as read while pg_dump had its locks
         self.next_look, self.interval = time.monotonic(), 0.1  # seconds
+
+    def release(self) -> None:
+        """End the session whose snapshot pg_dump shares; it has no need of it once it has that."""
+        stop(self.session, signal.SIGINT)
 
     def look(self) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
@@ -1636,8 +1694,8 @@ class Window:
         before = self.before.get(oid)
         if now is None:  # it is gone; pg_dump would have failed, had nobody taken its name
             return archived or heir is not None
-        if before is None:  # it is new; its first file node is its oid
-            return now.split()[0] not in (oid, "0")
+        if before is None:  # it is new: only a snapshot of pg_dump's own may have it
+            return archived
         return not now.startswith(before)  # more columns do no harm
 
     def compare_schemas(self, schemas: Mapping[str, int]) -> None:
@@ -1662,7 +1720,6 @@ class Window:
         self.compare_schemas(read_patiently(self.database, "Reading the schemas", READ_SCHEMAS))
 
 
-HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
 # A compression that has done with the settings truncates its chunk all the same, at its end; until
 # then it keeps a lock on `chunk` (2.28.3, 2.29.2). Those that wait for us are not waited for.
 HOLD_OFF = (
@@ -1678,8 +1735,6 @@ HOLD_OFF = (
                 NOT granted AND relation = '_timescaledb_catalog.compression_settings'::regclass));
         PERFORM pg_sleep(0.05);
     END LOOP; END $$""",
-    "SELECT 'held'",
-    f"SELECT pg_sleep({HOLD_SECONDS})",
 )
 
 
@@ -1693,29 +1748,20 @@ def compression_held_off(s: Settings, server: Server) -> Iterator[Callable[[], N
     not be locked (a privilege, a standby, an older version) or not within 20 s, nothing is held
     off. What that, a longer wait, or what it does not keep out (split_chunk) does, `Window` sees.
     """
-    holder: subprocess.Popen[bytes] | None = None
-
-    def release() -> None:
-        if holder:
-            stop(holder, signal.SIGINT)
-
+    if not server.timescaledb:
+        yield lambda: None
+        return
+    options = f"-c lock_timeout=20s {gone_client(server)}"
+    session, said = hold(s.database(), options, HOLD_OFF)
+    if not said.endswith(HELD):
+        log(
+            "info",
+            "Compression is not held off: if it empties chunks that are being dumped, the dump is "
+            "made again",
+            Reason=excerpt(said.encode()),
+        )
+    release = functools.partial(stop, session, signal.SIGINT)
     try:
-        if server.timescaledb:
-            statements = [part for statement in HOLD_OFF for part in ("-c", statement)]
-            options = "-c lock_timeout=20s -c statement_timeout=0 -c client_min_messages=error "
-            holder = start(
-                with_connection(["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements], s.database()),
-                environment(s.database(), options + gone_client(server)),
-                stderr=subprocess.STDOUT,
-            )
-            said = said_until(holder, b"held\n", HOLD_SECONDS)
-            if not said.endswith(b"held\n"):
-                log(
-                    "info",
-                    "Compression is not held off: if it empties chunks that are being "
-                    "dumped, the dump is made again",
-                    Reason=excerpt(said),
-                )
         yield release
     finally:
         release()
@@ -1802,7 +1848,8 @@ PAUSES = (15, 60)
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
-    "could not open relation|cache lookup failed|conflict with recovery|deadlock detected"
+    "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
+    "invalid snapshot|snapshot .* does not exist"
 )
 ADVICE = (
     "keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
@@ -1845,12 +1892,15 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[i
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", "-Fc", "-f", dump.partial, "--no-password", "--lock-wait-timeout=300s"]
     command.append(f"--compress={compression(s, server)}")
+    options = gone_client(server)
     with compression_held_off(s, server) as release:
         try:
-            window = Window(s.database())
+            window = Window(s.database(), options)
         except Failure:  # the role may have but one connection
             release()
-            window = Window(s.database())
+            window = Window(s.database(), options)
+        if window.snapshot:
+            command.append(f"--snapshot={window.snapshot}")
 
         def tick() -> None:
             """Look after the volume and the locks meanwhile."""
@@ -1861,9 +1911,12 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[i
                 show(os.path.getsize(dump.partial))
             if window.look():
                 release()
+                window.release()
 
-        database = s.database()
-        run("Backing up database", command, database, gone_client(server), tick=tick)
+        try:
+            run("Backing up database", command, s.database(), options, tick=tick)
+        finally:
+            window.release()
         took = int(time.monotonic() - begun)
         listed = run("The table of contents", ["pg_restore", "--list", dump.partial])
         require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")

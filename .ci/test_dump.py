@@ -210,21 +210,27 @@ def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scen
             scene.backup()
 
 
-def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
-        scene: Scene, tmp_path: Path) -> None:
-    """It was not there when the tables were read for the first time."""
+@pytest.mark.parametrize("sessions", [-1, 3])
+def test_a_table_that_is_made_while_the_backup_begins_is_in_it_whole_or_not_at_all(
+        scene: Scene, tmp_path: Path, sessions: int) -> None:
+    """pg_dump has the snapshot in which the tables were read, if its role may have the sessions."""
+    scene.postgres.sql(f'ALTER DATABASE "{scene.database}" CONNECTION LIMIT {sessions}')
     program, real = tmp_path / "pg_dump", client_programs()[0]
     program.write_text(f"""#!/bin/sh
-[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \\
-    'CREATE TABLE IF NOT EXISTS truncated AS SELECT 1 AS i'
+[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \
+    'CREATE TABLE IF NOT EXISTS young AS SELECT 1 AS i, 2 AS more'
 exec '{real}/pg_dump' "$@"
 """)
     program.chmod(0o755)
-    executor = beside(scene, TRUNCATED, PATH=f"{tmp_path}:{real}:/usr/bin:/bin",
-                      BACKUP_TIME_SCALE="0.05")
-    [why] = result_of(executor)["made_again"]
-    assert why.endswith(": public.truncated")
-    same_databases(scene, scene.restored(result_of(executor)["filename"]))
+    executor = beside(scene, "ALTER TABLE young DROP more; ALTER TABLE young ADD more int",
+                      PATH=f"{tmp_path}:{real}:/usr/bin:/bin", BACKUP_TIME_SCALE="0.05")
+    result = result_of(executor)
+    if sessions == 3:
+        [why] = result["made_again"]
+        assert why.endswith(": public.young")
+        same_databases(scene, scene.restored(result["filename"]))
+    else:
+        assert result["made_again"] == [] and result["tables"] == 1
 
 
 def test_a_dump_of_a_standby_that_recovery_ends_or_empties_is_made_again(scene: Scene) -> None:
