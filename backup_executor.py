@@ -99,6 +99,10 @@ class WrongSettings(Failure):
     """The settings or the command line ask for what can't be."""
 
 
+class Busy(Failure):
+    """Another program of ours has the staging volume."""
+
+
 class PeerFailure(Failure):
     """A peer refused a request, or gave no answer that can be used.
 
@@ -579,13 +583,16 @@ def read_settings(
     return Settings(**completed(values), command=command)
 
 
-SECRETS: set[str] = set()  # all that `read_settings` has read
+SECRETS: set[str] = set()  # the passwords and S3's keys that `read_settings` has read
+# What everybody tries first. To hide these would hide nothing, and our own words with it, by which
+# people are alerted.
+GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upload"}
 
 
 def redacted(said: object) -> str:
     """Others' words without our secrets, in whatever form they come back."""
     text = str(said).replace("\0", "").strip()
-    for secret in sorted(SECRETS, key=len, reverse=True):
+    for secret in sorted(SECRETS - GUESSES, key=len, reverse=True):
         if len(secret) > 3:  # a shorter one is no secret, and stands in every other word
             for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
                 text = text.replace(form, "***")
@@ -704,6 +711,10 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
     return said
 
 
+# pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (17.10).
+CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (detail|hint): .*\n)*"
+
+
 def run(
     step: str,
     argv: Sequence[str],
@@ -711,11 +722,13 @@ def run(
     options: str = "",
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
+    heed: bool = False,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
-    called each second meanwhile, more often at first; what it raises stops the program.
+    called each second meanwhile, more often at first; what it raises stops the program. heed: log
+    what it warns of, if all goes well.
 
     Raises Failure, with the program's own words, unless it exits with 0.
     """
@@ -739,6 +752,9 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
+    warnings = re.sub(CIRCULAR, b"", stderr)
+    if heed and warnings:
+        log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
     return decoded(stdout)
 
 
@@ -749,10 +765,12 @@ def psql(
     timeout: float = 120,
     options: str = "",
     first: str = "",
+    tick: Callable[[], None] | None = None,
 ) -> str:
-    """What a query answers, without headings and alignment. Nothing of the database's own runs.
+    """What a query answers, without headings and alignment.
 
-    first: a statement to run before it, in a transaction of its own.
+    No function of the database's own runs, but what it has for logins. first: a statement to run
+    before it, in a transaction of its own. tick: as for `run`.
     """
     queries = [f"--command={sql}" for sql in (first, query) if sql]
     return run(
@@ -761,6 +779,7 @@ def psql(
         database,
         f"-c statement_timeout=0 -c search_path=pg_catalog {options}",
         timeout,
+        tick,
     )
 
 
@@ -778,6 +797,7 @@ def major_version(text: str) -> int:
 # ---- S3 ------------------------------------------------------------------------------------------
 
 PATIENCE = 15 * 60  # seconds for which S3 is waited for
+OBJECT_PATIENCE = 60  # the same for an object that it lists, where a backup can do without
 REQUEST_SECONDS = 5 * 60  # that one attempt may take in all, also where its answer trickles in
 TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
@@ -991,16 +1011,19 @@ class S3:
         """The key of what is called NAME under the prefix."""
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
 
-    def head(self, key: str) -> Any:
+    def head(self, key: str, patience: float | None = None) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
-            found = self.call("head_object", Key=key)
+            found = self.call("head_object", patience, Key=key)
             metadata = {name.lower(): text for name, text in found["Metadata"].items()}
             return found | {"Metadata": metadata}
         return None
 
-    def backups(self) -> list[Backup]:
+    def backups(self, patience: float | None = None) -> list[Backup]:
         """All that has a backup's name under the prefix, oldest first.
+
+        patience: seconds after which an object that S3 cannot show, though it lists it, is taken
+        for unknown; None: then S3Failure is raised.
 
         Anybody who may write to the bucket can put millions of such names there. So only some are
         looked at: the newest that are not of the future (a clock may have been wrong).
@@ -1014,7 +1037,12 @@ class S3:
         )
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
-        return [self.looked_at(each) for each in sorted(found, key=lambda each: each[:2])]
+        looked = []
+        for each in sorted(found, key=lambda each: each[:2]):
+            looked.append(self.looked_at(each, patience))
+            if patience and looked[-1].metadata is None:
+                patience = 0  # for all of them together
+        return looked
 
     def listed(self) -> Iterator[Backup]:
         """What ListObjectsV2 says of the names that are a backup's."""
@@ -1033,10 +1061,11 @@ class S3:
             more = page["IsTruncated"]
             require(last > before or not more, f"{self.where}: its listing does not go on")
 
-    def looked_at(self, found: Backup) -> Backup:
+    def looked_at(self, found: Backup, patience: float | None = None) -> Backup:
         """A backup with its metadata, if S3 shows them, and they are of what was listed."""
-        with allowing(400, 403, 405):  # it is not ours to look at
-            head = self.head(found.key)
+        broken = range(500, 600) if patience is not None else ()
+        with allowing(400, 403, 405, *broken):  # it is not ours to look at
+            head = self.head(found.key, patience)
             if head and found.etag in ("", plain_etag(head)):
                 return found._replace(metadata=head["Metadata"])
         return found
@@ -1210,6 +1239,8 @@ def remove(s3: S3, going: list[Backup]) -> tuple[list[str], dict[str, str]]:
         except Failure as error:
             refused[old.key] = f"not removed: {error}"
             log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            if error.again:
+                break  # S3 is away: the next backup removes the others
     return removed, refused
 
 
@@ -1217,7 +1248,7 @@ def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
     found: list[Backup] = []
     try:
-        found = s3.backups()
+        found = s3.backups(OBJECT_PATIENCE)
     except Exception as error:
         log("warning", "Removing none: cannot list them", Error=error)
     unknown = sum(backup.metadata is None for backup in found)
@@ -1417,13 +1448,14 @@ def staging(s: Settings, wait: bool) -> Iterator[None]:
     """Have the staging volume for ourselves, from here to the end of the program.
 
     The lock is flock(2) on the folder, which the kernel drops when we end, however we do. Raises
-    Failure if another program has it and we are not to WAIT.
+    Busy if another program has it and we are not to WAIT.
     """
     folder = os.open(s.backup_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        require(wait, f"another backup is running in {s.backup_path}")
+        if not wait:
+            raise Busy(f"another backup is running in {s.backup_path}") from None
         log("info", "Waiting for another backup to end ...")
         fcntl.flock(folder, fcntl.LOCK_EX)
     yield
@@ -1621,10 +1653,11 @@ class Window:
         """End the session whose snapshot pg_dump shares; it has no need of it once it has that."""
         stop(self.session, signal.SIGINT)
 
-    def look(self) -> bool:
+    def look(self, tick: Callable[[], None]) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
 
-        A server that does not answer is asked again later, at last by `end`.
+        tick: as for `run`, while the server answers. One that does not is asked again later, at
+        last by `end`.
         """
         if time.monotonic() < self.next_look:
             return False
@@ -1632,26 +1665,31 @@ class Window:
         self.interval = min(self.interval * 1.5, 10 if self.locked else 2)
         try:
             if self.locked:
-                self.compare_schemas(read_json(self.database, "Reading the schemas", READ_SCHEMAS))
+                schemas = read_json(self.database, "Reading the schemas", READ_SCHEMAS, tick=tick)
+                self.compare_schemas(schemas)
                 return True
-            return self.look_for_locks()
+            return self.look_for_locks(tick)
         except Failure as error:
             if error.again:
                 raise
             log("debug", "Cannot look at the tables yet", Error=error)
             return False
 
-    def look_for_locks(self) -> bool:
+    def look_for_locks(self, tick: Callable[[], None]) -> bool:
         """Read the tables if pg_dump has its locks, before and after; see `look`.
 
         It takes all its locks before it copies the first table (14 to 18). Where it waits for a
         session that waits for ours, only we can end that.
         """
         sessions = READ_SESSIONS.format(self.time)
-        seen = read_json(self.database, "Looking at pg_dump", sessions, timeout=20)
+        look = functools.partial(
+            read_json, self.database, "Looking at pg_dump", sessions, timeout=20, tick=tick
+        )
+        seen = look()
         if seen["copying"]:
-            tables = read_json(self.database, "Reading the tables", READ_TABLES)["tables"]
-            if read_json(self.database, "Looking at pg_dump", sessions, timeout=20)["copying"]:
+            read = read_json(self.database, "Reading the tables", READ_TABLES, tick=tick)
+            tables = read["tables"]
+            if look()["copying"]:
                 self.compare(tables, {})
                 self.locked = tables
                 log("debug", "pg_dump has its locks, and the tables are what they were")
@@ -1707,6 +1745,13 @@ class Window:
                 "pg_dump ran, rows may be missing",
                 again=True,
             )
+
+    def lost(self) -> bool:
+        """Whether a table is gone, which pg_dump fails of, in the server's language."""
+        with suppress(Failure):
+            tables = read_json(self.database, "Reading the tables", READ_TABLES)["tables"]
+            return not self.before.keys() <= tables.keys()
+        return False
 
     def end(self, archived: Mapping[str, str]) -> None:
         """Compare what is left to compare, now that pg_dump has ended. Raises Failure: void.
@@ -1812,12 +1857,13 @@ def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
     """
     known = [Backup(0, "", 0, None)]
     try:
-        known += proven(s3.backups(), server.system_identifier, server.database)
+        known += proven(s3.backups(OBJECT_PATIENCE), server.system_identifier, server.database)
     except S3Failure as error:
         if error.status != 404 or not s.aws_s3_endpoint:
             raise
         log("warning", "The bucket is missing, making it ...", Error=error)
-        s3.call("create_bucket")
+        with allowing(409):  # somebody else makes it, too
+            s3.call("create_bucket", 10)
     # A later time than the year 5138 was not made by a clock: 18 digits count as a name, too.
     return [backup for backup in known if backup.seconds < 10**11][-1]
 
@@ -1902,27 +1948,40 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[i
         if window.snapshot:
             command.append(f"--snapshot={window.snapshot}")
 
-        def tick() -> None:
-            """Look after the volume and the locks meanwhile."""
+        def watch() -> None:
+            """Look after the volume."""
             free, floor = free_bytes(s)
             only = f"{s.backup_path} has only {free} bytes left"
             require(free >= floor, f"pg_dump was stopped: {only}")
             with suppress(OSError):
                 show(os.path.getsize(dump.partial))
-            if window.look():
+
+        def tick() -> None:
+            """Look after the volume and the locks."""
+            watch()
+            if window.look(watch):
                 release()
                 window.release()
 
         try:
-            run("Backing up database", command, s.database(), options, tick=tick)
+            run("Backing up database", command, s.database(), options, tick=tick, heed=True)
+        except Failure as error:
+            error.again = error.again or window.lost()
+            raise
         finally:
             window.release()
         took = int(time.monotonic() - begun)
-        listed = run("The table of contents", ["pg_restore", "--list", dump.partial])
-        require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-        rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
+        listed, rows = read_contents(dump)
         window.end(rows)  # before what waits for us goes on
     return took, listed
+
+
+def read_contents(dump: Dump) -> tuple[str, dict[str, str]]:
+    """An archive's table of contents, and the tables whose rows it has, names by oid."""
+    listed = run("The table of contents", ["pg_restore", "--list", dump.partial])
+    require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
+    rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
+    return listed, rows
 
 
 def seal(server: Server, dump: Dump, took: int, listed: str) -> None:
@@ -2001,19 +2060,22 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
     pauses, why = backoff(), "S3 has nothing there"
-    end = 0.0  # for completing, from when all was sent for the first time
+    sent_to, end = "", 0.0  # for completing, from when all was sent there for the first time
     while True:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
-        if head and head["Metadata"].get("backup-id") == dump.id:
-            return key, head
         if head:
+            if head["Metadata"].get("backup-id") == dump.id:
+                return key, head
+            same = (head["ContentLength"], plain_etag(head)) == (dump.size, dump.etag)
+            require(not same, f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven")
             seconds += 1  # somebody else's: that name is taken
             require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
             continue
         if parts.get("Key") != key:
             parts = send_parts(s3, dump, key)
-            end = end or time.monotonic() + s3.patience * TIME_SCALE
+            if sent_to != key:
+                sent_to, end = key, time.monotonic() + s3.patience * TIME_SCALE
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
@@ -2149,7 +2211,7 @@ def backup(
     """
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
-        dump = sweep(s, s3, process)
+        dump = sweep(s, s3, process, resume)
         if resume:
             if s.verify_db_host:
                 drop_scratch(s)
@@ -2202,29 +2264,53 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
     return result
 
 
-def sweep(s: Settings, s3: S3, process: str) -> Dump:
-    """Finish or clear what crashes left on the volume; the dump of PROCESS, or an empty one."""
+def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
+    """Finish or clear what crashes left on the volume; the dump of PROCESS, or an empty one.
+
+    What cannot be finished keeps nobody from a new backup. Raises Failure or OSError where it is
+    the one of PROCESS, or where we are here for nothing else: to RESUME.
+    """
     mine = Dump("")
+    kept: Failure | OSError | None = None
     warn_of_strays(s)
     for dump in dumps(s):
         own = bool(process) and dump.process == process
-        if not dump.pending:
-            clear(dump)
-        elif not is_whole(dump):
-            log("warning", "Not what its journal says, leaving it alone", Filepath=dump.file)
-            abort(s3, dump)
-            dump.remove()
+        try:
+            there = settle(s3, dump, own, bool(process))
+        except (Failure, OSError) as error:
+            if own:
+                raise
+            kept = error
+            text = "Cannot finish what an earlier run left, it stays"
+            log("warning", text, Filepath=dump.file, Error=error)
             continue
-        elif not own:
-            # It may kill this process, too. That may cost it two children, not the third, which is
-            # for its own backup.
-            tries = dump.attempts + bool(process)
-            if tries < DEATHS or not process:
-                dump.save(attempts=tries)
-                finish(s3, dump)
-        if own:
+        if own and there:
             mine = dump
+    if resume and kept:
+        raise kept
     return mine
+
+
+def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
+    """Clear, leave alone or, if it is not our OWN, finish one that is left; False: it is no dump.
+
+    backing_up: we are here for a process, whose backup comes next.
+    """
+    if not dump.pending:
+        clear(dump)
+    elif not is_whole(dump):
+        log("warning", "Not what its journal says, leaving it alone", Filepath=dump.file)
+        abort(s3, dump)
+        dump.remove()
+        return False
+    elif not own:
+        # It may kill this process, too. That may cost it two children, not the third, which is for
+        # its own backup.
+        tries = dump.attempts + backing_up
+        if tries < DEATHS or not backing_up:
+            dump.save(attempts=tries)
+            finish(s3, dump)
+    return True
 
 
 def is_whole(dump: Dump) -> bool:
@@ -4422,7 +4508,13 @@ def run_command(s: Settings, options: Options) -> int:
         verdict = report["verdict"]
         require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
         return 0
-    result = backup(s, options.resume, **told)
+    try:
+        result = backup(s, options.resume, **told)
+    except Busy as busy:
+        if not options.resume:
+            raise
+        log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
+        return 0
     if result:
         say(json.dumps(result, indent=4) + "\n")
     return 0

@@ -513,8 +513,17 @@ def test_a_full_disk_fails_clearly_and_leaves_nothing(big: Scene) -> None:
     assert executor.out == ["LEFT:"] and not big.objects()
 
 
-def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(scene: Scene) -> None:
-    with scene.locked(), with_little_room(scene, 4) as executor:
+def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(
+        scene: Scene, tmp_path: Path) -> None:
+    """Also while the server does not answer what pg_dump is at."""
+    real, stuck = client_programs()[0], tmp_path / "psql"
+    stuck.write_text(f"""#!/bin/sh
+case $* in *pg_blocking_pids*) exec sleep 600;; esac
+exec '{real}/psql' "$@"
+""")
+    stuck.chmod(0o755)
+    with scene.locked(), with_little_room(
+            scene, 4, PATH=f"{tmp_path}:{real}:/usr/bin:/bin") as executor:
         scene.waiting()
         inside = descendants(executor.pid)[0]
         volume = Path(f"/proc/{inside}/root{scene.folder}")
