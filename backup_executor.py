@@ -11,13 +11,13 @@ What happens at night, in this order:
 
     Executor.serve, round, assign, see_to, Job      a child: `backup_executor.py backup`
     backup, staging, sweep                          alone on the volume; what crashes left
-    dump, examine_database, require_room            may it begin?
+    make_dump, examine_database, require_room       may it begin?
     dump_every_row, dump_once, Window, seal         the archive, and what it is
     upload, store, check_stored                     the proof, before anything goes
     finish, prune, superseded, remove               then the file, then what is too old
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
-Where data goes away: files on the volume by Journal.remove, clear and finish; old backups by
+Where data goes away: files on the volume by Dump.remove, clear and finish; old backups by
 remove, which prune alone calls; an object that is not what was sent by check_stored; the parts of
 an upload by abort; check's own small object by check_bucket; databases that we have made by drop.
 
@@ -97,6 +97,10 @@ class Failure(Exception):
 
 class WrongSettings(Failure):
     """The settings or the command line ask for what can't be."""
+
+
+class Busy(Failure):
+    """Another program of ours has the staging volume."""
 
 
 class PeerFailure(Failure):
@@ -579,13 +583,16 @@ def read_settings(
     return Settings(**completed(values), command=command)
 
 
-SECRETS: set[str] = set()  # all that `read_settings` has read
+SECRETS: set[str] = set()  # the passwords and S3's keys that `read_settings` has read
+# What everybody tries first. To hide these would hide nothing, and our own words with it, by which
+# people are alerted.
+GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upload"}
 
 
 def redacted(said: object) -> str:
     """Others' words without our secrets, in whatever form they come back."""
     text = str(said).replace("\0", "").strip()
-    for secret in sorted(SECRETS, key=len, reverse=True):
+    for secret in sorted(SECRETS - GUESSES, key=len, reverse=True):
         if len(secret) > 3:  # a shorter one is no secret, and stands in every other word
             for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
                 text = text.replace(form, "***")
@@ -697,11 +704,15 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
     """What a program prints up to a word; less, if it ends, or says nothing for so many seconds."""
     said, pipe = b"", program.stdout
     while pipe and not said.endswith(word) and select.select([pipe], [], [], seconds)[0]:
-        more = os.read(pipe.fileno(), 4096)
+        more = os.read(pipe.fileno(), BLOCK)
         if not more:
             break
         said += more
     return said
+
+
+# pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (17.10).
+CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (detail|hint): .*\n)*"
 
 
 def run(
@@ -711,11 +722,13 @@ def run(
     options: str = "",
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
+    heed: bool = False,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
-    called each second meanwhile, more often at first; what it raises stops the program.
+    called each second meanwhile, more often at first; what it raises stops the program. heed: log
+    what it warns of, if all goes well.
 
     Raises Failure, with the program's own words, unless it exits with 0.
     """
@@ -739,6 +752,9 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
+    warnings = re.sub(CIRCULAR, b"", stderr)
+    if heed and warnings:
+        log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
     return decoded(stdout)
 
 
@@ -749,10 +765,12 @@ def psql(
     timeout: float = 120,
     options: str = "",
     first: str = "",
+    tick: Callable[[], None] | None = None,
 ) -> str:
-    """What a query answers, without headings and alignment. Nothing of the database's own runs.
+    """What a query answers, without headings and alignment.
 
-    first: a statement to run before it, in a transaction of its own.
+    No function of the database's own runs, but what it has for logins. first: a statement to run
+    before it, in a transaction of its own. tick: as for `run`.
     """
     queries = [f"--command={sql}" for sql in (first, query) if sql]
     return run(
@@ -761,6 +779,7 @@ def psql(
         database,
         f"-c statement_timeout=0 -c search_path=pg_catalog {options}",
         timeout,
+        tick,
     )
 
 
@@ -778,6 +797,7 @@ def major_version(text: str) -> int:
 # ---- S3 ------------------------------------------------------------------------------------------
 
 PATIENCE = 15 * 60  # seconds for which S3 is waited for
+OBJECT_PATIENCE = 60  # the same for an object that it lists, where a backup can do without
 REQUEST_SECONDS = 5 * 60  # that one attempt may take in all, also where its answer trickles in
 TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
@@ -995,16 +1015,19 @@ class S3:
         """The key of what is called NAME under the prefix."""
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
 
-    def head(self, key: str) -> Any:
+    def head(self, key: str, patience: float | None = None) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
-            found = self.call("head_object", Key=key)
+            found = self.call("head_object", patience, Key=key)
             metadata = {name.lower(): text for name, text in found["Metadata"].items()}
             return found | {"Metadata": metadata}
         return None
 
-    def backups(self) -> list[Backup]:
+    def backups(self, patience: float | None = None) -> list[Backup]:
         """All that has a backup's name under the prefix, oldest first.
+
+        patience: seconds after which an object that S3 cannot show, though it lists it, is taken
+        for unknown; None: then S3Failure is raised.
 
         Anybody who may write to the bucket can put millions of such names there. So only some are
         looked at: the newest that are not of the future (a clock may have been wrong).
@@ -1018,7 +1041,12 @@ class S3:
         )
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
-        return [self.looked_at(each) for each in sorted(found, key=lambda each: each[:2])]
+        looked = []
+        for each in sorted(found, key=lambda each: each[:2]):
+            looked.append(self.looked_at(each, patience))
+            if patience and looked[-1].metadata is None:
+                patience = 0  # for all of them together
+        return looked
 
     def listed(self) -> Iterator[Backup]:
         """What ListObjectsV2 says of the names that are a backup's."""
@@ -1037,10 +1065,11 @@ class S3:
             more = page["IsTruncated"]
             require(last > before or not more, f"{self.where}: its listing does not go on")
 
-    def looked_at(self, found: Backup) -> Backup:
+    def looked_at(self, found: Backup, patience: float | None = None) -> Backup:
         """A backup with its metadata, if S3 shows them, and they are of what was listed."""
-        with allowing(400, 403, 405):  # it is not ours to look at
-            head = self.head(found.key)
+        broken = range(500, 600) if patience is not None else ()
+        with allowing(400, 403, 405, *broken):  # it is not ours to look at
+            head = self.head(found.key, patience)
             if head and found.etag in ("", plain_etag(head)):
                 return found._replace(metadata=head["Metadata"])
         return found
@@ -1214,6 +1243,8 @@ def remove(s3: S3, going: list[Backup]) -> tuple[list[str], dict[str, str]]:
         except Failure as error:
             refused[old.key] = f"not removed: {error}"
             log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            if error.again:
+                break  # S3 is away: the next backup removes the others
     return removed, refused
 
 
@@ -1221,7 +1252,7 @@ def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
     found: list[Backup] = []
     try:
-        found = s3.backups()
+        found = s3.backups(OBJECT_PATIENCE)
     except Exception as error:
         log("warning", "Removing none: cannot list them", Error=error)
     unknown = sum(backup.metadata is None for backup in found)
@@ -1260,38 +1291,107 @@ def prune(s3: S3, system: str, database: str, made: str, postgresql: str) -> dic
 
 
 # ---- The staging volume --------------------------------------------------------------------------
-class Journal(dict[str, Any]):
-    """`….bak.json` beside `….bak`. sha256: it was read back; bucket: S3 has it; gone: no file."""
 
-    def __init__(self, file: str, **values: Any):
-        super().__init__(values)
-        self.file, self.partial, self.path = file, f"{file}.partial", f"{file}.json"
 
-    def save(self, **changes: Any) -> None:
+class Stage(enum.Enum):
+    """How far a dump has come."""
+
+    BEGUN = "pg_dump writes it, as `….bak.partial`; a crash costs it"
+    SEALED = "the archive is whole, it was read back, and `….bak` is or will be its name"
+    STORED = "S3 has it, and that was proven"
+    GONE = "its file is removed; its journal waits for its process to be closed"
+
+
+class Dump:
+    """A dump on the staging volume, and all that a later run has to know to go on with it.
+
+    These fields, as far as they are known, are its journal, the file `….bak.json` beside `….bak`:
+    a JSON object, to which older versions have written, too.
+    """
+
+    by: str = ""  # the database that it is of: `owner` of the settings
+    process: str = ""  # the one of Colonies that it is for; "": nobody waits for it
+    starttime: str = ""  # of that process, for its result
+    attempts: int = 0  # runs that began to work at it: what kills them must not do so for ever
+    made_again: Sequence[str] = ()  # why earlier ones of the same run were void
+
+    # Of a sealed one.
+    id: str = ""  # random: its object's `backup-id`
+    sha256: str = ""
+    size: int = 0  # bytes
+    exectime_backup: int = 0  # seconds
+    tables: int = 0  # whose rows it has, by its table of contents
+    # As in `Server`.
+    database: str = ""
+    system_identifier: str = ""
+    postgresql: str = ""
+    timescaledb: str | None = None
+    pg_dump: str = ""
+
+    # Of one whose upload has begun.
+    upload: Mapping[str, str] = {}  # Key and UploadId; whether it was completed is not known
+    etag: str = ""  # of its object, by the MD5s of all parts; "": the server's are no MD5s
+
+    # Of a stored one.
+    filename: str = ""  # in S3: another name, where somebody had taken its own
+    bucket: str = ""
+    filepath_s3: str = ""  # "/" and the key
+    size_s3: int = 0  # bytes, as S3 says
+    exectime_upload_s3: int = 0  # seconds
+
+    gone: bool = False  # the file is removed
+
+    def __init__(self, file: str, **known: object):
+        self.file = file  # the path of the sealed dump
+        vars(self).update(known)
+
+    @property
+    def partial(self) -> str:
+        """The path to which pg_dump writes."""
+        return f"{self.file}.partial"
+
+    @property
+    def journal(self) -> str:
+        """The path of the journal."""
+        return f"{self.file}.json"
+
+    @property
+    def stage(self) -> Stage:
+        """How far it has come, by what is known."""
+        if self.gone:
+            return Stage.GONE
+        if self.bucket:
+            return Stage.STORED
+        return Stage.SEALED if self.sha256 else Stage.BEGUN
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is left to do: S3 has not got it yet, or its file is there."""
+        return self.stage in (Stage.SEALED, Stage.STORED)
+
+    def save(self, **changes: object) -> None:
         """Note what changes, in the journal first: it is replaced whole, and reaches the disk.
 
         Raises OSError; then nothing has changed.
         """
-        folder = os.path.dirname(self.path)
+        folder = os.path.dirname(self.file)
         draft = os.path.join(folder, "backup_journal.partial")
+        known = vars(self) | changes
+        del known["file"]
         with suppress(FileNotFoundError):
             os.unlink(draft)  # of a crash, or a link to elsewhere
         with placing(draft), open(draft, "x", encoding="utf-8") as file:
-            print(json.dumps(self | changes), file=file, flush=True)
+            print(json.dumps(known), file=file, flush=True)
             os.fsync(file.fileno())
-        os.rename(draft, self.path)
+        os.rename(draft, self.journal)
         opened = os.open(folder, os.O_RDONLY)
         os.fsync(opened)
         os.close(opened)
-        self.update(changes)
-
-    def pending(self) -> bool:
-        """Whether something is left to do: S3 has not got the dump yet, or its file is there."""
-        return "sha256" in self and "gone" not in self
+        vars(self).update(changes)
 
     def remove(self, *more: str) -> None:
         """Remove the journal, what pg_dump left, and MORE; what cannot be removed stays."""
-        for path in (*more, self.partial, self.path):
+        for path in (*more, self.partial, self.journal):
             with suppress(OSError):
                 os.unlink(path)
 
@@ -1311,21 +1411,23 @@ def digest(path: str) -> str:
     return sha256.hexdigest()
 
 
-def all_journals(s: Settings) -> list[Journal]:
-    """The journals on the volume, oldest first; what is none is an empty one."""
+def all_dumps(s: Settings) -> list[Dump]:
+    """Those that have a journal on the volume, oldest first; of what is no journal, empty ones."""
     found = []
     for name in sorted(os.listdir(s.backup_path)):
         if re.fullmatch(r"backup_[0-9]+\.bak\.json", name):
-            journal = Journal(os.path.join(s.backup_path, name.removesuffix(".json")))
-            with suppress(Exception), open(journal.path, "rb", opener=guarded) as file:
-                journal.update(json.loads(file.read(MIB)))  # whatever somebody put there
-            found.append(journal)
+            dump = Dump(os.path.join(s.backup_path, name.removesuffix(".json")))
+            with suppress(Exception), open(dump.journal, "rb", opener=guarded) as file:
+                told = json.loads(file.read(MIB))  # whatever somebody put there
+                fields = Dump.__annotations__.keys() & told.keys()
+                vars(dump).update({name: told[name] for name in fields})
+            found.append(dump)
     return found
 
 
-def journals(s: Settings) -> list[Journal]:
-    """Those of this database's dumps."""
-    return [journal for journal in all_journals(s) if journal.get("by") == s.owner]
+def dumps(s: Settings) -> list[Dump]:
+    """Those of this database."""
+    return [dump for dump in all_dumps(s) if dump.by == s.owner]
 
 
 def warn_of_strays(s: Settings) -> None:
@@ -1333,14 +1435,14 @@ def warn_of_strays(s: Settings) -> None:
 
     That may be ours, spelt otherwise (localhost, 127.0.0.1), or another server's: so it is left.
     """
-    for journal in all_journals(s):
-        whose = str(journal.get("by"))
-        if whose != s.owner and whose.endswith(f"/{s.db_database}") and journal.pending():
+    for dump in all_dumps(s):
+        whose = str(dump.by)
+        if whose != s.owner and whose.endswith(f"/{s.db_database}") and dump.pending:
             log(
                 "warning",
                 "Leaving a finished dump alone: it is of another DB_HOST or DB_PORT, which "
                 "`backup --resume` with those settings finishes",
-                Filepath=journal.file,
+                Filepath=dump.file,
                 Of=whose[-200:],
             )
 
@@ -1350,13 +1452,14 @@ def staging(s: Settings, wait: bool) -> Iterator[None]:
     """Have the staging volume for ourselves, from here to the end of the program.
 
     The lock is flock(2) on the folder, which the kernel drops when we end, however we do. Raises
-    Failure if another program has it and we are not to WAIT.
+    Busy if another program has it and we are not to WAIT.
     """
     folder = os.open(s.backup_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        require(wait, f"another backup is running in {s.backup_path}")
+        if not wait:
+            raise Busy(f"another backup is running in {s.backup_path}") from None
         log("info", "Waiting for another backup to end ...")
         fcntl.flock(folder, fcntl.LOCK_EX)
     yield
@@ -1443,6 +1546,32 @@ def require_room(s: Settings, newest: int, database_size: int) -> str:
     return text
 
 
+HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
+HELD = "held\n"
+
+
+def hold(
+    database: Database, options: str, statements: Sequence[str]
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Run statements in a session that keeps its locks and its snapshot for HOLD_SECONDS.
+
+    The session, for whoever stops it before, and what it printed: HELD is the end of that unless a
+    statement failed, or did not end in HOLD_SECONDS.
+    """
+    then = (f"SELECT '{HELD.strip()}'", f"SELECT pg_sleep({HOLD_SECONDS})")
+    commands = [f"--command={statement}" for statement in (*statements, *then)]
+    session = start(
+        with_connection(["psql", "-XAtqw", "-vON_ERROR_STOP=1", *commands], database),
+        environment(database, f"-c statement_timeout=0 -c client_min_messages=error {options}"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        return session, decoded(said_until(session, HELD.encode(), HOLD_SECONDS))
+    except BaseException:
+        stop(session, signal.SIGINT)
+        raise
+
+
 TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA (.*) \S+$"  # in a table of contents: its oid and name
 # Of each table that a dump may hold rows of, by its oid: its file node and its TOAST table's, and
 # hashes of its name and columns, whatever their encoding (md5() is not everywhere allowed).
@@ -1459,6 +1588,17 @@ READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
+# A session whose snapshot pg_dump shares, so that both see the same tables, and how many sessions
+# its role may have in this database: beside it there are pg_dump's, the one that holds compression
+# off, and the one that looks for locks. Standbys export snapshots, too, from 10 on.
+EXPORT = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+    """SELECT json_build_object('snapshot', pg_export_snapshot(), 'sessions',
+    (SELECT least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1))
+    FROM pg_roles, pg_database WHERE rolname = user AND datname = current_database()))""",
+    READ_TABLES,
+)
+SESSIONS = 4
 USERS_OIDS = 16384  # and above; below are those that initdb makes, which READ_TABLES leaves out
 READ_SCHEMAS = """SELECT json_object_agg(hashtextextended(nspname, 0), oid)
     FROM pg_namespace WHERE nspname !~ '^pg_'"""
@@ -1482,24 +1622,46 @@ class Window:
     TRUNCATE, and what rewrites a table, is not MVCC-safe (PostgreSQL's manual, 13.6): an older
     snapshot sees none of the table's rows then. Each gives the table a new file node. So does
     TimescaleDB's compress_chunk (2.28.3). And pg_dump goes by names: a table or a column that has
-    taken another's name since its snapshot is dumped in its place, as it was then. Made before
-    pg_dump starts, this knows all that of each table, and compares it when pg_dump has its locks,
+    taken another's name since its snapshot is dumped in its place, as it was then. This knows all
+    that of each table as pg_dump's own snapshot has it, and compares it when pg_dump has its locks,
     which keep all of that out from then on. It needs no privilege: catalogs are open to every role.
     """
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, options: str):
+        """Read the tables in a session that `release` ends. Raises Failure.
+
+        options: of libpq, for that session.
+        """
         self.database = database
-        before = read_json(database, "Reading the tables", READ_TABLES)
+        self.session, said = hold(database, options, EXPORT)
+        try:
+            step = "Reading the tables"
+            require(said.endswith(HELD), f"{step}: psql: {excerpt(said.encode())}")
+            exported, before = map(json.loads, said.splitlines()[:2])
+        except BaseException:
+            self.release()
+            raise
+        # What pg_dump is to share. None: it would have no session left, and what is made between
+        # this reading and its own snapshot is not known.
+        self.snapshot: str | None = exported["snapshot"]
+        if exported["sessions"] is not None and exported["sessions"] < SESSIONS:
+            self.snapshot = None
+            self.release()
         self.time: str = before["time"]  # of the server
         self.schemas: dict[str, int] = before["schemas"]  # oids by name
         self.before: dict[str, str] = before["tables"]
         self.locked: dict[str, str] | None = None  # the tables, as read while pg_dump had its locks
         self.next_look, self.interval = time.monotonic(), 0.1  # seconds
 
-    def look(self) -> bool:
+    def release(self) -> None:
+        """End the session whose snapshot pg_dump shares; it has no need of it once it has that."""
+        stop(self.session, signal.SIGINT)
+
+    def look(self, tick: Callable[[], None]) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
 
-        A server that does not answer is asked again later, at last by `end`.
+        tick: as for `run`, while the server answers. One that does not is asked again later, at
+        last by `end`.
         """
         if time.monotonic() < self.next_look:
             return False
@@ -1507,26 +1669,31 @@ class Window:
         self.interval = min(self.interval * 1.5, 10 if self.locked else 2)
         try:
             if self.locked:
-                self.compare_schemas(read_json(self.database, "Reading the schemas", READ_SCHEMAS))
+                schemas = read_json(self.database, "Reading the schemas", READ_SCHEMAS, tick=tick)
+                self.compare_schemas(schemas)
                 return True
-            return self.look_for_locks()
+            return self.look_for_locks(tick)
         except Failure as error:
             if error.again:
                 raise
             log("debug", "Cannot look at the tables yet", Error=error)
             return False
 
-    def look_for_locks(self) -> bool:
+    def look_for_locks(self, tick: Callable[[], None]) -> bool:
         """Read the tables if pg_dump has its locks, before and after; see `look`.
 
         It takes all its locks before it copies the first table (14 to 18). Where it waits for a
         session that waits for ours, only we can end that.
         """
         sessions = READ_SESSIONS.format(self.time)
-        seen = read_json(self.database, "Looking at pg_dump", sessions, timeout=20)
+        look = functools.partial(
+            read_json, self.database, "Looking at pg_dump", sessions, timeout=20, tick=tick
+        )
+        seen = look()
         if seen["copying"]:
-            tables = read_json(self.database, "Reading the tables", READ_TABLES)["tables"]
-            if read_json(self.database, "Looking at pg_dump", sessions, timeout=20)["copying"]:
+            read = read_json(self.database, "Reading the tables", READ_TABLES, tick=tick)
+            tables = read["tables"]
+            if look()["copying"]:
                 self.compare(tables, {})
                 self.locked = tables
                 log("debug", "pg_dump has its locks, and the tables are what they were")
@@ -1569,8 +1736,8 @@ class Window:
         before = self.before.get(oid)
         if now is None:  # it is gone; pg_dump would have failed, had nobody taken its name
             return archived or heir is not None
-        if before is None:  # it is new; its first file node is its oid
-            return now.split()[0] not in (oid, "0")
+        if before is None:  # it is new: only a snapshot of pg_dump's own may have it
+            return archived
         return not now.startswith(before)  # more columns do no harm
 
     def compare_schemas(self, schemas: Mapping[str, int]) -> None:
@@ -1582,6 +1749,13 @@ class Window:
                 "pg_dump ran, rows may be missing",
                 again=True,
             )
+
+    def lost(self) -> bool:
+        """Whether a table is gone, which pg_dump fails of, in the server's language."""
+        with suppress(Failure):
+            tables = read_json(self.database, "Reading the tables", READ_TABLES)["tables"]
+            return not self.before.keys() <= tables.keys()
+        return False
 
     def end(self, archived: Mapping[str, str]) -> None:
         """Compare what is left to compare, now that pg_dump has ended. Raises Failure: void.
@@ -1595,7 +1769,6 @@ class Window:
         self.compare_schemas(read_patiently(self.database, "Reading the schemas", READ_SCHEMAS))
 
 
-HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
 # A compression that has done with the settings truncates its chunk all the same, at its end; until
 # then it keeps a lock on `chunk` (2.28.3, 2.29.2). Those that wait for us are not waited for.
 HOLD_OFF = (
@@ -1611,8 +1784,6 @@ HOLD_OFF = (
                 NOT granted AND relation = '_timescaledb_catalog.compression_settings'::regclass));
         PERFORM pg_sleep(0.05);
     END LOOP; END $$""",
-    "SELECT 'held'",
-    f"SELECT pg_sleep({HOLD_SECONDS})",
 )
 
 
@@ -1626,29 +1797,20 @@ def compression_held_off(s: Settings, server: Server) -> Iterator[Callable[[], N
     not be locked (a privilege, a standby, an older version) or not within 20 s, nothing is held
     off. What that, a longer wait, or what it does not keep out (split_chunk) does, `Window` sees.
     """
-    holder: subprocess.Popen[bytes] | None = None
-
-    def release() -> None:
-        if holder:
-            stop(holder, signal.SIGINT)
-
+    if not server.timescaledb:
+        yield lambda: None
+        return
+    options = f"-c lock_timeout=20s {gone_client(server)}"
+    session, said = hold(s.database(), options, HOLD_OFF)
+    if not said.endswith(HELD):
+        log(
+            "info",
+            "Compression is not held off: if it empties chunks that are being dumped, the dump is "
+            "made again",
+            Reason=excerpt(said.encode()),
+        )
+    release = functools.partial(stop, session, signal.SIGINT)
     try:
-        if server.timescaledb:
-            statements = [part for statement in HOLD_OFF for part in ("-c", statement)]
-            options = "-c lock_timeout=20s -c statement_timeout=0 -c client_min_messages=error "
-            holder = start(
-                with_connection(["psql", "-XAtqw", "-vON_ERROR_STOP=1", *statements], s.database()),
-                environment(s.database(), options + gone_client(server)),
-                stderr=subprocess.STDOUT,
-            )
-            said = said_until(holder, b"held\n", HOLD_SECONDS)
-            if not said.endswith(b"held\n"):
-                log(
-                    "info",
-                    "Compression is not held off: if it empties chunks that are being "
-                    "dumped, the dump is made again",
-                    Reason=excerpt(said),
-                )
         yield release
     finally:
         release()
@@ -1660,7 +1822,7 @@ def gone_client(server: Server) -> str:
     return "-c client_connection_check_interval=10s" if major >= 14 else ""
 
 
-def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
+def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     """All that comes before the upload: look, dump, read the archive back, vouch for it.
 
     Raises Failure or OSError; then nothing of it is left on the volume.
@@ -1669,27 +1831,27 @@ def dump(s: Settings, s3: S3, **begun: Any) -> Journal:
     newest = newest_backup(s, s3, server)
     require_room(s, newest.size, server.size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
-    journal = Journal(file, by=s.owner, made_again=[], **begun)
+    dump = Dump(file, by=s.owner, **begun)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
-        journal.save()
-        took, listed = dump_every_row(s, server, journal, newest.size)
-        seal(server, journal, took, listed)
+        dump.save()
+        took, listed = dump_every_row(s, server, dump, newest.size)
+        seal(server, dump, took, listed)
     finally:
-        if "sha256" not in journal:
-            journal.remove()
-    os.rename(journal.partial, file)  # only now: it is whole, and its journal vouches for it
+        if dump.stage is Stage.BEGUN:
+            dump.remove()
+    os.rename(dump.partial, file)  # only now: it is whole, and its journal vouches for it
     log(
         "info",
         "Successfully backup database",
         ExecTime=f"{took} seconds",
         Filename=os.path.basename(file),
-        Size=f"{journal['size']} bytes",
+        Size=f"{dump.size} bytes",
     )
-    return journal
+    return dump
 
 
 def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
@@ -1699,12 +1861,13 @@ def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
     """
     known = [Backup(0, "", 0, None)]
     try:
-        known += proven(s3.backups(), server.system_identifier, server.database)
+        known += proven(s3.backups(OBJECT_PATIENCE), server.system_identifier, server.database)
     except S3Failure as error:
         if error.status != 404 or not s.aws_s3_endpoint:
             raise
         log("warning", "The bucket is missing, making it ...", Error=error)
-        s3.call("create_bucket")
+        with allowing(409):  # somebody else makes it, too
+            s3.call("create_bucket", 10)
     # A later time than the year 5138 was not made by a clock: 18 digits count as a name, too.
     return [backup for backup in known if backup.seconds < 10**11][-1]
 
@@ -1735,7 +1898,8 @@ PAUSES = (15, 60)
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
-    "could not open relation|cache lookup failed|conflict with recovery|deadlock detected"
+    "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
+    "invalid snapshot|snapshot .* does not exist"
 )
 ADVICE = (
     "keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
@@ -1743,7 +1907,7 @@ ADVICE = (
 )
 
 
-def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int) -> tuple[int, str]:
+def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[int, str]:
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
@@ -1751,15 +1915,15 @@ def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int)
     """
     for pause in (*PAUSES, None):
         try:
-            return dump_once(s, server, journal, expected)
+            return dump_once(s, server, dump, expected)
         except Failure as error:
             why = error
         if not why.again and not re.search(PASSING, str(why)):
             raise why
         if pause is None:
             break
-        os.unlink(journal.partial)
-        journal["made_again"].append(str(why))
+        os.unlink(dump.partial)
+        dump.made_again = [*dump.made_again, str(why)]
         log("warning", "Making the dump again ...", Reason=why)
         time.sleep(pause * TIME_SCALE)
     advice = ADVICE
@@ -1768,50 +1932,69 @@ def dump_every_row(s: Settings, server: Server, journal: Journal, expected: int)
     raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}")
 
 
-def dump_once(s: Settings, server: Server, journal: Journal, expected: int) -> tuple[int, str]:
+def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[int, str]:
     """Run pg_dump once; the seconds it took, and its archive's table of contents.
 
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
     """
     show = progress("Backup in progress", expected)
     begun = time.monotonic()
-    open(journal.partial, "x").close()  # pg_dump would follow a link of that name
-    command = ["pg_dump", "-Fc", "-f", journal.partial, "--no-password", "--lock-wait-timeout=300s"]
+    open(dump.partial, "x").close()  # pg_dump would follow a link of that name
+    command = ["pg_dump", "-Fc", "-f", dump.partial, "--no-password", "--lock-wait-timeout=300s"]
     command.append(f"--compress={compression(s, server)}")
+    options = gone_client(server)
     with compression_held_off(s, server) as release:
         try:
-            window = Window(s.database())
+            window = Window(s.database(), options)
         except Failure:  # the role may have but one connection
             release()
-            window = Window(s.database())
+            window = Window(s.database(), options)
+        if window.snapshot:
+            command.append(f"--snapshot={window.snapshot}")
 
-        def tick() -> None:
-            """Look after the volume and the locks meanwhile."""
+        def watch() -> None:
+            """Look after the volume."""
             free, floor = free_bytes(s)
             only = f"{s.backup_path} has only {free} bytes left"
             require(free >= floor, f"pg_dump was stopped: {only}")
             with suppress(OSError):
-                show(os.path.getsize(journal.partial))
-            if window.look():
-                release()
+                show(os.path.getsize(dump.partial))
 
-        database = s.database()
-        run("Backing up database", command, database, gone_client(server), tick=tick)
+        def tick() -> None:
+            """Look after the volume and the locks."""
+            watch()
+            if window.look(watch):
+                release()
+                window.release()
+
+        try:
+            run("Backing up database", command, s.database(), options, tick=tick, heed=True)
+        except Failure as error:
+            error.again = error.again or window.lost()
+            raise
+        finally:
+            window.release()
         took = int(time.monotonic() - begun)
-        listed = run("The table of contents", ["pg_restore", "--list", journal.partial])
-        require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-        rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
+        listed, rows = read_contents(dump)
         window.end(rows)  # before what waits for us goes on
     return took, listed
 
 
-def seal(server: Server, journal: Journal, took: int, listed: str) -> None:
+def read_contents(dump: Dump) -> tuple[str, dict[str, str]]:
+    """An archive's table of contents, and the tables whose rows it has, names by oid."""
+    listed = run("The table of contents", ["pg_restore", "--list", dump.partial])
+    require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
+    rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
+    return listed, rows
+
+
+def seal(server: Server, dump: Dump, took: int, listed: str) -> None:
     """Note what the archive is, now that its table of contents has been read back."""
     facts = {name: getattr(server, name) for name in FACTS}
-    journal.save(
+    dump.save(
         exectime_backup=took,
-        size=os.path.getsize(journal.partial),
-        sha256=digest(journal.partial),
+        size=os.path.getsize(dump.partial),
+        sha256=digest(dump.partial),
         id=os.urandom(16).hex(),
         tables=len(re.findall(TABLES, listed)),
         **facts,
@@ -1846,15 +2029,15 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def upload(s3: S3, journal: Journal) -> dict[str, Any]:
+def upload(s3: S3, dump: Dump) -> dict[str, Any]:
     """Upload a sealed dump, and prove that S3 has it; where it is, for the journal and the result.
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
     log("info", "Uploading backup file to S3 ...")
     begun = time.monotonic()
-    key, head = store(s3, journal)
-    check_stored(s3, journal, key, head)
+    key, head = store(s3, dump)
+    check_stored(s3, dump, key, head)
     took, size = int(time.monotonic() - begun), head["ContentLength"]
     log(
         "info",
@@ -1871,29 +2054,32 @@ def upload(s3: S3, journal: Journal) -> dict[str, Any]:
     }
 
 
-def store(s3: S3, journal: Journal) -> tuple[str, Any]:
+def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     """Put a dump under the first free name from its own on: the key, and HeadObject's answer.
 
     Any answer may get lost: S3 may have done what it seems to have refused. So each round begins
     by asking what is there, and what it does follows from that alone.
     """
-    first = seconds = int(re.findall("[0-9]+", journal.file)[-1])
+    first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
     pauses, why = backoff(), "S3 has nothing there"
-    end = 0.0  # for completing, from when all was sent for the first time
+    sent_to, end = "", 0.0  # for completing, from when all was sent there for the first time
     while True:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
-        if head and head["Metadata"].get("backup-id") == journal["id"]:
-            return key, head
         if head:
+            if head["Metadata"].get("backup-id") == dump.id:
+                return key, head
+            same = (head["ContentLength"], plain_etag(head)) == (dump.size, dump.etag)
+            require(not same, f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven")
             seconds += 1  # somebody else's: that name is taken
             require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
             continue
         if parts.get("Key") != key:
-            parts = send_parts(s3, journal, key)
-            end = end or time.monotonic() + s3.patience * TIME_SCALE
+            parts = send_parts(s3, dump, key)
+            if sent_to != key:
+                sent_to, end = key, time.monotonic() + s3.patience * TIME_SCALE
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
@@ -1909,26 +2095,26 @@ def store(s3: S3, journal: Journal) -> tuple[str, Any]:
             time.sleep(next(pauses))
 
 
-def check_stored(s3: S3, journal: Journal, key: str, head: Any) -> None:
+def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     """Whether S3 has what was sent, by size and, where that is one of MD5s, by ETag.
 
     Raises Failure; then the object is gone, and the dump bears another id: whatever has the old one
     is no backup, but looks like one.
     """
-    etag, size, sent = plain_etag(head), head["ContentLength"], journal.get("etag")
+    etag, size, sent = plain_etag(head), head["ContentLength"], dump.etag
     other = "-" in etag and sent and etag != sent
-    if size == journal["size"] and not other:
+    if size == dump.size and not other:
         return
-    journal.save(id=os.urandom(16).hex())
+    dump.save(id=os.urandom(16).hex())
     s3.call("delete_object", Key=key)
-    raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {journal['size']}, {sent}")
+    raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
 
-def abort(s3: S3, journal: Journal, patience: float | None = None) -> None:
+def abort(s3: S3, dump: Dump, patience: float | None = None) -> None:
     """Have S3 forget the parts of an upload that was begun and not completed. Raises Failure."""
-    if "upload" in journal:
+    if dump.upload:
         with allowing(403, 404):
-            s3.call("abort_multipart_upload", patience, **journal["upload"])
+            s3.call("abort_multipart_upload", patience, **dump.upload)
 
 
 def part_size(size: int) -> int:
@@ -1938,13 +2124,14 @@ def part_size(size: int) -> int:
     return max(MIN_PART, -(-step // MIB) * MIB)
 
 
-def metadata_of(journal: Journal) -> dict[str, str]:
+def metadata_of(dump: Dump) -> dict[str, str]:
     """What the object of a sealed dump tells about it: ASCII alone, as headers have it."""
-    metadata = {"backup-id": journal["id"]}
+    metadata = {"backup-id": dump.id}
     for name in (*FACTS, *DIGESTS):
-        if journal[name] is not None:
-            metadata[name.replace("_", "-")] = str(journal[name])
-    metadata["database"] = urllib.parse.quote(journal["database"], safe="")
+        value = getattr(dump, name)
+        if value is not None:
+            metadata[name.replace("_", "-")] = str(value)
+    metadata["database"] = urllib.parse.quote(dump.database, safe="")
     return metadata
 
 
@@ -1972,24 +2159,22 @@ class Sent(NamedTuple):
     md5: bytes  # of what was sent
 
 
-def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
+def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     """Send all of a dump; what will complete the upload. Raises Failure.
 
     The upload is noted before anything is sent, so that a later run can abort it.
     """
-    abort(s3, journal)
-    journal.save()  # is there room to note what is begun?
-    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(journal))
+    abort(s3, dump)
+    dump.save()  # is there room to note what is begun?
+    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(dump))
     upload_id = {"Key": key, "UploadId": made["UploadId"]}
-    journal["upload"] = (
-        upload_id  # known at once: where noting it fails, it is aborted all the same
-    )
-    journal.save()
-    size, step = journal["size"], part_size(journal["size"])
+    dump.upload = upload_id  # known at once: where noting it fails, it is aborted all the same
+    dump.save()
+    size, step = dump.size, part_size(dump.size)
 
     def send(start: int, _: int) -> Sent:
         """Send one part."""
-        return send_part(s3, journal.file, start, step, upload_id)
+        return send_part(s3, dump.file, start, step, upload_id)
 
     sent: list[Sent] = list(slices("Upload in progress", size, step, send))
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
@@ -1997,7 +2182,7 @@ def send_parts(s3: S3, journal: Journal, key: str) -> dict[str, Any]:
     fits = plain in (0, len(sent))
     require(fits, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
     whole = hashlib.md5(b"".join(part.md5 for part in sent), usedforsecurity=False).hexdigest()
-    journal.save(etag=f"{whole}-{len(sent)}" if plain else "")
+    dump.save(etag=f"{whole}-{len(sent)}" if plain else "")
     parts = [{"PartNumber": part.number, "ETag": part.etag} for part in sent]
     return upload_id | {"MultipartUpload": {"Parts": parts}}
 
@@ -2016,7 +2201,8 @@ RESULT = (
     *FACTS,
     "tables",
     "starttime",
-)  # and `made_again`
+    "made_again",
+)
 
 
 def backup(
@@ -2029,102 +2215,124 @@ def backup(
     """
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
-        journal = sweep(s, s3, process)
+        dump = sweep(s, s3, process, resume)
         if resume:
             if s.verify_db_host:
                 drop_scratch(s)
             return None
-        attempts = journal.get("attempts", 0) + 1
-        alive = attempts <= DEATHS or "gone" in journal
+        attempts = dump.attempts + 1
+        alive = attempts <= DEATHS or dump.gone
         require(alive, "killed three times: is the memory limit low?")
         try:
-            if "sha256" in journal:
-                journal.save(attempts=attempts)
+            if dump.stage is Stage.BEGUN:
+                dump = make_dump(s, s3, process=process, starttime=starttime, attempts=attempts)
             else:
-                journal = dump(s, s3, process=process, starttime=starttime, attempts=attempts)
-            result = finish(s3, journal)
+                dump.save(attempts=attempts)
+            result = finish(s3, dump)
         except (Stop, Failure, OSError) as why:
-            if journal.pending():
-                put_off(s3, journal, why)
+            if dump.pending:
+                put_off(s3, dump, why)
             raise
         log("info", "Backup procedure completed, closing process ...")
         return result
 
 
-def put_off(s3: S3, journal: Journal, why: BaseException) -> None:
+def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
     """Leave a finished dump for a later run; remove it if its process was cancelled (SIGUSR1).
 
     Its process has failed, unless we were only stopped: then the dump is for that one still.
     """
     with suppress(Exception):
-        in_time(2, lambda: abort(s3, journal, 0))
-    whose = journal["process"] if isinstance(why, Stop) else ""
+        in_time(2, lambda: abort(s3, dump, 0))
+    whose = dump.process if isinstance(why, Stop) else ""
     with suppress(OSError):
-        journal.save(attempts=0, process=whose)
+        dump.save(attempts=0, process=whose)
     if why.args == (signal.SIGUSR1,):
-        journal.remove(journal.file)
+        dump.remove(dump.file)
 
 
-def finish(s3: S3, journal: Journal) -> dict[str, Any]:
+def finish(s3: S3, dump: Dump) -> dict[str, Any]:
     """Take a sealed dump from where it is to its backup's result: upload, remove, prune."""
-    if journal.pending():
-        if "bucket" not in journal:
-            journal.save(**upload(s3, journal))
+    if dump.stage is Stage.SEALED:
+        dump.save(**upload(s3, dump))
+    if dump.stage is Stage.STORED:
         with suppress(FileNotFoundError):
-            os.unlink(journal.file)
-        log("info", "Removed local backup file", Filepath=journal.file)
-        journal.save(gone=True)
-    result = {name: journal[name] for name in RESULT}
-    result["made_again"] = journal.get("made_again", [])  # an older version's journal has none
-    made = result["filepath_s3"].removeprefix("/")
-    system, database = result["system_identifier"], result["database"]
-    result |= prune(s3, system, database, made, result["postgresql"])
-    if not journal["process"]:
-        journal.remove()  # else it is kept until the process is closed
+            os.unlink(dump.file)
+        log("info", "Removed local backup file", Filepath=dump.file)
+        dump.save(gone=True)
+    result = {name: getattr(dump, name) for name in RESULT}
+    made = dump.filepath_s3.removeprefix("/")
+    result |= prune(s3, dump.system_identifier, dump.database, made, dump.postgresql)
+    if not dump.process:
+        dump.remove()  # else it is kept until the process is closed
     return result
 
 
-def sweep(s: Settings, s3: S3, process: str) -> Journal:
-    """Finish or clear what crashes left on the volume; the journal of PROCESS, or an empty one."""
-    mine = Journal("")
+def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
+    """Finish or clear what crashes left on the volume; the dump of PROCESS, or an empty one.
+
+    What cannot be finished keeps nobody from a new backup. Raises Failure or OSError where it is
+    the one of PROCESS, or where we are here for nothing else: to RESUME.
+    """
+    mine = Dump("")
+    kept: Failure | OSError | None = None
     warn_of_strays(s)
-    for journal in journals(s):
-        own = bool(process) and journal["process"] == process
-        if not journal.pending():
-            clear(journal)
-        elif not is_whole(journal):
-            log("warning", "Not what its journal says, leaving it alone", Filepath=journal.file)
-            abort(s3, journal)
-            journal.remove()
+    for dump in dumps(s):
+        own = bool(process) and dump.process == process
+        try:
+            there = settle(s3, dump, own, bool(process))
+        except (Failure, OSError) as error:
+            if own:
+                raise
+            kept = error
+            text = "Cannot finish what an earlier run left, it stays"
+            log("warning", text, Filepath=dump.file, Error=error)
             continue
-        elif not own:
-            # It may kill this process, too. That may cost it two children, not the third, which is
-            # for its own backup.
-            tries = journal.get("attempts", 0) + bool(process)
-            if tries < DEATHS or not process:
-                journal.save(attempts=tries)
-                finish(s3, journal)
-        if own:
-            mine = journal
+        if own and there:
+            mine = dump
+    if resume and kept:
+        raise kept
     return mine
 
 
-def is_whole(journal: Journal) -> bool:
+def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
+    """Clear, leave alone or, if it is not our OWN, finish one that is left; False: it is no dump.
+
+    backing_up: we are here for a process, whose backup comes next.
+    """
+    if not dump.pending:
+        clear(dump)
+    elif not is_whole(dump):
+        log("warning", "Not what its journal says, leaving it alone", Filepath=dump.file)
+        abort(s3, dump)
+        dump.remove()
+        return False
+    elif not own:
+        # It may kill this process, too. That may cost it two children, not the third, which is for
+        # its own backup.
+        tries = dump.attempts + backing_up
+        if tries < DEATHS or not backing_up:
+            dump.save(attempts=tries)
+            finish(s3, dump)
+    return True
+
+
+def is_whole(dump: Dump) -> bool:
     """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
-    if os.path.exists(journal.partial) and not os.path.lexists(journal.file):
-        os.rename(journal.partial, journal.file)  # it was sealed, and a crash came
-    return "bucket" in journal or digest(journal.file) == journal["sha256"]
+    if os.path.exists(dump.partial) and not os.path.lexists(dump.file):
+        os.rename(dump.partial, dump.file)  # it was sealed, and a crash came
+    return dump.stage is Stage.STORED or digest(dump.file) == dump.sha256
 
 
-def clear(journal: Journal) -> None:
+def clear(dump: Dump) -> None:
     """Remove what a dump left that was not finished, and a journal that nobody needs.
 
     One that waits for its process to be closed is kept for a day: that came to another end.
     """
     with suppress(OSError):
-        os.unlink(journal.partial)
-    if not journal["process"] or time.time() - os.path.getmtime(journal.path) > 24 * 3600:
-        journal.remove()
+        os.unlink(dump.partial)
+    if not dump.process or time.time() - os.path.getmtime(dump.journal) > 24 * 3600:
+        dump.remove()
 
 
 # ---- Signing: secp256k1, as Colonies uses it -----------------------------------------------------
@@ -2447,7 +2655,7 @@ class Executor:
 
     def is_left(self) -> bool:
         """Whether there is a dump on the volume that waits for S3, or the rest of one."""
-        return any(x.pending() or os.path.exists(x.partial) for x in journals(self.s))
+        return any(x.pending or os.path.exists(x.partial) for x in dumps(self.s))
 
     def rank(self, process: Process) -> tuple[bool, bool, float]:
         """What comes first: what is done; then backups, and of these what need not wait."""
@@ -2677,9 +2885,9 @@ class Executor:
         del self.deaths[process.id]
         self.times.pop(f"again {process.id}", None)
         with suppress(OSError):  # where the volume is gone, so is this
-            for journal in journals(self.s):
-                if journal.get("process") == process.id and not journal.pending():
-                    journal.remove()
+            for dump in dumps(self.s):
+                if dump.process == process.id and not dump.pending:
+                    dump.remove()
 
     def leave(self) -> None:
         """Stop the job, close what is done, and deregister, which hands the rest back; in 10 s.
@@ -4318,7 +4526,13 @@ def run_command(s: Settings, options: Options) -> int:
         verdict = report["verdict"]
         require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
         return 0
-    result = backup(s, options.resume, **told)
+    try:
+        result = backup(s, options.resume, **told)
+    except Busy as busy:
+        if not options.resume:
+            raise
+        log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
+        return 0
     if result:
         say(json.dumps(result, indent=4) + "\n")
     return 0

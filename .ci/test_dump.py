@@ -210,21 +210,27 @@ def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scen
             scene.backup()
 
 
-def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
-        scene: Scene, tmp_path: Path) -> None:
-    """It was not there when the tables were read for the first time."""
+@pytest.mark.parametrize("sessions", [-1, 3])
+def test_a_table_that_is_made_while_the_backup_begins_is_in_it_whole_or_not_at_all(
+        scene: Scene, tmp_path: Path, sessions: int) -> None:
+    """pg_dump has the snapshot in which the tables were read, if its role may have the sessions."""
+    scene.postgres.sql(f'ALTER DATABASE "{scene.database}" CONNECTION LIMIT {sessions}')
     program, real = tmp_path / "pg_dump", client_programs()[0]
     program.write_text(f"""#!/bin/sh
-[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \\
-    'CREATE TABLE IF NOT EXISTS truncated AS SELECT 1 AS i'
+[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \
+    'CREATE TABLE IF NOT EXISTS young AS SELECT 1 AS i, 2 AS more'
 exec '{real}/pg_dump' "$@"
 """)
     program.chmod(0o755)
-    executor = beside(scene, TRUNCATED, PATH=f"{tmp_path}:{real}:/usr/bin:/bin",
-                      BACKUP_TIME_SCALE="0.05")
-    [why] = result_of(executor)["made_again"]
-    assert why.endswith(": public.truncated")
-    same_databases(scene, scene.restored(result_of(executor)["filename"]))
+    executor = beside(scene, "ALTER TABLE young DROP more; ALTER TABLE young ADD more int",
+                      PATH=f"{tmp_path}:{real}:/usr/bin:/bin", BACKUP_TIME_SCALE="0.05")
+    result = result_of(executor)
+    if sessions == 3:
+        [why] = result["made_again"]
+        assert why.endswith(": public.young")
+        same_databases(scene, scene.restored(result["filename"]))
+    else:
+        assert result["made_again"] == [] and result["tables"] == 1
 
 
 def test_a_dump_of_a_standby_that_recovery_ends_or_empties_is_made_again(scene: Scene) -> None:
@@ -399,6 +405,34 @@ def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
     assert scene.files() == [name] and file.read_bytes() == before
 
 
+# What older versions noted of a sealed dump; `made_again`, `upload` and `etag` came at times.
+JOURNAL = {"by", "process", "starttime", "attempts", "id", "sha256", "size", "exectime_backup",
+           "tables", "database", "system_identifier", "postgresql", "timescaledb", "pg_dump"}
+
+
+@pytest.mark.parametrize("stage", ["sealed", "stored", "gone"])
+def test_a_journal_that_an_older_version_wrote_is_finished_and_ours_has_its_format(
+        scene: Scene, meddler: Meddler, stage: str) -> None:
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.failure(**through(meddler, 0.001))
+    [name, journal] = scene.files()
+    told = json.loads((scene.folder / journal).read_text())
+    assert set(told) - {"upload", "etag", "made_again"} == JOURNAL
+    body, key = (scene.folder / name).read_bytes(), f"{scene.prefix}/{name}"
+    old = {field: told[field] for field in JOURNAL}
+    if stage != "sealed":
+        old |= {"filename": name, "bucket": "backup", "filepath_s3": f"/{key}",
+                "size_s3": told["size"], "exectime_upload_s3": 1}
+    if stage == "gone":
+        old["gone"] = True
+        (scene.folder / name).unlink()
+    (scene.folder / journal).write_text(json.dumps(old))
+    said = scene.run("backup", "--resume").stderr
+    assert scene.files() == [] and "level=warning" not in said
+    assert scene.objects() == ({name: body} if stage == "sealed" else {})
+    assert said.count("Removed local backup file") == (stage != "gone")
+
+
 def test_an_operators_files_are_left_alone(scene: Scene) -> None:
     (scene.folder / "backup_1.bak").write_bytes(b"PGDMP of an operator")
     (scene.folder / "notes.txt").write_text("mine")
@@ -479,8 +513,17 @@ def test_a_full_disk_fails_clearly_and_leaves_nothing(big: Scene) -> None:
     assert executor.out == ["LEFT:"] and not big.objects()
 
 
-def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(scene: Scene) -> None:
-    with scene.locked(), with_little_room(scene, 4) as executor:
+def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(
+        scene: Scene, tmp_path: Path) -> None:
+    """Also while the server does not answer what pg_dump is at."""
+    real, stuck = client_programs()[0], tmp_path / "psql"
+    stuck.write_text(f"""#!/bin/sh
+case $* in *pg_blocking_pids*) exec sleep 600;; esac
+exec '{real}/psql' "$@"
+""")
+    stuck.chmod(0o755)
+    with scene.locked(), with_little_room(
+            scene, 4, PATH=f"{tmp_path}:{real}:/usr/bin:/bin") as executor:
         scene.waiting()
         inside = descendants(executor.pid)[0]
         volume = Path(f"/proc/{inside}/root{scene.folder}")

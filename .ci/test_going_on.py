@@ -1,0 +1,137 @@
+"""Tests of what must not keep a backup from being made, or from being told as it was."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+from pathlib import Path
+
+from proxies import COMPLETING, FORBIDDEN, SLOW, Meddler, through
+from servers import client_programs
+from surroundings import Scene
+from test_dump import beside
+
+
+def program(folder: Path, name: str, script: str) -> str:
+    """A PATH on which SCRIPT stands before PostgreSQL's program of that name, which it calls."""
+    real = client_programs()[0]
+    (folder / name).write_text(f"#!/bin/bash\nreal='{real}/{name}'\n{script}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:{real}:/usr/bin:/bin"
+
+
+# ---- What an earlier run left ------------------------------------------------------------------
+
+def test_a_dump_that_cannot_be_finished_keeps_nobody_from_a_new_backup(
+        scene: Scene, meddler: Meddler) -> None:
+    """Its bucket is gone, which a new backup makes; then it can be finished, too."""
+    bucket = f"made-{secrets.token_hex(4)}"
+    scene.client.create_bucket(Bucket=bucket)
+    scene.settings["AWS_S3_BUCKET_NAME"] = bucket
+    meddler.reply(COMPLETING, FORBIDDEN)
+    scene.failure(**through(meddler, 0.001))
+    [left, journal] = scene.files()
+    scene.client.delete_bucket(Bucket=bucket)
+    assert "NoSuchBucket" in scene.run("backup", "--resume", status=1).stderr
+    ran = scene.run("backup")
+    assert re.search(rf"level=warning .*Cannot finish .*{left}.*NoSuchBucket", ran.stderr)
+    assert scene.files() == [left, journal]
+    scene.run("backup", "--resume")
+    listed = scene.client.list_objects_v2(Bucket=bucket)["Contents"]
+    assert [item["Key"].rpartition("/")[2] for item in listed] == [
+        left, json.loads(ran.stdout)["filename"]]
+    assert scene.files() == []
+
+
+def test_what_is_left_is_not_asked_for_while_another_backup_runs(scene: Scene) -> None:
+    folder = os.open(scene.folder, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        said = scene.run("backup", "--resume").stderr
+        assert "another backup is running" in said and "level=error" not in said
+        assert "another backup is running" in scene.failure()
+    finally:
+        os.close(folder)
+
+
+# ---- S3 that shows, or keeps, less than it should ----------------------------------------------
+
+def test_an_old_object_that_s3_cannot_show_keeps_nobody_from_a_new_backup(
+        scene: Scene, meddler: Meddler) -> None:
+    old = [scene.backup()["filename"] for _ in range(2)]
+    meddler.reply(rb"^HEAD \S*" + old[0].encode(), SLOW, times=10**5)
+    ran = scene.run("backup", FULL_BACKUPS="1", **through(meddler, 0.001))
+    assert sorted(scene.objects()) == [old[0], json.loads(ran.stdout)["filename"]]
+    assert "Leaving alone what cannot be looked at" in ran.stderr
+    # Whoever wants the newest must not be given an older one for it.
+    assert "503" in scene.run("list", status=1, **through(meddler, 0.001)).stderr
+
+
+def test_a_server_that_keeps_no_metadata_gets_one_object_and_is_named(
+        scene: Scene, meddler: Meddler) -> None:
+    meddler.answer = lambda data: re.sub(rb"(?mi)^x-amz-meta-[^\n]*\n", b"", data)
+    assert "keeps no metadata" in scene.failure(**through(meddler, 0.001))
+    said = scene.run("backup", "--resume", status=1, **through(meddler, 0.001)).stderr
+    assert "keeps no metadata" in said and len(scene.objects()) == 1
+    meddler.answer = bytes
+    scene.run("backup", "--resume")
+    assert len(scene.objects()) == 1 and scene.files() == []
+
+
+def test_a_bucket_that_somebody_else_makes_at_the_same_time_will_do(
+        scene: Scene, meddler: Meddler) -> None:
+    scene.settings["AWS_S3_BUCKET_NAME"] = bucket = f"made-{secrets.token_hex(4)}"
+    made: list[str] = []
+
+    def first(data: bytes) -> bytes:
+        if data.startswith(f"PUT /{bucket} ".encode()) and not made:
+            made.append(scene.client.create_bucket(Bucket=bucket)["Location"])
+        return data
+
+    meddler.request = first
+    assert scene.backup(**through(meddler, 0.01))["bucket"] == bucket and made
+
+
+def test_an_s3_that_goes_away_while_old_backups_are_removed_is_waited_for_once(
+        scene: Scene, meddler: Meddler) -> None:
+    old = [scene.backup()["filename"] for _ in range(3)]
+    meddler.reply(rb"^DELETE \S*backup_", SLOW, times=10**5)
+    result = scene.backup(FULL_BACKUPS="1", **through(meddler, 0.001))
+    assert not result["removed"] and sorted(scene.objects()) == [*old, result["filename"]]
+    assert meddler.seen(rb"^DELETE \S*" + old[0].encode()) > 1
+    assert not meddler.seen(rb"^DELETE \S*" + old[1].encode())
+
+
+# ---- The dump ----------------------------------------------------------------------------------
+
+def test_a_dump_that_fails_since_a_table_is_gone_is_made_again_in_any_language(
+        scene: Scene, tmp_path: Path) -> None:
+    scene.sql("CREATE TABLE dropped AS TABLE t")
+    path = program(tmp_path, "pg_dump",
+                   '"$real" "$@" 2> >(sed "s/relation.*does not exist/existiert nicht/" >&2)')
+    executor = beside(scene, "DROP TABLE dropped", PATH=path, BACKUP_TIME_SCALE="0.05")
+    [why] = json.loads("\n".join(executor.out))["made_again"]
+    assert "existiert nicht" in why
+
+
+def test_what_pg_dump_warns_of_is_in_the_log(scene: Scene, tmp_path: Path) -> None:
+    path = program(tmp_path, "pg_dump", """"$real" "$@"
+[ "$1" = --version ] || cat >&2 << END
+pg_dump: warning: there are circular foreign-key constraints on this table:
+pg_dump: detail: hypertable
+pg_dump: hint: Consider using a full dump instead of a --data-only dump.
+pg_dump: warning: subscriptions not dumped because current user is not a superuser
+END""")
+    warnings = [line for line in scene.run("backup", PATH=path).stderr.splitlines()
+                if "level=warning" in line]
+    assert len(warnings) == 1 and "circular" not in warnings[0]
+    assert "subscriptions not dumped because current user is not a superuser" in warnings[0]
+
+
+# ---- Words ------------------------------------------------------------------------------------
+
+def test_a_password_that_everybody_guesses_garbles_no_message(scene: Scene) -> None:
+    ran = scene.run("backup", VERIFY_DB_PASSWORD="backup", AWS_S3_PREFIX=f"{scene.prefix}/upload")
+    assert 'msg="Successfully uploaded backup file"' in ran.stderr and "***" not in ran.stderr
