@@ -28,18 +28,18 @@ def test_a_dump_that_cannot_be_finished_keeps_nobody_from_a_new_backup(
         scene: Scene, meddler: Meddler) -> None:
     """Its bucket is gone, which a new backup makes; then it can be finished, too."""
     bucket = f"made-{secrets.token_hex(4)}"
-    scene.client.create_bucket(Bucket=bucket)
+    scene.s3_client.create_bucket(Bucket=bucket)
     scene.settings["AWS_S3_BUCKET_NAME"] = bucket
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.failure(**through(meddler, 0.001))
     [left, journal] = scene.files()
-    scene.client.delete_bucket(Bucket=bucket)
+    scene.s3_client.delete_bucket(Bucket=bucket)
     assert "NoSuchBucket" in scene.run("backup", "--resume", status=1).stderr
     ran = scene.run("backup")
     assert re.search(rf"level=warning .*Cannot finish .*{left}.*NoSuchBucket", ran.stderr)
     assert scene.files() == [left, journal]
     scene.run("backup", "--resume")
-    listed = scene.client.list_objects_v2(Bucket=bucket)["Contents"]
+    listed = scene.s3_client.list_objects_v2(Bucket=bucket)["Contents"]
     assert [item["Key"].rpartition("/")[2] for item in listed] == [
         left, json.loads(ran.stdout)["filename"]]
     assert scene.files() == []
@@ -87,7 +87,7 @@ def test_a_bucket_that_somebody_else_makes_at_the_same_time_will_do(
 
     def first(data: bytes) -> bytes:
         if data.startswith(f"PUT /{bucket} ".encode()) and not made:
-            made.append(scene.client.create_bucket(Bucket=bucket)["Location"])
+            made.append(scene.s3_client.create_bucket(Bucket=bucket)["Location"])
         return data
 
     meddler.request = first
