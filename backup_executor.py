@@ -970,7 +970,7 @@ class S3:
 
     def attempt(self, verb: str, take: Any, arguments: dict[str, Any]) -> Any:
         """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
-        method = getattr(self.client, verb)
+        method = getattr(self.client, verb)  # outside: that there is none would be our mistake
         if verb == "upload_part":
             arguments["Body"].seek(0)  # it was read, if only for its MD5
         begun, answer = time.monotonic(), dict[str, Any]()
@@ -1036,13 +1036,11 @@ class S3:
         soon = time.time() + 24 * 60 * 60
         import heapq  # an idle executor does without it
 
-        found = heapq.nlargest(
-            most, self.listed(), key=lambda each: (each.seconds <= soon, each.seconds, each.key)
-        )
+        found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
         looked = []
-        for each in sorted(found, key=lambda each: each[:2]):
+        for each in sorted(found):
             looked.append(self.looked_at(each, patience))
             if patience and looked[-1].metadata is None:
                 patience = 0  # for all of them together
@@ -1052,8 +1050,7 @@ class S3:
         """What ListObjectsV2 says of the names that are a backup's."""
         prefix = self.key("backup_")
         name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.bak")
-        last = ""
-        more = True
+        last, more = "", True
         while more:
             before = last
             page = self.call("list_objects_v2", Prefix=prefix, StartAfter=last)
@@ -1082,15 +1079,17 @@ class S3:
         end = min(found.size, 4096)
         if not end:
             return b""  # there is no such range
-
-        def take(answer: Any) -> tuple[bool, bytes]:
-            """Whether it is what was asked for, and the bytes."""
-            same = found.etag in ("", plain_etag(answer)) and not answer["Metadata"]
-            asked = answer.get("ContentRange") == f"bytes 0-{end - 1}/{found.size}"
-            return same and asked, answer["Body"].read(end)
-
-        right, data = self.call("get_object", 10, take, Key=found.key, Range=f"bytes=0-{end - 1}")
-        require(right, f"{self.where}: {found.key}: it gives something else than it listed")
+        answer, data = self.call(
+            "get_object",
+            10,
+            lambda answer: (answer, answer["Body"].read(end)),
+            Key=found.key,
+            Range=f"bytes=0-{end - 1}",
+        )
+        same = found.etag in ("", plain_etag(answer)) and not answer["Metadata"]
+        asked = answer.get("ContentRange") == f"bytes 0-{end - 1}/{found.size}"
+        text = f"{self.where}: {found.key}: it gives something else than it listed"
+        require(same and asked, text)
         return bytes(data)
 
 
@@ -1136,11 +1135,9 @@ def superseded(found: list[Backup], ours: list[Backup], keep: int, made: str) ->
     good = [backup for backup in ours if backup.key not in doubts]
     bad = [backup for backup in ours if backup.key in doubts]
     beyond = good[:-keep] + bad[:-keep]
-    for old in found:
-        if old.metadata == {}:  # an older executor's
-            newer = sum(backup.seconds > old.seconds for backup in ours)
-            if newer >= keep:
-                beyond.append(old)
+    if len(ours) >= keep:
+        since = ours[-keep].seconds
+        beyond += [old for old in found if old.metadata == {} and old.seconds < since]
     return [old for old in beyond if old.key != made]
 
 
@@ -1193,117 +1190,107 @@ def unlike(head: bytes, database: str, postgresql: str) -> str:
     return ""
 
 
-def beginnings(s3: S3, aged: list[Backup], twin: bool) -> dict[str, bytes | str]:
-    """The first bytes of these objects by key; where they are not known, a text that says why.
-
-    With a TWIN, another server's database of this name that has backups here, they would tell
-    nothing. More than HEADS are looked at by lot, so that none is passed over for ever. When S3
-    goes away, the rest is not asked for.
-    """
-    if twin:
-        why = "another server's database of this name has backups here"
-        return {old.key: why for old in aged}
-    heads: dict[str, bytes | str] = {}
-    otherwise: bytes | str = f"only {HEADS} are looked at"
-    for old in random.sample(aged, min(HEADS, len(aged))):
-        try:
-            heads[old.key] = s3.beginning(old)
-        except Failure as error:
-            heads[old.key] = f"not looked at: {error}"
-            if error.again:
-                otherwise = heads[old.key]
-                break
-    return {old.key: heads.get(old.key, otherwise) for old in aged}
-
-
-def strangers(heads: Mapping[str, bytes | str], database: str, postgresql: str) -> dict[str, str]:
-    """Which of the objects without metadata stay, and why, by key; `heads` as of `beginnings`.
+def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, str]:
+    """Which of these objects without metadata stay, and why, by key.
 
     A server may have forgotten the metadata (`rclone serve s3` does when it restarts), so these may
-    be another database's. What tells is the archive's own head.
+    be another database's. What tells is the archive's own head, unless there is a TWIN, another
+    server's database of this name that has backups here. More than HEADS are looked at by lot, so
+    that none is passed over for ever. When S3 goes away, the rest is not asked for.
     """
-    kept = {}
-    for key in sorted(heads):
-        head = heads[key]
-        why = head if isinstance(head, str) else unlike(head, database, postgresql)
-        if why:
-            kept[key] = f"no metadata: {why}"
-    return kept
-
-
-def remove(s3: S3, going: list[Backup]) -> tuple[list[str], dict[str, str]]:
-    """Remove these, a line in the log for each; the keys removed, and why others were not."""
-    removed, refused = [], {}
-    for old in going:
-        why = "proven" if old.metadata else "no metadata; its archive names this database"
+    why: dict[str, str] = {}  # "" for one that is this database's
+    otherwise = f"only {HEADS} are looked at"
+    chances = random.sample(aged, min(HEADS, len(aged)))
+    if twin:
+        otherwise, chances = "another server's database of this name has backups here", []
+    for old in chances:
         try:
-            s3.call("delete_object", Key=old.key)
-            removed.append(old.key)
-            log("info", "Removed an old backup", Key=old.key, Why=why)
+            why[old.key] = unlike(s3.beginning(old), made.database, made.postgresql)
         except Failure as error:
-            refused[old.key] = f"not removed: {error}"
-            log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            why[old.key] = f"not looked at: {error}"
             if error.again:
-                break  # S3 is away: the next backup removes the others
-    return removed, refused
+                otherwise = why[old.key]
+                break
+    whys = {old.key: why.get(old.key, otherwise) for old in aged}
+    return {key: f"no metadata: {whys[key]}" for key in whys if whys[key]}
+
+
+def remove(s3: S3, old: Backup) -> Failure | None:
+    """Remove a backup, with a line in the log; why it is not removed."""
+    try:
+        s3.call("delete_object", Key=old.key)
+    except Failure as error:
+        log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+        return error
+    why = "proven" if old.metadata else "no metadata; its archive names this database"
+    log("info", "Removed an old backup", Key=old.key, Why=why)
+    return None
 
 
 def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
-    found: list[Backup] = []
     try:
         found = s3.backups(OBJECT_PATIENCE)
     except Exception as error:
         log("warning", "Removing none: cannot list them", Error=error)
+        return []
     unknown = sum(backup.metadata is None for backup in found)
     if unknown:
         log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
     return found
 
 
-def prune(s3: S3, system: str, database: str, made: str, postgresql: str) -> dict[str, Any]:
+def prune(s3: S3, made: Dump) -> dict[str, Any]:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
-    It never fails a backup: what goes wrong is a warning, and the object stays.
+    made: the dump whose backup is the new one. It never fails a backup: what goes wrong is a
+    warning, and the object stays.
     """
     log("info", "Removing old backup files ...")
     found = known_backups(s3)
-    ours = proven(found, system, database)
-    doubts = doubtful(ours)
-    if made in doubts:
-        log("warning", "The new backup is doubtful: half as large", Key=made)
-    beyond = superseded(found, ours, s3.s.full_backups, made)
+    whose = by_database(found)
+    ours = whose.pop((made.system_identifier, made.database), [])
+    doubts, new = doubtful(ours), made.filepath_s3[1:]
+    if new in doubts:
+        log("warning", "The new backup is doubtful: half as large", Key=new)
+    beyond = superseded(found, ours, s3.s.full_backups, new)
     aged = [old for old in beyond if old.metadata == {}]
-    twin = any(name == database and of != system for of, name in by_database(found))
-    others = strangers(beginnings(s3, aged, twin), database, postgresql)
+    twin = any(name == made.database for _, name in whose)
+    others = strangers(s3, aged, twin, made)
     if others:
         some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
         what = "Leaving alone what has no metadata and may be another database's"
         log("warning", what, Objects=len(others), Some=some)
-    going = [old for old in beyond if old.key not in others]
-    removed, refused = remove(s3, going)
     kept = {backup.key: "proven" for backup in ours}
     kept |= dict.fromkeys(doubts, "doubtful: less than half")
-    kept |= dict(itertools.islice(others.items(), HEADS)) | refused
-    for key in removed:
-        kept.pop(key, None)
+    kept |= itertools.islice(others.items(), HEADS)
+    removed = []
+    for old in beyond:
+        if old.key in others:
+            continue
+        failure = remove(s3, old)
+        if not failure:
+            removed.append(old.key)
+            kept.pop(old.key, None)
+            continue
+        kept[old.key] = f"not removed: {failure}"
+        if failure.again:
+            break  # S3 is away: the next backup removes the others
     return {"removed": removed, "kept": kept}
 
 
 # ---- The staging volume --------------------------------------------------------------------------
 
 
-class Stage(enum.Enum):
-    """How far a dump has come."""
-
-    BEGUN = "pg_dump writes it, as `….bak.partial`; a crash costs it"
-    SEALED = "the archive is whole, it was read back, and `….bak` is or will be its name"
-    STORED = "S3 has it, and that was proven"
-    GONE = "its file is removed; its journal waits for its process to be closed"
-
-
 class Dump:
     """A dump on the staging volume, and all that a later run has to know to go on with it.
+
+    What is known tells how far it has come:
+
+        begun    pg_dump writes `….bak.partial`; a crash costs the dump
+        sealed   its SHA-256: the archive is whole and was read back, and is called `….bak` then
+        stored   its bucket: S3 has it, and that was proven
+        gone     its file is removed; its journal waits for its process to be closed
 
     These fields, as far as they are known, are its journal, the file `….bak.json` beside `….bak`:
     a JSON object, to which older versions have written, too.
@@ -1316,33 +1303,33 @@ class Dump:
     made_again: Sequence[str] = ()  # why earlier ones of the same run were void
 
     # Of a sealed one.
-    id: str = ""  # random: its object's `backup-id`
+    id: str  # random: its object's `backup-id`
     sha256: str = ""
-    size: int = 0  # bytes
-    exectime_backup: int = 0  # seconds
-    tables: int = 0  # whose rows it has, by its table of contents
+    size: int  # bytes
+    exectime_backup: int  # seconds
+    tables: int  # whose rows it has, by its table of contents
     # As in `Server`.
-    database: str = ""
-    system_identifier: str = ""
-    postgresql: str = ""
-    timescaledb: str | None = None
-    pg_dump: str = ""
+    database: str
+    system_identifier: str
+    postgresql: str
+    timescaledb: str | None
+    pg_dump: str
 
     # Of one whose upload has begun.
     upload: Mapping[str, str] = {}  # Key and UploadId; whether it was completed is not known
     etag: str = ""  # of its object, by the MD5s of all parts; "": the server's are no MD5s
 
     # Of a stored one.
-    filename: str = ""  # in S3: another name, where somebody had taken its own
+    filename: str  # in S3: another name, where somebody had taken its own
     bucket: str = ""
-    filepath_s3: str = ""  # "/" and the key
-    size_s3: int = 0  # bytes, as S3 says
-    exectime_upload_s3: int = 0  # seconds
+    filepath_s3: str  # "/" and the key
+    size_s3: int  # bytes, as S3 says
+    exectime_upload_s3: int  # seconds
 
     gone: bool = False  # the file is removed
 
     def __init__(self, file: str, **known: object):
-        self.file = file  # the path of the sealed dump
+        self.file = file  # the path of a sealed one
         vars(self).update(known)
 
     @property
@@ -1356,18 +1343,19 @@ class Dump:
         return f"{self.file}.json"
 
     @property
-    def stage(self) -> Stage:
-        """How far it has come, by what is known."""
-        if self.gone:
-            return Stage.GONE
-        if self.bucket:
-            return Stage.STORED
-        return Stage.SEALED if self.sha256 else Stage.BEGUN
+    def sealed(self) -> bool:
+        """Whether it is at least that."""
+        return self.sha256 != ""
+
+    @property
+    def stored(self) -> bool:
+        """Whether it is at least that."""
+        return self.bucket != ""
 
     @property
     def pending(self) -> bool:
         """Whether something is left to do: S3 has not got it yet, or its file is there."""
-        return self.stage in (Stage.SEALED, Stage.STORED)
+        return self.sealed and not self.gone
 
     def save(self, **changes: object) -> None:
         """Note what changes, in the journal first: it is replaced whole, and reaches the disk.
@@ -1841,7 +1829,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         took, listed = dump_every_row(s, server, dump, newest.size)
         seal(server, dump, took, listed)
     finally:
-        if dump.stage is Stage.BEGUN:
+        if not dump.sealed:
             dump.remove()
     os.rename(dump.partial, file)  # only now: it is whole, and its journal vouches for it
     log(
@@ -2029,8 +2017,8 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def upload(s3: S3, dump: Dump) -> dict[str, Any]:
-    """Upload a sealed dump, and prove that S3 has it; where it is, for the journal and the result.
+def upload(s3: S3, dump: Dump) -> None:
+    """Upload a sealed dump, prove that S3 has it, and note where.
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
@@ -2045,13 +2033,13 @@ def upload(s3: S3, dump: Dump) -> dict[str, Any]:
         ExecTime=f"{took} seconds",
         Size=f"{size} bytes",
     )
-    return {
-        "filename": os.path.basename(key),
-        "bucket": s3.s.aws_s3_bucket_name,
-        "filepath_s3": f"/{key}",
-        "size_s3": size,
-        "exectime_upload_s3": took,
-    }
+    dump.save(
+        filename=os.path.basename(key),
+        bucket=s3.s.aws_s3_bucket_name,
+        filepath_s3=f"/{key}",
+        size_s3=size,
+        exectime_upload_s3=took,
+    )
 
 
 def store(s3: S3, dump: Dump) -> tuple[str, Any]:
@@ -2135,28 +2123,27 @@ def metadata_of(dump: Dump) -> dict[str, str]:
     return metadata
 
 
-def send_part(s3: S3, path: str, start: int, step: int, upload_id: Mapping[str, Any]) -> Sent:
-    """Send a slice of a file with its MD5, which S3 compares."""
+class Sent(NamedTuple):
+    """A part of an upload that S3 has."""
+
+    etag: str  # as S3 gave it
+    md5: bytes  # of what was sent
+
+
+def send_part(s3: S3, dump: Dump, start: int, end: int) -> Sent:
+    """Send these bytes of a dump, a part of its upload, with their MD5, which S3 compares."""
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
 
     md5 = hashlib.md5(usedforsecurity=False)
-    number = start // step + 1
-    with ReadFileChunk.from_filename(path, start, step) as part:
+    number = start // part_size(dump.size) + 1
+    with ReadFileChunk.from_filename(dump.file, start, end - start) as part:
         while data := part.read(BLOCK):
             md5.update(data)
         checksum = content_md5(md5.digest())
         answer = s3.call(
-            "upload_part", **upload_id, PartNumber=number, Body=part, ContentMD5=checksum
+            "upload_part", None, **dump.upload, PartNumber=number, Body=part, ContentMD5=checksum
         )
-    return Sent(number, answer["ETag"], md5.digest())
-
-
-class Sent(NamedTuple):
-    """A part of an upload that S3 has."""
-
-    number: int
-    etag: str  # as S3 gave it
-    md5: bytes  # of what was sent
+    return Sent(answer["ETag"], md5.digest())
 
 
 def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
@@ -2167,24 +2154,19 @@ def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     abort(s3, dump)
     dump.save()  # is there room to note what is begun?
     made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(dump))
-    upload_id = {"Key": key, "UploadId": made["UploadId"]}
-    dump.upload = upload_id  # known at once: where noting it fails, it is aborted all the same
+    # Known at once: where noting it fails, it is aborted all the same.
+    dump.upload = {"Key": key, "UploadId": made["UploadId"]}
     dump.save()
-    size, step = dump.size, part_size(dump.size)
-
-    def send(start: int, _: int) -> Sent:
-        """Send one part."""
-        return send_part(s3, dump.file, start, step, upload_id)
-
-    sent: list[Sent] = list(slices("Upload in progress", size, step, send))
+    send = functools.partial(send_part, s3, dump)
+    sent: list[Sent] = list(slices("Upload in progress", dump.size, part_size(dump.size), send))
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
     plain = sum(part.etag.strip('"') == part.md5.hex() for part in sent)
     fits = plain in (0, len(sent))
     require(fits, f"{s3.where}: {key}: a part is not what was sent, says its ETag")
     whole = hashlib.md5(b"".join(part.md5 for part in sent), usedforsecurity=False).hexdigest()
     dump.save(etag=f"{whole}-{len(sent)}" if plain else "")
-    parts = [{"PartNumber": part.number, "ETag": part.etag} for part in sent]
-    return upload_id | {"MultipartUpload": {"Parts": parts}}
+    parts = [{"PartNumber": number, "ETag": part.etag} for number, part in enumerate(sent, 1)]
+    return {**dump.upload, "MultipartUpload": {"Parts": parts}}
 
 
 # ---- A backup: as a whole ------------------------------------------------------------------------
@@ -2221,13 +2203,13 @@ def backup(
                 drop_scratch(s)
             return None
         attempts = dump.attempts + 1
-        alive = attempts <= DEATHS or dump.gone
-        require(alive, "killed three times: is the memory limit low?")
+        text = "killed three times: is the memory limit low?"
+        require(attempts <= DEATHS or dump.gone, text)
         try:
-            if dump.stage is Stage.BEGUN:
-                dump = make_dump(s, s3, process=process, starttime=starttime, attempts=attempts)
-            else:
+            if dump.sealed:
                 dump.save(attempts=attempts)
+            else:
+                dump = make_dump(s, s3, process=process, starttime=starttime, attempts=attempts)
             result = finish(s3, dump)
         except (Stop, Failure, OSError) as why:
             if dump.pending:
@@ -2253,16 +2235,14 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
 
 def finish(s3: S3, dump: Dump) -> dict[str, Any]:
     """Take a sealed dump from where it is to its backup's result: upload, remove, prune."""
-    if dump.stage is Stage.SEALED:
-        dump.save(**upload(s3, dump))
-    if dump.stage is Stage.STORED:
+    if not dump.stored:
+        upload(s3, dump)
+    if not dump.gone:
         with suppress(FileNotFoundError):
             os.unlink(dump.file)
         log("info", "Removed local backup file", Filepath=dump.file)
         dump.save(gone=True)
-    result = {name: getattr(dump, name) for name in RESULT}
-    made = dump.filepath_s3.removeprefix("/")
-    result |= prune(s3, dump.system_identifier, dump.database, made, dump.postgresql)
+    result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump)
     if not dump.process:
         dump.remove()  # else it is kept until the process is closed
     return result
@@ -2321,7 +2301,7 @@ def is_whole(dump: Dump) -> bool:
     """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
     if os.path.exists(dump.partial) and not os.path.lexists(dump.file):
         os.rename(dump.partial, dump.file)  # it was sealed, and a crash came
-    return dump.stage is Stage.STORED or digest(dump.file) == dump.sha256
+    return dump.stored or digest(dump.file) == dump.sha256
 
 
 def clear(dump: Dump) -> None:

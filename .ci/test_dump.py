@@ -411,8 +411,8 @@ JOURNAL = {"by", "process", "starttime", "attempts", "id", "sha256", "size", "ex
 
 
 @pytest.mark.parametrize("stage", ["sealed", "stored", "gone"])
-def test_a_journal_that_an_older_version_wrote_is_finished_and_ours_has_its_format(
-        scene: Scene, meddler: Meddler, stage: str) -> None:
+def test_a_journal_that_another_version_wrote_is_finished_and_ours_has_its_format(
+        scene: Scene, meddler: Meddler, tmp_path: Path, stage: str) -> None:
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.failure(**through(meddler, 0.001))
     [name, journal] = scene.files()
@@ -426,8 +426,11 @@ def test_a_journal_that_an_older_version_wrote_is_finished_and_ours_has_its_form
     if stage == "gone":
         old["gone"] = True
         (scene.folder / name).unlink()
-    (scene.folder / journal).write_text(json.dumps(old))
+    (tmp_path / name).write_text("somebody's")
+    strange = {"file": str(tmp_path / name), "save": 1, "remove": [], "pending": False, "new": {}}
+    (scene.folder / journal).write_text(json.dumps(old | strange))
     said = scene.run("backup", "--resume").stderr
+    assert (tmp_path / name).read_text() == "somebody's"
     assert scene.files() == [] and "level=warning" not in said
     assert scene.objects() == ({name: body} if stage == "sealed" else {})
     assert said.count("Removed local backup file") == (stage != "gone")

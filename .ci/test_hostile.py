@@ -339,7 +339,8 @@ class Crowd(Proxy):
 def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_little(
         scene: Scene, first: int, monkeypatch: pytest.MonkeyPatch,
         capfd: pytest.CaptureFixture[str]) -> None:
-    made = [scene.backup()["filename"] for _ in range(3)]
+    results = [scene.backup() for _ in range(3)]
+    made = [result["filename"] for result in results]
     with Crowd(scene, range(first, first + 100_000)) as proxy:
         environment = executor_environment(
             {**scene.settings, **through(proxy), "FULL_BACKUPS": "2"}, str(scene.folder), 17)
@@ -350,9 +351,7 @@ def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_littl
         assert [os.path.basename(each.key) for each in found if each.metadata] == made
         assert capfd.readouterr().err.count("level=warning") == 1
         del proxy.keys[5000:]  # enough to be too many
-        metadata = scene.head(made[0])["Metadata"]
-        report = backup_executor.prune(s3, metadata["system-identifier"], scene.database,
-                                       f"{scene.prefix}/{made[2]}", metadata["postgresql"])
+        report = backup_executor.prune(s3, backup_executor.Dump("", **results[2]))
         assert report["removed"] == [f"{scene.prefix}/{made[0]}"]
         assert os.path.basename(backup_executor.chosen(s3, "latest").key) == made[2]
         scene.put("backup_7.bak")  # too old to be among those that are looked at

@@ -110,7 +110,7 @@ def test_an_s3_that_goes_away_while_heads_are_read_is_asked_for_no_other(
 def test_the_objects_whose_heads_one_backup_reads_are_few_and_others_have_their_turn(
         scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scene.backup()
-    body, key = scene.objects()[first["filename"]], first["filepath_s3"][1:]
+    body, made = scene.objects()[first["filename"]], backup_executor.Dump("", **first)
     for number in range(1, 6):
         scene.put(f"backup_{number}.bak", body if number % 2 else b"somebody's")
     environment = executor_environment(
@@ -119,8 +119,7 @@ def test_the_objects_whose_heads_one_backup_reads_are_few_and_others_have_their_
     monkeypatch.setattr(backup_executor, "HEADS", 2)
     removed = set[str]()
     for _ in range(1000):  # two of the five, three of which are ours, are looked at
-        report = backup_executor.prune(
-            s3, first["system_identifier"], scene.database, key, first["postgresql"])
+        report = backup_executor.prune(s3, made)
         assert len(report["removed"]) <= 2
         removed |= set(report["removed"])
         if len(removed) == 3:
