@@ -1471,16 +1471,29 @@ END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity 
     AND application_name = current_setting('application_name')"""
 
 
-def read_patiently(database: Database, step: str, query: str) -> Any:
-    """The JSON that a query answers; asked again for a minute, since a whole dump depends on it."""
-    end = time.monotonic() + 60 * TIME_SCALE
-    for pause in backoff():
-        try:
-            return read_json(database, step, query)
-        except Failure:
-            if time.monotonic() + pause > end:
-                raise
-        time.sleep(pause)
+def record_of(database: Database, step: str, answer: str, record: Callable[..., Answer]) -> Answer:
+    """An answer, the JSON object of a record's fields, as that record.
+
+    Raises Failure where it is something else: another program's, say.
+    """
+    try:
+        return record(**json.loads(answer))
+    except (ValueError, TypeError, RecursionError):
+        where = f"{database.host}:{database.port}"
+        text = f"{step}: {where} gives an answer that cannot be read: {answer[:200]!r}"
+        raise Failure(text) from None
+
+
+def read_record(
+    database: Database,
+    step: str,
+    query: str,
+    record: Callable[..., Answer],
+    timeout: float = 120,
+    tick: Callable[[], None] | None = None,
+) -> Answer:
+    """What a query answers, as a record; see `psql` and `record_of`."""
+    return record_of(database, step, psql(database, step, query, timeout, tick=tick), record)
 
 
 class Server(NamedTuple):
@@ -1506,15 +1519,15 @@ class Server(NamedTuple):
 
 def examine_database(s: Settings) -> Server:
     """What is to be backed up, and by which pg_dump. Raises Failure if that one is too old."""
-    told = read_json(s.database(), "Looking at the database", LOOK)
     said = run("Looking at pg_dump", ["pg_dump", "--version"], timeout=60)
     version = re.search(r"\d[\w.]*", said)
-    server = Server(**told, pg_dump=version[0] if version else "0")
-    text = f"pg_dump {server.pg_dump} is {{}} than the server, {server.postgresql}: {{}}"
-    fits = server.client >= server.major
-    require(fits, text.format("older", "install the server's version or later"))
+    record = functools.partial(Server, pg_dump=version[0] if version else "0")
+    server = read_record(s.database(), "Looking at the database", LOOK, record)
+    text, of = f"pg_dump {server.pg_dump} is", f"than the server, {server.postgresql}"
+    if server.client < server.major:
+        raise Failure(f"{text} older {of}: install the server's version or later")
     if server.client > server.major:
-        log("warning", text.format("newer", "restoring takes its version"))
+        log("warning", f"{text} newer {of}: restoring takes its version")
     return server
 
 
@@ -1561,18 +1574,20 @@ def hold(
 
 
 TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA (.*) \S+$"  # in a table of contents: its oid and name
-# Of each table that a dump may hold rows of, by its oid: its file node and its TOAST table's, and
-# hashes of its name and columns, whatever their encoding (md5() is not everywhere allowed).
-# Materialized views are not among them: a dump has them refreshed, and pg_dump 17 locks none.
+# Of each table that a dump may hold rows of, by its oid: its name for people, and its state, namely
+# its file node and its TOAST table's, and hashes of its name and columns, whatever their encoding
+# (md5() is not everywhere allowed). Materialized views are not among them: a dump has them
+# refreshed, and pg_dump 17 locks none.
 READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
     'schemas', (SELECT coalesce(json_object_agg(hashtextextended(nspname, 0), oid), '{}')
         FROM pg_namespace WHERE nspname !~ '^pg_'),
-    'tables', (SELECT coalesce(json_object_agg(c.oid, concat_ws(' ', c.relfilenode,
+    'tables', (SELECT coalesce(json_object_agg(c.oid, json_build_array(
+            format('%I.%I', nspname, c.relname), concat_ws(' ', c.relfilenode,
             coalesce(toast.relfilenode, 0),
             hashtextextended(format('%I.%I', nspname, c.relname), 0),
             (SELECT coalesce(string_agg(hashtext(attnum || ' ' || attname) || '.', ''
                 ORDER BY attnum), '') FROM pg_attribute
-                WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped))), '{}')
+                WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)))), '{}')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
@@ -1588,12 +1603,9 @@ EXPORT = (
 )
 SESSIONS = 4
 USERS_OIDS = 16384  # and above; below are those that initdb makes, which READ_TABLES leaves out
-READ_SCHEMAS = """SELECT json_object_agg(hashtextextended(nspname, 0), oid)
+READ_SCHEMAS = """SELECT json_build_object('time', clock_timestamp(), 'tables', '{}'::json,
+    'schemas', json_object_agg(hashtextextended(nspname, 0), oid))
     FROM pg_namespace WHERE nspname !~ '^pg_'"""
-NAME_TABLES = """SELECT string_agg(name, ', ') FROM (
-    SELECT format('%I.%I', nspname, relname) AS name
-    FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-    WHERE c.oid IN ({}) ORDER BY name LIMIT 5) AS few"""
 # pg_dump's session is ours and begins after the tables were read. A role sees its own sessions.
 READ_SESSIONS = """WITH ours AS (SELECT pid, query, backend_start FROM pg_stat_activity
         WHERE usename = user AND datname = current_database() AND pid <> pg_backend_pid()
@@ -1602,6 +1614,28 @@ READ_SESSIONS = """WITH ours AS (SELECT pid, query, backend_start FROM pg_stat_a
     SELECT json_build_object('copying', EXISTS (SELECT FROM dumping WHERE query LIKE 'COPY %'),
         'stuck', EXISTS (SELECT FROM dumping, unnest(pg_blocking_pids(dumping.pid)) AS blocker,
             unnest(pg_blocking_pids(blocker)) AS holder JOIN ours ON ours.pid = holder))"""
+
+
+class Catalog(NamedTuple):
+    """What a database has, as READ_TABLES tells it; READ_SCHEMAS leaves the tables out."""
+
+    time: str  # of the server
+    schemas: dict[str, int]  # oids by hashes of names
+    tables: dict[str, list[str]]  # name and state by oid
+
+
+class Exported(NamedTuple):
+    """A snapshot that another session may share, as EXPORT tells it."""
+
+    snapshot: str | None
+    sessions: int | None  # that the role may have in the database; None: as many as it likes
+
+
+class Sessions(NamedTuple):
+    """What pg_dump's session does, as READ_SESSIONS tells it."""
+
+    copying: bool  # a table: it has all its locks
+    stuck: bool  # it waits for a session that waits for one of ours
 
 
 class Window:
@@ -1623,23 +1657,44 @@ class Window:
         self.database = database
         self.session, said = hold(database, options, EXPORT)
         try:
-            step = "Reading the tables"
-            require(said.endswith(HELD), f"{step}: psql: {excerpt(said.encode())}")
-            exported, before = map(json.loads, said.splitlines()[:2])
+            exported, self.before = self.exported(said)
         except BaseException:
             self.release()
             raise
         # What pg_dump is to share. None: it would have no session left, and what is made between
         # this reading and its own snapshot is not known.
-        self.snapshot: str | None = exported["snapshot"]
-        if exported["sessions"] is not None and exported["sessions"] < SESSIONS:
+        self.snapshot = exported.snapshot
+        if exported.sessions is not None and exported.sessions < SESSIONS:
             self.snapshot = None
             self.release()
-        self.time: str = before["time"]  # of the server
-        self.schemas: dict[str, int] = before["schemas"]  # oids by name
-        self.before: dict[str, str] = before["tables"]
-        self.locked: dict[str, str] | None = None  # the tables, as read while pg_dump had its locks
-        self.next_look, self.interval = time.monotonic(), 0.1  # seconds
+        self.locked: Catalog | None = None  # as read while pg_dump had its locks
+        self.next_look = 0.0  # by the monotonic clock
+
+    def exported(self, said: str) -> tuple[Exported, Catalog]:
+        """What the session says that exports its snapshot. Raises Failure."""
+        step, lines = "Reading the tables", said.splitlines()
+        require(said.endswith(HELD) and len(lines) == 3, f"{step}: psql: {excerpt(said.encode())}")
+        return record_of(self.database, step, lines[0], Exported), record_of(
+            self.database, step, lines[1], Catalog
+        )
+
+    def read(
+        self,
+        what: str,
+        query: str,
+        patience: float = 0,
+        tick: Callable[[], None] | None = None,
+    ) -> Catalog:
+        """The catalog as it is now; asked for again for so many seconds. Raises Failure."""
+        end = time.monotonic() + patience * TIME_SCALE
+        pauses = backoff()
+        while True:
+            try:
+                return read_record(self.database, f"Reading the {what}", query, Catalog, tick=tick)
+            except Failure:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(next(pauses))
 
     def release(self) -> None:
         """End the session whose snapshot pg_dump shares; it has no need of it once it has that."""
@@ -1651,16 +1706,15 @@ class Window:
         tick: as for `run`, while the server answers. One that does not is asked again later, at
         last by `end`.
         """
-        if time.monotonic() < self.next_look:
+        now = time.monotonic()
+        if now < self.next_look:
             return False
-        self.next_look = time.monotonic() + self.interval
-        self.interval = min(self.interval * 1.5, 10 if self.locked else 2)
         try:
-            if self.locked:
-                schemas = read_json(self.database, "Reading the schemas", READ_SCHEMAS, tick=tick)
-                self.compare_schemas(schemas)
-                return True
-            return self.look_for_locks(tick)
+            if not self.locked:
+                return self.look_for_locks(tick)
+            self.next_look = now + 10 * TIME_SCALE
+            self.compare_schemas(self.read("schemas", READ_SCHEMAS, tick=tick))
+            return True
         except Failure as error:
             if error.again:
                 raise
@@ -1668,69 +1722,47 @@ class Window:
             return False
 
     def look_for_locks(self, tick: Callable[[], None]) -> bool:
-        """Read the tables if pg_dump has its locks, before and after; see `look`.
+        """Read and compare the tables if pg_dump has its locks; see `look`.
 
         It takes all its locks before it copies the first table (14 to 18). Where it waits for a
         session that waits for ours, only we can end that.
         """
-        sessions = READ_SESSIONS.format(self.time)
-        look = functools.partial(
-            read_json, self.database, "Looking at pg_dump", sessions, timeout=20, tick=tick
-        )
-        seen = look()
-        if seen["copying"]:
-            read = read_json(self.database, "Reading the tables", READ_TABLES, tick=tick)
-            tables = read["tables"]
-            if look()["copying"]:
-                self.compare(tables, {})
-                self.locked = tables
-                log("debug", "pg_dump has its locks, and the tables are what they were")
-        return bool(seen["stuck"] or self.locked)
+        query = READ_SESSIONS.format(self.before.time)
+        seen = read_record(self.database, "Looking at pg_dump", query, Sessions, 20, tick)
+        if seen.copying:
+            now = self.read("tables", READ_TABLES, tick=tick)
+            self.compare(now, {})
+            self.locked = now
+            log("debug", "pg_dump has its locks, and the tables are what they were")
+        return seen.copying or seen.stuck
 
-    def compare(self, tables: Mapping[str, str], archived: Mapping[str, str]) -> None:
+    def compare(self, now: Catalog, archived: Mapping[str, str]) -> None:
         """Raise Failure if tables that pg_dump may have dumped were emptied or replaced.
 
         archived: names by oid of those whose rows the archive has, as far as that is known.
         """
-        named = {state.split()[2]: oid for oid, state in tables.items()}
-        void, gone = [], []
-        for oid in self.before.keys() | archived.keys():
-            before = self.before.get(oid)
-            heir = named.get(before.split()[2]) if before else None  # who has its name now
-            if self.is_void(oid, tables.get(oid), heir, oid in archived):
-                if heir or oid in tables:
-                    void.append(int(heir or oid))
-                else:
-                    gone.append(archived[oid].replace(" ", "."))
-        if void or gone:
-            names = ", ".join([*self.names(void), *sorted(gone)[:5]])
+        names = {state.split()[2] for _, state in now.tables.values()}
+        void = []
+        for oid in self.before.tables.keys() | archived.keys():
+            name, before = self.before.tables.get(oid) or (archived[oid], "")
+            _, state = now.tables.get(oid) or ("", "")
+            if not state:  # it is gone; pg_dump would have failed, had nobody taken its name
+                lost = oid in archived or before.split()[2] in names
+            else:  # one that is archived and new is lost, too; more columns do no harm
+                lost = not before or not state.startswith(before)
+            if lost:
+                void.append(name)
+        if void:
             raise Failure(
-                f"{len(void + gone)} tables were truncated, rewritten or replaced before "
-                f"pg_dump had locked them, rows may be missing: {names}",
+                f"{len(void)} tables were truncated, rewritten or replaced before pg_dump had "
+                f"locked them, rows may be missing: {', '.join(sorted(void)[:5])}",
                 again=True,
             )
 
-    def names(self, oids: list[int]) -> list[str]:
-        """The names of some tables, together, for people; their oids where none is to be had."""
-        if not oids:
-            return []
-        listed = ", ".join(map(str, sorted(oids)[:1000]))
-        with suppress(Failure):
-            return [psql(self.database, "Naming the tables", NAME_TABLES.format(listed)).strip()]
-        return [listed]
-
-    def is_void(self, oid: str, now: str | None, heir: str | None, archived: bool) -> bool:
-        """Whether what pg_dump has of a table may lack rows."""
-        before = self.before.get(oid)
-        if now is None:  # it is gone; pg_dump would have failed, had nobody taken its name
-            return archived or heir is not None
-        if before is None:  # it is new: only a snapshot of pg_dump's own may have it
-            return archived
-        return not now.startswith(before)  # more columns do no harm
-
-    def compare_schemas(self, schemas: Mapping[str, int]) -> None:
+    def compare_schemas(self, now: Catalog) -> None:
         """Raise Failure if one has taken another's name. No lock of pg_dump's keeps that out."""
-        replaced = [name for name, oid in schemas.items() if self.schemas.get(name, oid) != oid]
+        before = self.before.schemas
+        replaced = [name for name, oid in now.schemas.items() if before.get(name, oid) != oid]
         if replaced:
             raise Failure(
                 f"{len(replaced)} schemas were replaced by others of their names while "
@@ -1741,20 +1773,18 @@ class Window:
     def lost(self) -> bool:
         """Whether a table is gone, which pg_dump fails of, in the server's language."""
         with suppress(Failure):
-            tables = read_json(self.database, "Reading the tables", READ_TABLES)["tables"]
-            return not self.before.keys() <= tables.keys()
+            now = self.read("tables", READ_TABLES)
+            return not self.before.tables.keys() <= now.tables.keys()
         return False
 
     def end(self, archived: Mapping[str, str]) -> None:
         """Compare what is left to compare, now that pg_dump has ended. Raises Failure: void.
 
-        archived: names by oid of the tables whose rows the archive has, as pg_dump saw them.
+        archived: names by oid of the tables whose rows the archive has, as pg_dump saw them. A
+        whole dump depends on these answers: they are asked for for a minute.
         """
-        tables = self.locked
-        if tables is None:
-            tables = read_patiently(self.database, "Reading the tables", READ_TABLES)["tables"]
-        self.compare(tables, archived)
-        self.compare_schemas(read_patiently(self.database, "Reading the schemas", READ_SCHEMAS))
+        self.compare(self.locked or self.read("tables", READ_TABLES, 60), archived)
+        self.compare_schemas(self.read("schemas", READ_SCHEMAS, 60))
 
 
 # A compression that has done with the settings truncates its chunk all the same, at its end; until
@@ -1776,7 +1806,7 @@ HOLD_OFF = (
 
 
 @contextmanager
-def compression_held_off(s: Settings, server: Server) -> Iterator[Callable[[], None]]:
+def compression_held_off(database: Database, server: Server) -> Iterator[Callable[[], None]]:
     """Keep TimescaleDB from compressing until what this yields is called, or a minute is over.
 
     compress_chunk truncates the chunk. Before that it writes to this table of the catalog, which
@@ -1789,7 +1819,7 @@ def compression_held_off(s: Settings, server: Server) -> Iterator[Callable[[], N
         yield lambda: None
         return
     options = f"-c lock_timeout=20s {gone_client(server)}"
-    session, said = hold(s.database(), options, HOLD_OFF)
+    session, said = hold(database, options, HOLD_OFF)
     if not said.endswith(HELD):
         log(
             "info",
@@ -1806,8 +1836,7 @@ def compression_held_off(s: Settings, server: Server) -> Iterator[Callable[[], N
 
 def gone_client(server: Server) -> str:
     """Options with which a server notices within 10 s that we are gone, also while it computes."""
-    major = major_version(server.postgresql)
-    return "-c client_connection_check_interval=10s" if major >= 14 else ""
+    return "-c client_connection_check_interval=10s" if server.major >= 14 else ""
 
 
 def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
@@ -1816,7 +1845,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     Raises Failure or OSError; then nothing of it is left on the volume.
     """
     server = examine_database(s)
-    newest = newest_backup(s, s3, server)
+    newest = newest_backup(s3, server)
     require_room(s, newest.size, server.size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
     dump = Dump(file, by=s.owner, **begun)
@@ -1826,8 +1855,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     log("info", "Backing up database ...")
     try:
         dump.save()
-        took, listed = dump_every_row(s, server, dump, newest.size)
-        seal(server, dump, took, listed)
+        dump_every_row(s, server, dump, newest.size)
     finally:
         if not dump.sealed:
             dump.remove()
@@ -1835,14 +1863,14 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     log(
         "info",
         "Successfully backup database",
-        ExecTime=f"{took} seconds",
+        ExecTime=f"{dump.exectime_backup} seconds",
         Filename=os.path.basename(file),
         Size=f"{dump.size} bytes",
     )
     return dump
 
 
-def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
+def newest_backup(s3: S3, server: Server) -> Backup:
     """The newest proven backup of this database; one of no size and time where there is none.
 
     A bucket that is missing is made, unless it is at AWS. Raises Failure.
@@ -1851,7 +1879,7 @@ def newest_backup(s: Settings, s3: S3, server: Server) -> Backup:
     try:
         known += proven(s3.backups(OBJECT_PATIENCE), server.system_identifier, server.database)
     except S3Failure as error:
-        if error.status != 404 or not s.aws_s3_endpoint:
+        if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
         log("warning", "The bucket is missing, making it ...", Error=error)
         with allowing(409):  # somebody else makes it, too
@@ -1865,7 +1893,7 @@ def free_seconds(s: Settings, newest: Backup) -> int:
     now = int(time.time())
     if now < newest.seconds:
         log("warning", "The clock is behind the newest backup", Key=newest.key)
-    seconds: int = max(now, newest.seconds + 1)
+    seconds = max(now, newest.seconds + 1)
     taken = " ".join(os.listdir(s.backup_path))
     while f"backup_{seconds}.bak" in taken:
         seconds += 1
@@ -1874,7 +1902,7 @@ def free_seconds(s: Settings, newest: Backup) -> int:
 
 def compression(s: Settings, server: Server) -> str:
     """pg_dump's --compress for BACKUP_COMPRESSION; before 16 it knows gzip's levels alone."""
-    wanted: str = s.backup_compression
+    wanted = s.backup_compression
     if server.client >= 16:
         return "zstd:1" if wanted == "auto" else wanted
     return {"auto": "6", "gzip": "6", "none": "0"}.get(wanted, wanted.removeprefix("gzip:"))
@@ -1895,7 +1923,7 @@ ADVICE = (
 )
 
 
-def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[int, str]:
+def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
@@ -1903,48 +1931,49 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> tu
     """
     for pause in (*PAUSES, None):
         try:
-            return dump_once(s, server, dump, expected)
-        except Failure as error:
-            why = error
-        if not why.again and not re.search(PASSING, str(why)):
-            raise why
-        if pause is None:
-            break
-        os.unlink(dump.partial)
-        dump.made_again = [*dump.made_again, str(why)]
-        log("warning", "Making the dump again ...", Reason=why)
-        time.sleep(pause * TIME_SCALE)
-    advice = ADVICE
-    if server.timescaledb:
-        advice += "; `check` says whether compression is held off"
-    raise Failure(f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}")
+            dump_once(s, server, dump, expected)
+            return
+        except Failure as why:
+            if not why.again and not re.search(PASSING, str(why)):
+                raise
+            if pause is None:
+                advice = ADVICE
+                if server.timescaledb:
+                    advice += "; `check` says whether compression is held off"
+                text = f"{len(PAUSES) + 1} dumps failed, the last one so: {why}; {advice}"
+                raise Failure(text) from None
+            os.unlink(dump.partial)
+            dump.made_again = [*dump.made_again, str(why)]
+            log("warning", "Making the dump again ...", Reason=why)
+            time.sleep(pause * TIME_SCALE)
 
 
-def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[int, str]:
-    """Run pg_dump once; the seconds it took, and its archive's table of contents.
+def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
+    """Run pg_dump once, read its archive's table of contents back, and seal it.
 
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
     """
     show = progress("Backup in progress", expected)
     begun = time.monotonic()
+    database = s.database()
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", "-Fc", "-f", dump.partial, "--no-password", "--lock-wait-timeout=300s"]
     command.append(f"--compress={compression(s, server)}")
     options = gone_client(server)
-    with compression_held_off(s, server) as release:
+    with compression_held_off(database, server) as release:
         try:
-            window = Window(s.database(), options)
+            window = Window(database, options)
         except Failure:  # the role may have but one connection
             release()
-            window = Window(s.database(), options)
+            window = Window(database, options)
         if window.snapshot:
             command.append(f"--snapshot={window.snapshot}")
 
         def watch() -> None:
             """Look after the volume."""
             free, floor = free_bytes(s)
-            only = f"{s.backup_path} has only {free} bytes left"
-            require(free >= floor, f"pg_dump was stopped: {only}")
+            text = f"pg_dump was stopped: {s.backup_path} has only {free} bytes left"
+            require(free >= floor, text)
             with suppress(OSError):
                 show(os.path.getsize(dump.partial))
 
@@ -1956,36 +1985,35 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> tuple[i
                 window.release()
 
         try:
-            run("Backing up database", command, s.database(), options, tick=tick, heed=True)
+            run("Backing up database", command, database, options, tick=tick, heed=True)
         except Failure as error:
             error.again = error.again or window.lost()
             raise
         finally:
             window.release()
         took = int(time.monotonic() - begun)
-        listed, rows = read_contents(dump)
+        tables = read_contents(dump)
+        rows = {oid: name.replace(" ", ".") for oid, name in tables if int(oid) >= USERS_OIDS}
         window.end(rows)  # before what waits for us goes on
-    return took, listed
+    seal(server, dump, took, len(tables))
 
 
-def read_contents(dump: Dump) -> tuple[str, dict[str, str]]:
-    """An archive's table of contents, and the tables whose rows it has, names by oid."""
+def read_contents(dump: Dump) -> list[tuple[str, str]]:
+    """Oids and names of the tables whose rows an archive has. Raises Failure if it is empty."""
     listed = run("The table of contents", ["pg_restore", "--list", dump.partial])
     require(re.search("(?m)^[^;]", listed), "the archive is empty: is DB_DATABASE right?")
-    rows = {oid: name for oid, name in re.findall(TABLES, listed) if int(oid) >= USERS_OIDS}
-    return listed, rows
+    return re.findall(TABLES, listed)
 
 
-def seal(server: Server, dump: Dump, took: int, listed: str) -> None:
-    """Note what the archive is, now that its table of contents has been read back."""
-    facts = {name: getattr(server, name) for name in FACTS}
+def seal(server: Server, dump: Dump, took: int, tables: int) -> None:
+    """Note what the archive is: from now on no crash costs it. Raises OSError."""
     dump.save(
         exectime_backup=took,
         size=os.path.getsize(dump.partial),
         sha256=digest(dump.partial),
         id=os.urandom(16).hex(),
-        tables=len(re.findall(TABLES, listed)),
-        **facts,
+        tables=tables,
+        **{name: getattr(server, name) for name in FACTS},
     )
 
 

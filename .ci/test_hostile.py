@@ -21,7 +21,15 @@ import backup_executor
 from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identity, recover, rfc3339
 from proxies import Meddler, Proxy, http_reply, read_head, through
 from restores import Proof, restored, same_databases
-from servers import LOG_LINE, Executor, executor_environment, programs, run, temporary_folder
+from servers import (
+    LOG_LINE,
+    Executor,
+    client_programs,
+    executor_environment,
+    programs,
+    run,
+    temporary_folder,
+)
 from surroundings import Scene, Site, becomes_true, sha256_of, standin
 
 
@@ -247,8 +255,24 @@ def test_a_process_is_closed_with_what_an_odd_database_server_caused(
     path = programs(tmp_path / "odd", psql="#!/bin/sh\necho '{\"postgresql\": \"devel\"}'\n")
     with site.serve(PATH=path) as executor:
         [error] = site.client.wait(site.submit(), FAILED)["errors"]
-        assert "TypeError" in error and "At=" in error
+        server = f"127.0.0.1:{site.postgres.port}"
+        assert error == (f"Looking at the database: {server} gives an answer that cannot be read: "
+                         "'{\"postgresql\": \"devel\"}\\n'")
         one_line_each(executor)
+
+
+@pytest.mark.parametrize(("about", "step"), [
+    ("pg_database_size", "Looking at the database"), ("relfilenode", "Reading the tables"),
+    ("::json", "Reading the schemas")])
+def test_something_else_that_answers_in_a_servers_place_is_named_with_the_step(
+        scene: Scene, tmp_path: Path, about: str, step: str) -> None:
+    real = client_programs()[0]
+    path = programs(tmp_path / "odd", psql=f"""#!/bin/sh
+        case $* in *{about}*) echo gateway;; *) exec '{real}/psql' "$@";; esac""")
+    error = scene.failure(PATH=path, BACKUP_TIME_SCALE="0.01")
+    server = f"127.0.0.1:{scene.postgres.port}"
+    assert f"{step}: {server} gives an answer that cannot be read: 'gateway" in error
+    assert scene.files() == [] and not scene.objects()
 
 
 ODD_METADATA = [{"database": "%0a%1b[31m%ff"}, {"sha256": ""}, {"pg-dump": "9" * 5000},
