@@ -2372,8 +2372,7 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
-        self.crons = Crons(self)
-        self.others, self.odd_crons = self.crons.others, self.crons.odd  # until merged
+        self.alone = False  # at the last look at the crons no other of our type was there
 
     def take_keys(self, s: Settings) -> None:
         """Take the keys from settings: they may have changed since the start."""
@@ -2530,7 +2529,7 @@ class Executor:
         if self.due("look", 60):
             self.queue |= self.running()
         if self.due("cron", 3600):
-            self.crons.see_to()
+            see_to_crons(self)
         if self.queue or self.assign(timeout=10):
             return
         self.newest = (0, "")  # what it could satisfy has come, so an odd time does no harm
@@ -2706,8 +2705,8 @@ class Executor:
 class Cron(NamedTuple):
     """A cron of the colony; its workflow is one function of ours for executors of our type."""
 
-    id: str
     name: str
+    id: str
     function: str
     expression: str  # when, seconds first
     names: list[str]  # of the executors that may take its processes (2026); none: any of the type
@@ -2715,12 +2714,17 @@ class Cron(NamedTuple):
 
 
 def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Of a JSON object what somebody set: servers and their command lines fill in the rest."""
-    return {name: x for name, x in fields.items() if x not in (None, "", 0, -1, [], {})}
+    """Of a JSON object what somebody chose: servers and their command lines fill in the rest."""
+    told = ("nodename", "colonyname", "colonyid")
+    return {
+        name: x
+        for name, x in fields.items()
+        if name not in told and x not in (None, "", 0, -1, [], {})
+    }
 
 
 def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
-    """The crons for our functions and an executor type, those with a short name first.
+    """The crons for our functions and an executor type, by name: a short one comes first.
 
     Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
     """
@@ -2728,73 +2732,62 @@ def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
     for cron in listed:
         with suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
             (node,) = json.loads(cron["workflowspec"], object_hook=set_fields)["functionspecs"]
-            node |= node.pop("conditions")
-            names = [str(x) for x in node.pop("executornames", [])]
-            ids = [str(x) for x in node.pop("executorids", [])]
-            for told in ("nodename", "colonyname", "colonyid"):
-                node.pop(told, None)
-            name, when, function = str(cron["name"]), str(cron["cronexpression"]), node["funcname"]
-            if function in FUNCTIONS and node == {"funcname": function, "executortype": kind}:
-                found.append(Cron(str(cron["cronid"]), name, function, when, names, ids))
-    return sorted(found, key=lambda cron: (len(cron.name), cron))
+            function, whom = node["funcname"], node["conditions"]
+            names = [str(x) for x in whom.pop("executornames", [])]
+            ids = [str(x) for x in whom.pop("executorids", [])]
+            plain = {"funcname": function, "conditions": {"executortype": kind}}
+            if function in FUNCTIONS and node == plain:
+                name, number, when = (str(cron[x]) for x in ("name", "cronid", "cronexpression"))
+                found.append(Cron(name, number, function, when, names, ids))
+    return sorted(found)
+
+
+def see_to_crons(us: Executor) -> None:
+    """Have our crons in the colony, and warn of odd ones, once each. Raises Failure."""
+    s = us.s
+    if not s.backup_cron and not s.verify_cron:
+        return
+    crons = Crons(us)
+    if s.backup_cron:
+        crons.ensure("backup", s.backup_cron_name, s.backup_cron)
+    if s.verify_cron:
+        crons.ensure("verify", s.verify_cron_name, s.verify_cron)
+    for text in crons.odd():
+        if us.due(text, FOREVER):
+            log("warning", text)
+    us.alone = not crons.others
 
 
 class Crons:
-    """Has the colony hold a cron that names our executor, for each function that has a time.
+    """The crons of the colony for our type, and who else is of it, at one look. Raises Failure.
 
-    One that an older version made names nobody; one of ours may name us as a former host was
-    called. These are abandoned, and taken over, if no other executor of our type is there.
+    Each executor has a cron of its own, which names it. One that an older version made names
+    nobody; one of ours may name us as a former host was called. These are abandoned, and taken
+    over, if no other executor of our type is there.
     """
 
-    def __init__(self, executor: Executor):
-        self.us = executor
-        # At the last look no other was there. Who was away at one look only may be starting again.
-        self.alone = False
-        self.warned: set[str] = set()
-
-    def see_to(self) -> None:
-        """Look after them, and warn of odd ones, once each. Raises Failure."""
-        s = self.us.s
-        if not s.backup_cron and not s.verify_cron:
-            return
-        listed = self.listed()
-        others = self.others()
-        crons = plain_crons(listed, self.us.type)
-        if s.backup_cron:
-            self.ensure("backup", s.backup_cron_name, s.backup_cron, crons, others)
-        if s.verify_cron:
-            self.ensure("verify", s.verify_cron_name, s.verify_cron, crons, others)
-        for text in self.odd(listed, others):
-            if text not in self.warned:
-                self.warned.add(text)
-                log("warning", text)
-        self.alone = not others
-
-    def listed(self) -> list[Any]:
-        """All crons of the colony."""
-        return self.us.call("getcronsmsg", count=1000, **self.us.colony) or []
-
-    def others(self) -> set[str]:
-        """The names of the other executors of our type that are in the colony, or may come in."""
-        listed = self.us.call("getexecutorsmsg", **self.us.colony) or []
+    def __init__(self, us: Executor):
+        self.us = us
+        self.crons = plain_crons(us.call("getcronsmsg", count=1000, **us.colony) or [], us.type)
+        members = us.call("getexecutorsmsg", **us.colony) or []
         states = (0, 1)  # pending, approved
-        ours = [x for x in listed if x["executortype"] == self.us.type and x["state"] in states]
-        return {str(x["executorname"]) for x in ours} - {self.us.name}
+        ours = [x for x in members if x["executortype"] == us.type and x["state"] in states]
+        self.others = {str(x["executorname"]) for x in ours} - {us.name}
 
-    def odd(self, listed: list[Any], others: set[str]) -> list[str]:
+    def odd(self) -> list[str]:
         """What to tell of crons by which a database among several may get no backup."""
         said: list[str] = []
-        for cron in plain_crons(listed, self.us.type):
+        for cron in self.crons:
             fault = ""
             if not cron.names + cron.ids:
-                there = ", ".join(sorted(others)[:5])
+                there = ", ".join(sorted(self.others)[:5])
                 fault = (
                     f"names no executor, and {there} of type {self.us.type!r} may take what it "
                     "submits: with several databases some get no backup"
                 )
-            elif cron.names and not {self.us.name, *others}.intersection(cron.names):
+            elif cron.names and not {self.us.name, *self.others}.intersection(cron.names):
                 fault = f"names {cron.names[0]!r}, which is not in the colony"
-            if fault and others:
+            if fault and self.others:
                 said.append(
                     f"Colonies: the cron {cron.name!r} {fault}. If that is not meant, remove it"
                     f" (colonies cron remove --cronid {cron.id}): within an hour each executor "
@@ -2802,89 +2795,74 @@ class Crons:
                 )
         return said
 
-    def ensure(
-        self, function: str, name: str, wanted: str, crons: list[Cron], others: set[str]
-    ) -> None:
-        """Have one cron for a function name us, if there is a time for it, and no former one."""
-        right, outdated, abandoned = self.whose(crons, function, name, wanted)
-        nameless = [cron for cron in abandoned if not cron.names]
-        if self.alone and not others:
-            outdated += abandoned
-        elif not right:
-            if wanted in [cron.expression for cron in nameless]:
-                return  # it serves, meanwhile
-            if not others:
-                outdated += nameless
-        if not right:
-            self.add(function, name, wanted, outdated)
-        for cron in outdated:
-            self.us.remove("cron", cronid=cron.id, **self.us.colony)
+    def ensure(self, function: str, name: str, wanted: str) -> None:
+        """Have one cron that submits a function to us at the times WANTED, and no former one.
 
-    def whose(
-        self, crons: list[Cron], function: str, name: str, wanted: str
-    ) -> tuple[list[Cron], list[Cron], list[Cron]]:
-        """For a function: the cron that is right, if any; the rest of ours; the abandoned.
-
-        Ours may have a former key or name of ours.
+        An abandoned one that names nobody goes at once where it has other times, else as the
+        others: who was away at one look only may be starting again.
         """
         us = self.us
-        right: list[Cron] = []
+        right = served = False
         outdated: list[Cron] = []
-        abandoned: list[Cron] = []
-        for cron in crons:
-            if cron.function != function:
+        for cron in self.crons:
+            names = (name, *(f"{name}-{executor}" for executor in cron.names))
+            if cron.function != function or cron.name not in names:
                 continue
-            named = [name, *(f"{name}-{executor}" for executor in cron.names)]
-            ours = cron.names == [us.name] or cron.ids == [us.id]
-            if ours and cron.name in (name, f"{name}-{us.name}"):
-                fits = cron[3:] == (wanted, [us.name], [us.id])
-                (right if fits and not right else outdated).append(cron)
-            elif cron.name in named and (len(cron.names) == 1 or not cron.names + cron.ids):
-                abandoned.append(cron)
-        return right, outdated, abandoned
-
-    def described(self, function: str, wanted: str) -> dict[str, Any]:
-        """A cron of ours as the server takes it, but for its name."""
-        us = self.us
-        whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
-        node = {"nodename": function, "funcname": function, "conditions": whom | us.colony}
-        workflow = json.dumps({"functionspecs": [node], **us.colony})
-        cron = {"cronexpression": wanted, "interval": -1, "random": False}
-        return {**cron, "workflowspec": workflow, **us.colony}
+            if cron.names == [us.name] or cron.ids == [us.id]:
+                if not right and cron[3:] == (wanted, [us.name], [us.id]):
+                    right = True
+                else:
+                    outdated.append(cron)
+            elif len(cron.names) == len(cron.ids) <= 1:
+                serves = not cron.names and cron.expression == wanted
+                if not self.others and (us.alone or not (cron.names or serves)):
+                    outdated.append(cron)
+                elif serves:
+                    served = True
+        if not right and (outdated or not served):
+            self.add(function, name, wanted, outdated)
+        for cron in outdated:
+            us.remove("cron", cronid=cron.id, **us.colony)
 
     def add(self, function: str, name: str, wanted: str, outdated: list[Cron]) -> None:
         """Add ours under NAME, or NAME-EXECUTOR where that is somebody else's; or Failure.
 
-        A name is one cron's in a colony (2026), in all of them (2023). The server looks at that
-        last: only when all else of the new cron is right an OUTDATED one goes, for its name.
+        Only where all of it but the name is right an OUTDATED one of that name goes before. If a
+        request arrives twice, the second one is refused, and the next look removes one of two.
         """
         us = self.us
-        cron = self.described(function, wanted)
         for called in (name, f"{name}-{us.name}"):
-            try:
-                us.call("addcronmsg", cron=cron | {"name": called})
-            except ColoniesFailure as refused:
-                if not re.search("already exists|duplicate key", str(refused)):
-                    raise
-                held = [old for old in outdated if old.name == called]
-                if not held:
-                    now = plain_crons(self.listed(), us.type)
-                    if any(x[1:3] == (called, function) and x.names == [us.name] for x in now):
-                        return  # our request has arrived twice
-                    continue
+            if self.added(function, called, wanted):
+                return
+            for old in [cron for cron in outdated if cron.name == called]:
                 us.times["cron"] = time.monotonic() + 60 * TIME_SCALE  # if it is refused below
-                for old in held:
-                    us.remove("cron", cronid=old.id, **us.colony)
-                    outdated.remove(old)
-                us.call("addcronmsg", cron=cron | {"name": called})
-            log("info", "Added the cron", Name=called, Expression=wanted, Executor=us.name)
-            return
-        raise ColoniesFailure(
+                us.remove("cron", cronid=old.id, **us.colony)
+                outdated.remove(old)
+                if self.added(function, called, wanted):
+                    return
+        raise Failure(
             f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
-            f"others: set {function.upper()}_CRON_NAME",
-            409,
-            True,
+            f"others: set {function.upper()}_CRON_NAME"
         )
+
+    def added(self, function: str, name: str, wanted: str) -> bool:
+        """Add a cron that names us; False if the name is taken. The server looks at that last.
+
+        A name is one cron's in a colony (2026), in all of them (2023). Raises Failure.
+        """
+        us = self.us
+        whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
+        node = {"nodename": function, "funcname": function, "conditions": whom | us.colony}
+        workflow = json.dumps({"functionspecs": [node], **us.colony})
+        cron = {"name": name, "cronexpression": wanted, "interval": -1, "random": False}
+        try:
+            us.call("addcronmsg", cron={**cron, "workflowspec": workflow, **us.colony})
+        except ColoniesFailure as refused:
+            if not re.search("already exists|duplicate key", str(refused)):
+                raise
+            return False
+        log("info", "Added the cron", Name=name, Expression=wanted, Executor=us.name)
+        return True
 
 
 # ---- The archive ---------------------------------------------------------------------------------
@@ -4040,8 +4018,7 @@ def check_colonies(now: Checking) -> Lines:
     not_yet = [403] if executor.owner else []  # it registers itself when it starts
     with allowing(*not_yet):
         executor.running()
-        listed = executor.call("getcronsmsg", count=1000, **executor.colony) or []
-        odd = executor.odd_crons(listed, executor.others())
+        odd = Crons(executor).odd()
     yield "ok", f"{executor.url} answers; the executor is {executor.name}"
     for fault in odd:
         yield "warn", fault
