@@ -215,7 +215,7 @@ def test_a_table_that_is_made_and_truncated_before_the_locks_is_in_the_backup(
     """It was not there when the tables were read for the first time."""
     program, real = tmp_path / "pg_dump", client_programs()[0]
     program.write_text(f"""#!/bin/sh
-[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \\
+[ "$1" = --version ] || '{real}/psql' -Xqc \\
     'CREATE TABLE IF NOT EXISTS truncated AS SELECT 1 AS i'
 exec '{real}/pg_dump' "$@"
 """)
