@@ -87,11 +87,13 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Failure(Exception):
     """What went wrong, in words for the operator: which step, which peer, what to look at.
 
+    status: the HTTP status of a peer's answer; 0: it gave none, or no peer is at fault.
     again: whether the same may succeed later.
     """
 
-    def __init__(self, text: str, again: bool = False):
+    def __init__(self, text: str, status: int = 0, again: bool = False):
         super().__init__(text)
+        self.status = status
         self.again = again
 
 
@@ -103,30 +105,12 @@ class Busy(Failure):
     """Another program of ours has the staging volume."""
 
 
-class PeerFailure(Failure):
-    """A peer refused a request, or gave no answer that can be used.
-
-    status: the HTTP status of its answer; 0 where there was none.
-    """
-
-    def __init__(self, text: str, status: int = 0, again: bool = False):
-        super().__init__(text, again)
-        self.status = status
+class S3Failure(Failure):
+    """S3 refused a request, or gave no answer that can be used."""
 
 
-class S3Failure(PeerFailure):
-    """S3 is the peer."""
-
-
-class ColoniesFailure(PeerFailure):
-    """The Colonies server is the peer.
-
-    odd: it answered, with something that is no answer to what was asked.
-    """
-
-    def __init__(self, text: str, status: int = 0, again: bool = False, odd: bool = False):
-        super().__init__(text, status, again)
-        self.odd = odd
+class ColoniesFailure(Failure):
+    """Likewise the Colonies server. Its status is 200 where it answered something else."""
 
 
 class Stop(BaseException):
@@ -144,7 +128,7 @@ def allowing(*statuses: int) -> Iterator[None]:
     """Go on after a peer's refusal with one of these statuses."""
     try:
         yield
-    except PeerFailure as error:
+    except Failure as error:
         if error.status not in statuses:
             raise
 
@@ -235,15 +219,16 @@ def log(level: str, message: str, **fields: object) -> None:
 
     It never raises: that nobody takes a log is no reason to stop a backup.
     """
+    text = redacted(message)
     more = "".join(f" {name}={quoted(redacted(value))}" for name, value in fields.items())
     with suppress(OSError):
         if CHILD in os.environ and level != "debug":
-            write(1, f"#{json.dumps([level, message + more])}\n")
+            write(1, f"#{json.dumps([level, text + more])}\n")
         if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             if os.isatty(2):
                 write(2, "\r\x1b[K")  # over a bar of `progress`
-            write(2, f'time="{now}" level={level} msg={quoted(redacted(message))}{more}\n')
+            write(2, f'time="{now}" level={level} msg={quoted(text)}{more}\n')
 
 
 def progress(what: str, total: int) -> Callable[[int], None]:
@@ -278,13 +263,25 @@ class Setting(NamedTuple):
 
     name: str
     also: str  # another spelling of it, or ""
-    kind: str  # how its text is read: a name in PATTERNS or READERS
+    kind: str  # how its text is read: see PATTERNS and READERS
     default: str
     meaning: str
 
+    def text(self, environ: Mapping[str, str]) -> str:
+        """What the environment, or the file that it names, says. Raises ValueError or OSError."""
+        also = self.also or self.name
+        text = environ.get(self.name) or environ.get(also) or self.default
+        file = environ.get(f"{self.name}_FILE") or environ.get(f"{also}_FILE")
+        if self.kind not in SECRET or not file:
+            return text
+        if text:
+            raise ValueError(f"and {self.name}_FILE are both set")
+        with open(file, encoding="utf-8", newline="") as opened:
+            return opened.read(MIB).removesuffix("\n")
+
 
 SETTINGS = [
-    Setting(*(cell.strip() for cell in row.split("|")))
+    Setting(*row.split("|"))
     for row in """
 COLONIES_SERVER_HOST||host||the Colonies server; required by `serve`
 COLONIES_SERVER_PORT||port||its port; required by `serve`
@@ -297,10 +294,10 @@ COLONIES_COLONY_PRVKEY||key||the colony owner's key: the executor registers and 
 COLONIES_EXECUTOR_PRVKEY|COLONIES_PRVKEY|key||the executor's own key; else derived from the owner's
 COLONIES_EXECUTOR_NAME||text||its name; else `backup-` and the host name
 COLONIES_EXECUTOR_TYPE||text|backup|its type: one for each database where a colony has several
-BACKUP_CRON||text||cron expression, seconds first: the colony gets a cron that submits `backup`
-BACKUP_CRON_NAME||text|backupcron|the name of that cron
-VERIFY_CRON||text||cron expression: the colony gets a cron that submits `verify`
-VERIFY_CRON_NAME||text|verifycron|the name of that cron
+BACKUP_CRON||text||when Colonies submits `backup`: seconds first, in its server's time zone
+BACKUP_CRON_NAME||text|backupcron|the name of its cron; NAME-EXECUTOR, if that is taken
+VERIFY_CRON||text||when Colonies submits `verify`: likewise
+VERIFY_CRON_NAME||text|verifycron|the name of its cron; likewise
 DB_HOST||text|localhost|the database server
 DB_PORT||port|5432|its port
 DB_DATABASE||text|postgres|the database
@@ -345,7 +342,7 @@ class Database(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """SETTINGS by their names in lower case; not set: "", 0 for a port, None for a key."""
+    """SETTINGS by their names in lower case; not set: "", or 0 for a port or a key."""
 
     colonies_server_host: str
     colonies_server_port: int
@@ -354,8 +351,8 @@ class Settings(NamedTuple):
     colonies_ca_file: str
     colonies_colony_name: str
     colonies_colony_id: str
-    colonies_colony_prvkey: int | None
-    colonies_executor_prvkey: int | None
+    colonies_colony_prvkey: int
+    colonies_executor_prvkey: int
     colonies_executor_name: str
     colonies_executor_type: str
     backup_cron: str
@@ -390,12 +387,15 @@ class Settings(NamedTuple):
 
     @property
     def owner(self) -> str:
-        """Whose a journal on the staging volume is."""
+        """Whose a journal on the staging volume is; at another address its dump is left alone."""
         return f"colonies-backup-executor/1 {self.db_host}:{self.db_port}/{self.db_database}"
 
     @property
     def place(self) -> str:
-        """Where this installation works; the same for the one that takes its place."""
+        """Where this installation works; the same for the one that takes its place.
+
+        So two at once that are alike in it drop the database that the other's `verify` works in.
+        """
         folder = os.path.realpath(self.backup_path)
         bucket = f"{self.aws_s3_bucket_name}/{self.aws_s3_prefix}"
         return f"{self.colonies_executor_name} {self.owner} {folder} {bucket}"
@@ -426,10 +426,10 @@ class Settings(NamedTuple):
         )
 
 
-# What a text has to look like, and what it is not otherwise.
+# What a text has to look like, and what it is not otherwise; of other kinds: ANYTHING.
 PATTERNS = {
-    "text": (r"[^\0]*", "free of NUL"),
-    "secret": (r"[^\0]*", "free of NUL"),
+    "flag": ("(?i)true|1|yes|false|0|no", "true or false"),
+    "count": ("[1-9][0-9]{0,8}", "a number from 1 on"),
     "token": ("[!-~]+", "printable ASCII"),
     "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
     "server": (
@@ -437,29 +437,20 @@ PATTERNS = {
         "host[:port], a URL",
     ),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
-    "level": ("|".join(LEVELS), "one of " + ", ".join(LEVELS)),
+    "level": ("debug|info|warning|error", "debug, info, warning or error"),
 }
+ANYTHING = (r"[^\0]*", "free of NUL")
 
 
 def as_flag(text: str) -> bool:
-    """True of true, 1 and yes, in any case; ValueError unless it is their opposite."""
-    word = text.lower()
-    if word not in ("true", "1", "yes", "false", "0", "no"):
-        raise ValueError("is not true or false")
-    return word in ("true", "1", "yes")
+    """What a text says that is a flag's."""
+    return text.lower() in ("true", "1", "yes")
 
 
 def as_port(text: str) -> int:
     """A port's number. Raises ValueError."""
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise ValueError("is not a port, 1 to 65535")
-    return int(text)
-
-
-def as_count(text: str) -> int:
-    """A number from 1 on. Raises ValueError."""
-    if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise ValueError("is not a number from 1 on")
     return int(text)
 
 
@@ -480,50 +471,32 @@ def private_key(text: str) -> int:
 READERS: dict[str, Callable[[str], str | int]] = {
     "flag": as_flag,
     "port": as_port,
-    "count": as_count,
+    "count": int,
     "file": as_authorities,
     "key": private_key,
 }
-ABSENT: dict[str, int | None] = {"port": 0, "key": None}  # else ""
 
 
-def text_of(setting: Setting, environ: Mapping[str, str]) -> str:
-    """What the environment, or the file that it names, says. Raises ValueError or OSError."""
-    names = [setting.name, setting.also or setting.name]
-    given = [environ.get(name, "") for name in names]
-    text = given[0] or given[1] or setting.default
-    if setting.kind not in SECRET:
-        return text
-    files = [environ.get(f"{name}_FILE", "") for name in names]
-    file = files[0] or files[1]
-    if text and file:
-        raise ValueError(f"and {setting.name}_FILE are both set")
-    if file:
-        with open(file, encoding="utf-8", newline="") as opened:
-            return opened.read(MIB).removesuffix("\n")
-    return text
-
-
-def value_of(setting: Setting, environ: Mapping[str, str]) -> str | int | None:
+def value_of(setting: Setting, environ: Mapping[str, str]) -> str | int:
     """A setting's value, of its kind. Raises ValueError or OSError."""
-    text = text_of(setting, environ)
+    text = setting.text(environ)
     text.encode()  # UnicodeEncodeError, a ValueError, of what is no text
+    if setting.kind in SECRET:
+        SECRETS.add(text)
     if not text:
-        return ABSENT.get(setting.kind, "")
-    if setting.kind in READERS:
-        return READERS[setting.kind](text)
-    pattern, what = PATTERNS[setting.kind]
+        return 0 if setting.kind in ("port", "key") else ""
+    pattern, what = PATTERNS.get(setting.kind, ANYTHING)
     if not re.fullmatch(pattern, text):
         raise ValueError(f"is not {what}")
-    return text
+    return READERS.get(setting.kind, str)(text)
 
 
-def missing(values: Mapping[str, object], serve: bool, s3: bool) -> list[str]:
+def missing(s: Settings, serve: bool, s3: bool) -> list[str]:
     """The settings, or the choices of them ("A or B"), that are needed and not there."""
     needed = []
     if s3:
         needed.append("AWS_S3_BUCKET_NAME")
-    if values["aws_s3_access_key"] or values["aws_s3_secret_access_key"]:
+    if s.aws_s3_access_key or s.aws_s3_secret_access_key:
         needed += ["AWS_S3_ACCESS_KEY", "AWS_S3_SECRET_ACCESS_KEY"]
     if serve:
         needed += [
@@ -535,24 +508,24 @@ def missing(values: Mapping[str, object], serve: bool, s3: bool) -> list[str]:
     return [
         choice
         for choice in needed
-        if not any(values[name.lower()] for name in choice.split(" or "))
+        if not any(getattr(s, name.lower()) for name in choice.split(" or "))
     ]
 
 
-def completed(values: dict[str, Any]) -> dict[str, Any]:
+def completed(s: Settings) -> Settings:
     """Settings with what the machine says where they say nothing, in one spelling."""
-    endpoint = values["aws_s3_endpoint"]
+    endpoint = s.aws_s3_endpoint
     if endpoint and "://" not in endpoint:
-        scheme = "https" if values["aws_s3_secure"] else "http"
+        scheme = "https" if s.aws_s3_secure else "http"
         endpoint = f"{scheme}://{endpoint}"
     alive = f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
     name = f"backup-{os.uname().nodename}"
-    return values | {
-        "aws_s3_endpoint": endpoint,
-        "aws_s3_prefix": values["aws_s3_prefix"].strip("/"),
-        "backup_alive_file": values["backup_alive_file"] or alive,
-        "colonies_executor_name": values["colonies_executor_name"] or name,
-    }
+    return s._replace(
+        aws_s3_endpoint=endpoint,
+        aws_s3_prefix=s.aws_s3_prefix.strip("/"),
+        backup_alive_file=s.backup_alive_file or alive,
+        colonies_executor_name=s.colonies_executor_name or name,
+    )
 
 
 def read_settings(
@@ -573,14 +546,13 @@ def read_settings(
             wrong[setting.name] = f"cannot be read: {error}"
         except ValueError as error:
             wrong[setting.name] = str(error)
-        if setting.kind in ("secret", "token"):
-            SECRETS.add(values[name])
-    wrong |= dict.fromkeys(missing(values, serve, s3), "is missing")
+    s = Settings(**values, command=command)
+    wrong |= dict.fromkeys(missing(s, serve, s3), "is missing")
     if TIME_SCALE <= 0:
         wrong["BACKUP_TIME_SCALE"] = "is not a number above 0"
     if wrong:
         raise WrongSettings("settings: " + "; ".join(f"{name} {wrong[name]}" for name in wrong))
-    return Settings(**completed(values), command=command)
+    return completed(s)
 
 
 SECRETS: set[str] = set()  # the passwords and S3's keys that `read_settings` has read
@@ -590,7 +562,10 @@ GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upl
 
 
 def redacted(said: object) -> str:
-    """Others' words without our secrets, in whatever form they come back."""
+    """Others' words without our secrets, in whatever form they come back, and without NUL.
+
+    A Colonies server refuses NUL, and fails the process without a word.
+    """
     text = str(said).replace("\0", "").strip()
     for secret in sorted(SECRETS - GUESSES, key=len, reverse=True):
         if len(secret) > 3:  # a shorter one is no secret, and stands in every other word
@@ -651,9 +626,9 @@ def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: 
     program.wait()
 
 
-# What of our environment a program gets, and what of libpq's says the same as DB_HOST and its like.
+# What of our environment a program gets, and what of libpq's would win over DB_HOST and its like.
 PASSED_ON = re.compile(r"LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$")
-OURS = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGUSER", "PGSERVICE")
+ELSEWHERE = ("PGHOSTADDR", "PGSERVICE")
 
 
 def environment(database: Database | None, options: str = "") -> dict[str, str]:
@@ -663,24 +638,23 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
     """
     env = {}
     for name, value in os.environ.items():
-        libpq = database and name.startswith("PG") and name not in OURS
+        libpq = database and name.startswith("PG") and name not in ELSEWHERE
         if libpq or PASSED_ON.match(name):
             env[name] = value
     if database is None:
         return env
     env.setdefault("PGCONNECT_TIMEOUT", "30")
-    env |= {"PGAPPNAME": database.session, "PGDATABASE": database.name}
-    if options:
-        env["PGOPTIONS"] = f"{env.get('PGOPTIONS', '')} {options}"
+    env |= {
+        "PGHOST": database.host,
+        "PGPORT": str(database.port),
+        "PGUSER": database.user,
+        "PGDATABASE": database.name,
+        "PGAPPNAME": database.session,
+        "PGOPTIONS": f"{env.get('PGOPTIONS', '')} {options}",
+    }
     if database.password:
         env["PGPASSWORD"] = database.password
     return env
-
-
-def with_connection(argv: Sequence[str], database: Database) -> list[str]:
-    """A program's arguments, with those that say where to connect to and as whom."""
-    where = ["-h", database.host, "-p", str(database.port), "-U", database.user]
-    return [argv[0], *where, *argv[1:]]
 
 
 def excerpt(stderr: bytes) -> str:
@@ -689,15 +663,10 @@ def excerpt(stderr: bytes) -> str:
     The reason stands at the beginning, before a statement that may name thousands of tables
     (pg_dump), or at the end, after as many warnings (pg_restore).
     """
-    said = redacted(decoded(stderr))
+    said = redacted(stderr.decode("utf-8", "replace"))
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
-
-
-def decoded(said: bytes) -> str:
-    """A program's output as text; what is not in UTF-8 becomes the replacement character."""
-    return said.decode("utf-8", "replace")
 
 
 def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) -> bytes:
@@ -730,10 +699,9 @@ def run(
     called each second meanwhile, more often at first; what it raises stops the program. heed: log
     what it warns of, if all goes well.
 
-    Raises Failure, with the program's own words, unless it exits with 0.
+    Raises Failure, with the program's own words, unless it exits with 0. Over a network that goes
+    dead without a word it ends when TCP's keepalive gives up: by default in two hours (not tried).
     """
-    if database:
-        argv = with_connection(argv, database)
     log("debug", "Running", Step=step, Argv=" ".join(argv))
     program = start(argv, environment(database, options), stderr=subprocess.PIPE)
     end, pause = time.monotonic() + timeout, 0.1
@@ -755,7 +723,7 @@ def run(
     warnings = re.sub(CIRCULAR, b"", stderr)
     if heed and warnings:
         log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
-    return decoded(stdout)
+    return stdout.decode("utf-8", "replace")
 
 
 def psql(
@@ -772,15 +740,9 @@ def psql(
     No function of the database's own runs, but what it has for logins. first: a statement to run
     before it, in a transaction of its own. tick: as for `run`.
     """
-    queries = [f"--command={sql}" for sql in (first, query) if sql]
-    return run(
-        step,
-        ["psql", "-XAtqw", *queries],
-        database,
-        f"-c statement_timeout=0 -c search_path=pg_catalog {options}",
-        timeout,
-        tick,
-    )
+    argv = ["psql", "-XAtqw", *(f"--command={sql}" for sql in (first, query) if sql)]
+    options = f"-c statement_timeout=0 -c search_path=pg_catalog {options}"
+    return run(step, argv, database, options, timeout, tick)
 
 
 def read_json(database: Database, step: str, query: str, **more: Any) -> Any:
@@ -1548,26 +1510,26 @@ def require_room(s: Settings, newest: int, database_size: int) -> str:
 
 
 HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy machine
-HELD = "held\n"
+HELD = b"held\n"
 
 
 def hold(
     database: Database, options: str, statements: Sequence[str]
-) -> tuple[subprocess.Popen[bytes], str]:
+) -> tuple[subprocess.Popen[bytes], bytes]:
     """Run statements in a session that keeps its locks and its snapshot for HOLD_SECONDS.
 
     The session, for whoever stops it before, and what it printed: HELD is the end of that unless a
     statement failed, or did not end in HOLD_SECONDS.
     """
-    then = (f"SELECT '{HELD.strip()}'", f"SELECT pg_sleep({HOLD_SECONDS})")
+    then = ("SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
     commands = [f"--command={statement}" for statement in (*statements, *then)]
     session = start(
-        with_connection(["psql", "-XAtqw", "-vON_ERROR_STOP=1", *commands], database),
+        ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *commands],
         environment(database, f"-c statement_timeout=0 -c client_min_messages=error {options}"),
         stderr=subprocess.STDOUT,
     )
     try:
-        return session, decoded(said_until(session, HELD.encode(), HOLD_SECONDS))
+        return session, said_until(session, HELD, HOLD_SECONDS)
     except BaseException:
         stop(session, signal.SIGINT)
         raise
@@ -1670,10 +1632,10 @@ class Window:
         self.locked: Catalog | None = None  # as read while pg_dump had its locks
         self.next_look = 0.0  # by the monotonic clock
 
-    def exported(self, said: str) -> tuple[Exported, Catalog]:
+    def exported(self, said: bytes) -> tuple[Exported, Catalog]:
         """What the session says that exports its snapshot. Raises Failure."""
-        step, lines = "Reading the tables", said.splitlines()
-        require(said.endswith(HELD) and len(lines) == 3, f"{step}: psql: {excerpt(said.encode())}")
+        step, lines = "Reading the tables", said.decode("utf-8", "replace").split("\n")
+        require(said.endswith(HELD) and len(lines) == 4, f"{step}: psql: {excerpt(said)}")
         return record_of(self.database, step, lines[0], Exported), record_of(
             self.database, step, lines[1], Catalog
         )
@@ -1825,7 +1787,7 @@ def compression_held_off(database: Database, server: Server) -> Iterator[Callabl
             "info",
             "Compression is not held off: if it empties chunks that are being dumped, the dump is "
             "made again",
-            Reason=excerpt(said.encode()),
+            Reason=excerpt(said),
         )
     release = functools.partial(stop, session, signal.SIGINT)
     try:
@@ -2356,12 +2318,13 @@ Point = tuple[int, int]  # of y^2 = x^3 + 7
 
 def add(p: Point, q: Point) -> Point:
     """The sum of two points, which may be the same, but not opposite."""
-    rise, width = q[1] - p[1], q[0] - p[0]
+    (px, py), (qx, qy) = p, q
+    rise, width = qy - py, qx - px
     if p == q:
-        rise, width = 3 * p[0] ** 2, 2 * p[1]
+        rise, width = 3 * px**2, 2 * py
     slope = rise * pow(width, -1, FIELD)
-    x = (slope**2 - p[0] - q[0]) % FIELD
-    return x, (slope * (p[0] - x) - p[1]) % FIELD
+    x = (slope**2 - px - qx) % FIELD
+    return x, (slope * (px - x) - py) % FIELD
 
 
 # The generator times 1, 2, 4, …: with them a signature takes 6 ms, without 20.
@@ -2412,47 +2375,58 @@ def own_key(owner: int, colony: str, name: str) -> int:
 # ---- Colonies ------------------------------------------------------------------------------------
 
 
-def exchange(
-    url: str, tls: ssl.SSLContext | None, within: float, body: object
-) -> tuple[int, bytes]:
-    """Send a request to Colonies; the HTTP status and the first 16 MiB of its answer."""
-    opener = urllib.request.OpenerDirector()  # the usual one follows redirections
-    opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(urllib.request.HTTPHandler())
-    if tls:
-        opener.add_handler(urllib.request.HTTPSHandler(context=tls))
-    headers = {"Content-Type": "text/plain"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with opener.open(request, timeout=within) as reply:
-        return reply.status, reply.read(16 * MIB)
+class Colonies:
+    """A Colonies server. Raises OSError where COLONIES_CA_FILE cannot be read."""
 
+    def __init__(self, s: Settings):
+        scheme, host = "http", s.colonies_server_host
+        opener = self.opener = urllib.request.OpenerDirector()  # the usual one follows redirections
+        opener.add_handler(urllib.request.ProxyHandler())
+        opener.add_handler(urllib.request.HTTPHandler())
+        if s.colonies_tls:  # else nothing holds the 2 MB of authorities
+            scheme = "https"
+            tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
+            if s.colonies_insecure_skip_verify:
+                tls.check_hostname = False
+                tls.verify_mode = ssl.CERT_NONE
+            opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+        if ":" in host:
+            host = f"[{host}]"
+        self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
 
-def ask(
-    url: str, tls: ssl.SSLContext | None, key: int, within: float, message: Mapping[str, Any]
-) -> Any:
-    """Sign and send a message; the decoded answer, within so many seconds.
+    def ask(self, key: int, within: float, kind: str, **fields: Any) -> Any:
+        """Sign and send a message; the decoded answer, of 16 MiB at most, within so many seconds.
 
-    Raises ColoniesFailure; its status is 0 also where something in between answers in its place.
-    """
-    kind, begun, status = message["msgtype"], time.monotonic(), 0
-    text = base64.b64encode(json.dumps(message).encode()).decode()
-    body = {"payloadtype": kind, "payload": text, "signature": sign(key, text)}
-    try:
-        status, raw = in_time(within, lambda: exchange(url, tls, within, body))
-        require(status // 100 != 3, "it redirects, which is not followed")
-        envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
-        answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
-        if status == 200 and envelope["error"] is False:
-            return answer
-        why = str(answer["message"])
-    except Exception as error:
-        why = f"{error} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
-        if status != 200:
-            status = 0
-    finally:
-        seconds = f"{time.monotonic() - begun:.3f}"
-        log("debug", "Colonies answered", Message=kind, Status=status, Seconds=seconds)
-    raise ColoniesFailure(f"Colonies at {url}: {kind}: {why[:500]}", status, True, status == 200)
+        Raises ColoniesFailure; its status is 0 also where something in between answers in its
+        place.
+        """
+        begun, status = time.monotonic(), 0
+        text = base64.b64encode(json.dumps({"msgtype": kind, **fields}).encode()).decode()
+        body = {"payloadtype": kind, "payload": text, "signature": sign(key, text)}
+        headers = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+
+        def exchange() -> tuple[int, bytes]:
+            """The HTTP status and the body of its answer."""
+            with self.opener.open(request, timeout=within) as reply:
+                return reply.status, reply.read(16 * MIB)
+
+        try:
+            status, raw = in_time(within, exchange)
+            require(status // 100 != 3, "it redirects, which is not followed")
+            envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
+            answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
+            if status == 200 and envelope["error"] is False:
+                return answer
+            why = str(answer["message"])
+        except Exception as error:
+            why = f"{error} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+            if status != 200:
+                status = 0
+        finally:
+            seconds = f"{time.monotonic() - begun:.3f}"
+            log("debug", "Colonies answered", Message=kind, Status=status, Seconds=seconds)
+        raise ColoniesFailure(f"Colonies at {self.url}: {kind}: {why[:500]}", status, True)
 
 
 def server_time(text: object) -> int:
@@ -2513,14 +2487,14 @@ class Job:
     its log, on lines that begin with "#", and its result.
     """
 
-    def __init__(self, *command: str, process: Process | None = None):
+    def __init__(self, process: Process | None, *command: str):
         self.process = process
         self.news: list[str] = []  # log lines that Colonies has not got yet
         self.errors: list[str] = []
         self.result = b""
         self.rest = b""  # of a line that is not complete yet
-        keys = re.compile("COLONIES_.*PRVKEY(_FILE)?$")  # what it does takes none
-        env = {name: x for name, x in os.environ.items() if not keys.match(name)}
+        keys = "COLONIES_.*PRVKEY(_FILE)?$"  # what it does takes none
+        env = {name: x for name, x in os.environ.items() if not re.match(keys, name)}
         told = {}
         if process:
             told = {"process": process.id, "starttime": process.starttime}
@@ -2562,21 +2536,15 @@ class Executor:
     What Colonies says is the truth, and is asked for again and again; what is kept here is only
     what it does not know. Nothing that it answers ends a job that runs, but word that the job's
     process is not ours any more.
+
+    Two of one name with the owner's key are one to Colonies: both may run the same process, whose
+    first result counts, and one that leaves takes the registration of both along, until the other
+    joins again.
     """
 
     def __init__(self, s: Settings):
         self.s = s
-        scheme, host = "http", s.colonies_server_host
-        self.tls: ssl.SSLContext | None = None  # which would hold 2 MB of authorities
-        if s.colonies_tls:
-            scheme = "https"
-            self.tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
-            if s.colonies_insecure_skip_verify:
-                self.tls.check_hostname = False
-                self.tls.verify_mode = ssl.CERT_NONE
-        if ":" in host:
-            host = f"[{host}]"
-        self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
+        self.server = Colonies(s)
         self.name, self.type = s.colonies_executor_name, s.colonies_executor_type
         self.database = f"{s.db_host}:{s.db_port}/{s.db_database}"
         self.colony = {"colonyname": s.colonies_colony_name, "colonyid": s.colonies_colony_id}
@@ -2587,29 +2555,32 @@ class Executor:
         self.times: dict[str, float] = {}  # when what is due again, by the monotonic clock
         self.queue: dict[str, Process] = {}  # assigned to us and not closed; the job's, too
         self.outcomes: dict[str, dict[str, list[str]]] = {}  # to close with: `out` or `errors`
-        # When the newest backup's process was assigned (ns, as `submitted`), and its result.
+        # When the newest backup's process was assigned (ns, as `submitted`), and its result: with
+        # that each process is closed that was submitted before.
         self.newest = (0, "")
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
-        self.crons = Crons(self)
-        self.others, self.odd_crons = self.crons.others, self.crons.odd  # until merged
+        self.alone = False  # at the last look at the crons no other of our type was there
 
     def take_keys(self, s: Settings) -> None:
         """Take the keys from settings: they may have changed since the start."""
         self.owner = s.colonies_colony_prvkey
         colony = s.colonies_colony_name or s.colonies_colony_id
-        self.key = s.colonies_executor_prvkey or own_key(self.owner or 0, colony, self.name)
+        self.key = s.colonies_executor_prvkey or own_key(self.owner, colony, self.name)
         self.id = identity(self.key)
         self.names = {"executorname": self.name, "executorid": self.id, **self.colony}
 
     def call(self, msgtype: str, within: float = 15, key: int = 0, /, **fields: Any) -> Any:
         """What Colonies answers within so many seconds; key: else our own. Raises Failure."""
         self.show_life()
-        return ask(self.url, self.tls, key or self.key, within, {"msgtype": msgtype, **fields})
+        return self.server.ask(key or self.key, within, msgtype, **fields)
 
     def show_life(self) -> None:
-        """Touch the file that a liveness probe looks at; `check` is no sign of life."""
+        """Touch the file that a liveness probe looks at; `check` is no sign of life.
+
+        The chart's probe takes it for dead after 3 minutes, so it is touched before each call.
+        """
         if self.serving:
             with suppress(OSError), open(self.s.backup_alive_file, "a", opener=guarded) as file:
                 os.utime(file.fileno())
@@ -2630,7 +2601,7 @@ class Executor:
         """
         self.serving = True
         if self.s.verify_db_host:
-            self.job = Job("backup", "--resume")  # a crash may have left a database there
+            self.job = Job(None, "backup", "--resume")  # a crash may have left a database there
         pauses = backoff()
         while not signals:
             self.show_life()
@@ -2651,7 +2622,7 @@ class Executor:
                 self.tell(self.job)
             self.conclude(self.job)
         if not self.job and not self.queue and self.due("resume", 300) and self.is_left():
-            self.job = Job("backup", "--resume")
+            self.job = Job(None, "backup", "--resume")
         if not self.joined:
             self.join()
         elif self.job:
@@ -2665,10 +2636,9 @@ class Executor:
         """Whether there is a dump on the volume that waits for S3, or the rest of one."""
         return any(x.pending or os.path.exists(x.partial) for x in dumps(self.s))
 
-    def rank(self, process: Process) -> tuple[bool, bool, float]:
-        """What comes first: what is done; then backups, and of these what need not wait."""
-        waits = self.rest(process)
-        return process.id not in self.outcomes, process.function != "backup", waits
+    def rank(self, process: Process) -> tuple[bool, bool]:
+        """What comes first: what is done; then backups, for which each verify waits."""
+        return process.id not in self.outcomes, process.function != "backup"
 
     def complain(self, error: Exception) -> None:
         """Log what failed, once a minute, and have the next rounds find out more.
@@ -2690,25 +2660,34 @@ class Executor:
         self.times["watch"] = 0
 
     def join(self) -> None:
-        """Be known to the colony, approved, and announced with our functions. Raises Failure."""
+        """Be known to the colony, approved, and announced with our functions. Raises Failure.
+
+        Files of keys are read anew now; those of other secrets are by each backup, in its child.
+        """
         self.take_keys(read_settings(os.environ, "serve", serve=True))
         executor = self.names | {"executortype": self.type}
         if not self.known():
             self.register(executor)
-        announced: list[Any] = []
+        known: list[str] = []
         with allowing(*range(400, 600)):  # a server of 2023 refuses, and makes no second record
             announced = self.call("getfunctionsmsg", **self.names) or []
-        missing = FUNCTIONS.keys() - {known["funcname"] for known in announced}
-        for name in sorted(missing):
-            said = {"funcname": name, "desc": FUNCTIONS[name], "description": FUNCTIONS[name]}
-            with allowing(403):
-                self.call("addfunctionmsg", fun=executor | said)
+            known = [function["funcname"] for function in announced]
+        for name, text in FUNCTIONS.items():
+            if name not in known:
+                said = {"funcname": name, "desc": text, "description": text}
+                with allowing(403):
+                    self.call("addfunctionmsg", fun=executor | said)
         self.joined = True
         self.times["cron"] = 0  # while we were away another may have taken it for a former one's
         log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
 
     def register(self, executor: dict[str, str]) -> None:
-        """Add and approve ourselves with the owner's key; either may have been done before."""
+        """Add and approve ourselves with the owner's key; either may have been done before.
+
+        Without it somebody else has to, and again when a server of 2026 has dropped us, 10 minutes
+        after our last sign of life. A name belongs to the key that added it, ours derived from the
+        owner's, too: when that has changed, the executor is to be removed first.
+        """
         if not self.owner:
             text = f"Colonies does not know executor {self.name!r}, id {self.id}: approve it"
             raise ColoniesFailure(f"{text}, or set COLONIES_COLONY_PRVKEY", 403, True)
@@ -2738,19 +2717,20 @@ class Executor:
             return True
         return False
 
-    def running(self) -> dict[str, Process]:
-        """What is assigned to us, as Colonies has it: lost answers', an earlier run's, too."""
+    def look(self) -> None:
+        """Take in what is assigned to us, as Colonies has it: lost answers', an earlier run's."""
         asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
-        listed = self.call("getprocessesmsg", **asked) or []
-        ours = [read_process(x) for x in listed if x["assignedexecutorid"] == self.id]
-        return {process.id: process for process in ours}
+        for answer in self.call("getprocessesmsg", **asked) or []:
+            if answer["assignedexecutorid"] == self.id:
+                process = read_process(answer)
+                self.queue[process.id] = process
 
     def idle(self) -> None:
         """Wait for a process; see to what got lost, and to the crons."""
         if self.due("look", 60):
-            self.queue |= self.running()
-        if self.due("cron", 3600):
-            self.crons.see_to()
+            self.look()
+        while self.due("cron", 3600):
+            see_to_crons(self)  # which may ask to be called again
         if self.queue or self.assign(timeout=10):
             return
         self.newest = (0, "")  # what it could satisfy has come, so an odd time does no harm
@@ -2768,12 +2748,14 @@ class Executor:
         odd = (KeyError, TypeError, ValueError, OverflowError)
         with allowing(200, 400, 404, 500), suppress(*odd):
             answer = self.call("getprocessmsg", processid=process.id)
-            state, here = int(answer["state"]), answer["assignedexecutorid"] == self.id
+            state = int(answer["state"])
             if state > RUNNING:
                 return Standing.CLOSED
             if state == WAITING:
                 return Standing.WAITING
-            return Standing.HERE if here else Standing.ELSEWHERE
+            if answer["assignedexecutorid"] == self.id:
+                return Standing.HERE
+            return Standing.ELSEWHERE
         return Standing.UNKNOWN
 
     def see_to(self, process: Process) -> None:
@@ -2781,7 +2763,7 @@ class Executor:
 
         It may have been cancelled, or taken away, since it was assigned to us.
         """
-        standing, backup_began = self.standing(process), self.newest[0]
+        standing = self.standing(process)
         if standing is Standing.CLOSED:
             self.forget(process)
         elif standing is not Standing.HERE:
@@ -2789,31 +2771,24 @@ class Executor:
         elif process.id in self.outcomes:
             self.close(process)
         elif process.arguments is None:
-            name = process.function
-            self.fail(process, f"no function {name!r} with such arguments, only {FUNCTIONS}")
-        elif process.function == "backup" and 0 < process.submitted <= backup_began:
+            asked = process.function
+            self.fail(process, f"no function {asked!r} with such arguments, only {FUNCTIONS}")
+        elif process.function == "backup" and 0 < process.submitted <= self.newest[0]:
             text = "A backup begun after this request satisfies it"
             log("info", text, ProcessId=process.id, Database=self.database)
             self.outcomes[process.id] = {"out": [self.newest[1]]}
         elif process.function == "verify" and self.assign(timeout=-1):
             pass  # what has come may go before it: the next round sees
-        elif self.rest(process):
-            if self.due("watch", 60):
-                self.known()
-            time.sleep(min(self.rest(process), 1))
+        elif not self.due("again", 0):
+            time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
         else:
             log("info", "Beginning process", ProcessId=process.id, Database=self.database)
-            self.job = Job(process.function, *process.arguments, process=process)
-
-    def rest(self, process: Process) -> float:
-        """Seconds that a process whose child was killed has yet to wait for the next."""
-        return max(0, self.times.get(f"again {process.id}", 0) - time.monotonic())
+            self.job = Job(process, process.function, *process.arguments)
 
     def fail(self, process: Process, *errors: str) -> None:
         """Note that a process is to be closed as failed."""
         log("error", "Process failed", ProcessId=process.id, Errors="; ".join(errors))
-        # A server refuses NUL, and fails the process without a word.
-        self.outcomes[process.id] = {"errors": [error.replace("\0", "") for error in errors]}
+        self.outcomes[process.id] = {"errors": list(errors)}
 
     def attend(self, job: Job) -> None:
         """While a job runs: pass its log on, and each minute look whether it still is wanted."""
@@ -2859,17 +2834,18 @@ class Executor:
             self.newest = max(self.newest, (began, result))
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
-        elif process.function != "backup":
-            self.fail(process, f"killed by {killer}: is the memory limit low?", *job.errors)
         else:
             self.deaths[process.id] += 1
-            if self.deaths[process.id] < DEATHS:
-                self.times[f"again {process.id}"] = time.monotonic() + TIME_SCALE
-                text = "It was killed, beginning it again"
-                log("warning", text, ProcessId=process.id, Signal=killer)
-            else:
-                text = f"killed three times, at last by {killer}: is the memory limit low?"
-                self.fail(process, text, *job.errors)
+            often = ""
+            if process.function == "backup":
+                often = "three times, at last "
+                if self.deaths[process.id] < DEATHS:
+                    self.times["again"] = time.monotonic() + TIME_SCALE
+                    text = "It was killed, beginning it again"
+                    log("warning", text, ProcessId=process.id, Signal=killer)
+                    return
+            text = f"killed {often}by {killer}: is the memory limit low?"
+            self.fail(process, text, *job.errors)
 
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
@@ -2878,10 +2854,10 @@ class Executor:
         try:
             self.call(f"close{how}msg", within, processid=process.id, **outcome)
         except ColoniesFailure as refused:
-            if refused.odd or not refused.status:
+            if refused.status in (0, 200):
                 raise
             log("warning", "Cannot close the process", ProcessId=process.id, Error=refused)
-            del self.queue[process.id]  # if it still is ours, `running` brings it back
+            del self.queue[process.id]  # if it still is ours, `look` brings it back
         else:
             self.forget(process)
 
@@ -2891,7 +2867,6 @@ class Executor:
         del self.queue[process.id]
         self.outcomes.pop(process.id, None)
         del self.deaths[process.id]
-        self.times.pop(f"again {process.id}", None)
         with suppress(OSError):  # where the volume is gone, so is this
             for dump in dumps(self.s):
                 if dump.process == process.id and not dump.pending:
@@ -2910,8 +2885,7 @@ class Executor:
                     self.conclude(job)
             for process in list(self.queue.values())[:5]:
                 if not self.owner:
-                    stopped = {"errors": ["the executor was stopped"]}
-                    self.outcomes.setdefault(process.id, stopped)
+                    self.outcomes.setdefault(process.id, {"errors": ["the executor was stopped"]})
                 if process.id in self.outcomes:
                     self.close(process, 0.5)
             if self.owner:
@@ -2926,8 +2900,8 @@ class Executor:
 class Cron(NamedTuple):
     """A cron of the colony; its workflow is one function of ours for executors of our type."""
 
-    id: str
     name: str
+    id: str
     function: str
     expression: str  # when, seconds first
     names: list[str]  # of the executors that may take its processes (2026); none: any of the type
@@ -2935,12 +2909,17 @@ class Cron(NamedTuple):
 
 
 def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """Of a JSON object what somebody set: servers and their command lines fill in the rest."""
-    return {name: x for name, x in fields.items() if x not in (None, "", 0, -1, [], {})}
+    """Of a JSON object what somebody chose: servers and their command lines fill in the rest."""
+    told = ("nodename", "colonyname", "colonyid")
+    return {
+        name: x
+        for name, x in fields.items()
+        if name not in told and x not in (None, "", 0, -1, [], {})
+    }
 
 
 def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
-    """The crons for our functions and an executor type, those with a short name first.
+    """The crons for our functions and an executor type, by name: a short one comes first.
 
     Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
     """
@@ -2948,73 +2927,65 @@ def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
     for cron in listed:
         with suppress(AttributeError, KeyError, RecursionError, TypeError, ValueError):
             (node,) = json.loads(cron["workflowspec"], object_hook=set_fields)["functionspecs"]
-            node |= node.pop("conditions")
-            names = [str(x) for x in node.pop("executornames", [])]
-            ids = [str(x) for x in node.pop("executorids", [])]
-            for told in ("nodename", "colonyname", "colonyid"):
-                node.pop(told, None)
-            name, when, function = str(cron["name"]), str(cron["cronexpression"]), node["funcname"]
-            if function in FUNCTIONS and node == {"funcname": function, "executortype": kind}:
-                found.append(Cron(str(cron["cronid"]), name, function, when, names, ids))
-    return sorted(found, key=lambda cron: (len(cron.name), cron))
+            function, whom = node["funcname"], node["conditions"]
+            names = [str(x) for x in whom.pop("executornames", [])]
+            ids = [str(x) for x in whom.pop("executorids", [])]
+            plain = {"funcname": function, "conditions": {"executortype": kind}}
+            if function in FUNCTIONS and node == plain:
+                name, number, when = (str(cron[x]) for x in ("name", "cronid", "cronexpression"))
+                found.append(Cron(name, number, function, when, names, ids))
+    return sorted(found)
+
+
+def see_to_crons(us: Executor) -> None:
+    """Have our crons in the colony, and warn of odd ones, once each. Raises Failure."""
+    s = us.s
+    if not s.backup_cron and not s.verify_cron:
+        return
+    crons = Crons(us)
+    if s.backup_cron:
+        crons.ensure("backup", s.backup_cron_name, s.backup_cron)
+    if s.verify_cron:
+        crons.ensure("verify", s.verify_cron_name, s.verify_cron)
+    for text in crons.odd():
+        if us.due(text, FOREVER):
+            log("warning", text)
+    us.alone = not crons.others
 
 
 class Crons:
-    """Has the colony hold a cron that names our executor, for each function that has a time.
+    """The crons of the colony for our type, and who else is of it, at one look. Raises Failure.
 
-    One that an older version made names nobody; one of ours may name us as a former host was
-    called. These are abandoned, and taken over, if no other executor of our type is there.
+    Each executor has crons of its own, which name it; so of several for one database only one may
+    have BACKUP_CRON. It looks for them when it joins, and every hour. One that an older version
+    or backup_workflow.json made names nobody; one of ours may name us as a former host was called.
+    These are abandoned, and taken over, if no other executor of our type is there.
     """
 
-    def __init__(self, executor: Executor):
-        self.us = executor
-        # At the last look no other was there. Who was away at one look only may be starting again.
-        self.alone = False
-        self.warned: set[str] = set()
-
-    def see_to(self) -> None:
-        """Look after them, and warn of odd ones, once each. Raises Failure."""
-        s = self.us.s
-        if not s.backup_cron and not s.verify_cron:
-            return
-        listed = self.listed()
-        others = self.others()
-        crons = plain_crons(listed, self.us.type)
-        if s.backup_cron:
-            self.ensure("backup", s.backup_cron_name, s.backup_cron, crons, others)
-        if s.verify_cron:
-            self.ensure("verify", s.verify_cron_name, s.verify_cron, crons, others)
-        for text in self.odd(listed, others):
-            if text not in self.warned:
-                self.warned.add(text)
-                log("warning", text)
-        self.alone = not others
-
-    def listed(self) -> list[Any]:
-        """All crons of the colony."""
-        return self.us.call("getcronsmsg", count=1000, **self.us.colony) or []
-
-    def others(self) -> set[str]:
-        """The names of the other executors of our type that are in the colony, or may come in."""
-        listed = self.us.call("getexecutorsmsg", **self.us.colony) or []
+    def __init__(self, us: Executor):
+        self.us = us
+        self.crons = plain_crons(us.call("getcronsmsg", count=1000, **us.colony) or [], us.type)
+        members = us.call("getexecutorsmsg", **us.colony) or []
         states = (0, 1)  # pending, approved
-        ours = [x for x in listed if x["executortype"] == self.us.type and x["state"] in states]
-        return {str(x["executorname"]) for x in ours} - {self.us.name}
+        ours = [x for x in members if x["executortype"] == us.type and x["state"] in states]
+        self.others = {str(x["executorname"]) for x in ours} - {us.name}
+        # Who was away at one look only may be starting again.
+        self.alone = us.alone and not self.others
 
-    def odd(self, listed: list[Any], others: set[str]) -> list[str]:
+    def odd(self) -> list[str]:
         """What to tell of crons by which a database among several may get no backup."""
-        said: list[str] = []
-        for cron in plain_crons(listed, self.us.type):
+        said = []
+        for cron in self.crons:
             fault = ""
             if not cron.names + cron.ids:
-                there = ", ".join(sorted(others)[:5])
+                there = ", ".join(sorted(self.others)[:5])
                 fault = (
                     f"names no executor, and {there} of type {self.us.type!r} may take what it "
                     "submits: with several databases some get no backup"
                 )
-            elif cron.names and not {self.us.name, *others}.intersection(cron.names):
+            elif cron.names and not {self.us.name, *self.others}.intersection(cron.names):
                 fault = f"names {cron.names[0]!r}, which is not in the colony"
-            if fault and others:
+            if fault and self.others:
                 said.append(
                     f"Colonies: the cron {cron.name!r} {fault}. If that is not meant, remove it"
                     f" (colonies cron remove --cronid {cron.id}): within an hour each executor "
@@ -3022,88 +2993,72 @@ class Crons:
                 )
         return said
 
-    def ensure(
-        self, function: str, name: str, wanted: str, crons: list[Cron], others: set[str]
-    ) -> None:
-        """Have one cron for a function name us, if there is a time for it, and no former one."""
-        right, outdated, abandoned = self.whose(crons, function, name, wanted)
-        nameless = [cron for cron in abandoned if not cron.names]
-        if self.alone and not others:
-            outdated += abandoned
-        elif not right:
-            if wanted in [cron.expression for cron in nameless]:
-                return  # it serves, meanwhile
-            if not others:
-                outdated += nameless
-        if not right:
+    def made(self, function: str, name: str) -> list[Cron]:
+        """The crons for a function that executors of our type made, or an older version."""
+        return [
+            cron
+            for cron in self.crons
+            if cron.function == function
+            and cron.name in (name, "-".join([name, *cron.names]))
+            and (len(cron.names) == 1 or not cron.names + cron.ids)
+        ]
+
+    def is_ours(self, cron: Cron, name: str) -> bool:
+        """Whether a cron names us; with a former key perhaps, or under NAME by a former name."""
+        us = self.us
+        return cron.names == [us.name] or (cron.ids == [us.id] and cron.name == name)
+
+    def ensure(self, function: str, name: str, wanted: str) -> None:
+        """Have one cron that submits a function to us when it is WANTED, and no former one."""
+        us = self.us
+        right, outdated = [], []
+        served = False  # by an abandoned one, meanwhile
+        for cron in self.made(function, name):
+            if self.is_ours(cron, name):
+                if cron[3:] == (wanted, [us.name], [us.id]):
+                    right.append(cron)
+                else:
+                    outdated.append(cron)
+            elif self.alone:
+                outdated.append(cron)
+            elif not cron.names and cron.expression == wanted:
+                served = True
+            elif not (cron.names or self.others):
+                outdated.append(cron)
+        outdated += right[1:]
+        if not right and (outdated or not served):
             self.add(function, name, wanted, outdated)
         for cron in outdated:
-            self.us.remove("cron", cronid=cron.id, **self.us.colony)
-
-    def whose(
-        self, crons: list[Cron], function: str, name: str, wanted: str
-    ) -> tuple[list[Cron], list[Cron], list[Cron]]:
-        """For a function: the cron that is right, if any; the rest of ours; the abandoned.
-
-        Ours may have a former key or name of ours.
-        """
-        us = self.us
-        right: list[Cron] = []
-        outdated: list[Cron] = []
-        abandoned: list[Cron] = []
-        for cron in crons:
-            if cron.function != function:
-                continue
-            named = [name, *(f"{name}-{executor}" for executor in cron.names)]
-            ours = cron.names == [us.name] or cron.ids == [us.id]
-            if ours and cron.name in (name, f"{name}-{us.name}"):
-                fits = cron[3:] == (wanted, [us.name], [us.id])
-                (right if fits and not right else outdated).append(cron)
-            elif cron.name in named and (len(cron.names) == 1 or not cron.names + cron.ids):
-                abandoned.append(cron)
-        return right, outdated, abandoned
-
-    def described(self, function: str, wanted: str) -> dict[str, Any]:
-        """A cron of ours as the server takes it, but for its name."""
-        us = self.us
-        whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
-        node = {"nodename": function, "funcname": function, "conditions": whom | us.colony}
-        workflow = json.dumps({"functionspecs": [node], **us.colony})
-        cron = {"cronexpression": wanted, "interval": -1, "random": False}
-        return {**cron, "workflowspec": workflow, **us.colony}
+            us.remove("cron", cronid=cron.id, **us.colony)
 
     def add(self, function: str, name: str, wanted: str, outdated: list[Cron]) -> None:
         """Add ours under NAME, or NAME-EXECUTOR where that is somebody else's; or Failure.
 
         A name is one cron's in a colony (2026), in all of them (2023). The server looks at that
-        last: only when all else of the new cron is right an OUTDATED one goes, for its name.
+        last: so where an OUTDATED one has it, all else is right, and that one may go before. If a
+        request arrives twice, the second one is refused, and the next look removes one of two.
         """
         us = self.us
-        cron = self.described(function, wanted)
+        whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
+        node = {"nodename": function, "funcname": function, "conditions": whom | us.colony}
+        workflow = json.dumps({"functionspecs": [node], **us.colony})
+        cron = {"cronexpression": wanted, "interval": -1, "random": False, **us.colony}
+        cron["workflowspec"] = workflow
         for called in (name, f"{name}-{us.name}"):
             try:
                 us.call("addcronmsg", cron=cron | {"name": called})
             except ColoniesFailure as refused:
                 if not re.search("already exists|duplicate key", str(refused)):
                     raise
-                held = [old for old in outdated if old.name == called]
-                if not held:
-                    now = plain_crons(self.listed(), us.type)
-                    if any(x[1:3] == (called, function) and x.names == [us.name] for x in now):
-                        return  # our request has arrived twice
-                    continue
-                us.times["cron"] = time.monotonic() + 60 * TIME_SCALE  # if it is refused below
-                for old in held:
-                    us.remove("cron", cronid=old.id, **us.colony)
-                    outdated.remove(old)
-                us.call("addcronmsg", cron=cron | {"name": called})
-            log("info", "Added the cron", Name=called, Expression=wanted, Executor=us.name)
-            return
-        raise ColoniesFailure(
+                if called in [old.name for old in outdated] and us.due(f"free {called}", 60):
+                    us.times["cron"] = 0  # to be looked at again at once: then that one is gone
+                    return
+            else:
+                log("info", "Added the cron", Name=called, Expression=wanted, Executor=us.name)
+                return
+        raise Failure(
             f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
-            f"others: set {function.upper()}_CRON_NAME",
-            409,
-            True,
+            f"others: set {function.upper()}_CRON_NAME"
         )
 
 
@@ -4273,10 +4228,9 @@ def check_colonies(now: Checking) -> Lines:
     odd: list[str] = []
     not_yet = [403] if executor.owner else []  # it registers itself when it starts
     with allowing(*not_yet):
-        executor.running()
-        listed = executor.call("getcronsmsg", count=1000, **executor.colony) or []
-        odd = executor.odd_crons(listed, executor.others())
-    yield "ok", f"{executor.url} answers; the executor is {executor.name}"
+        executor.look()
+        odd = Crons(executor).odd()
+    yield "ok", f"{executor.server.url} answers; the executor is {executor.name}"
     for fault in odd:
         yield "warn", fault
 
@@ -4420,8 +4374,10 @@ GROUPS = {
 def settings_help() -> str:
     """The settings, for --help."""
     lines = [
-        "environment variables ([another spelling]; * a secret: NAME_FILE may name its file;",
-        "= its default; libpq's own, PGSSLMODE for one, apply too):",
+        "environment variables ([another spelling]; = its default; an empty one is not set;",
+        "* a secret: NAME_FILE may name its file, which is read anew for each backup, a key's when",
+        "the executor joins; flags are true, yes, 1 or false, no, 0; libpq's own, PGSSLMODE for",
+        "one, apply too):",
     ]
     for setting in SETTINGS:
         if setting.name in GROUPS:

@@ -217,7 +217,7 @@ def test_a_table_that_is_made_while_the_backup_begins_is_in_it_whole_or_not_at_a
     scene.postgres.sql(f'ALTER DATABASE "{scene.database}" CONNECTION LIMIT {sessions}')
     program, real = tmp_path / "pg_dump", client_programs()[0]
     program.write_text(f"""#!/bin/sh
-[ "$1" = --version ] || '{real}/psql' -h "$2" -p "$4" -U "$6" -Xqc \
+[ "$1" = --version ] || '{real}/psql' -Xqc \\
     'CREATE TABLE IF NOT EXISTS young AS SELECT 1 AS i, 2 AS more'
 exec '{real}/pg_dump' "$@"
 """)
