@@ -2972,10 +2972,13 @@ def unquoted(identifier: str) -> str:
 
 
 def roles_in(statement: str) -> set[str]:
-    """The roles that a GRANT, a policy, … names: what stands after these words."""
+    """The roles that a GRANT, a policy, … names: what stands after these words.
+
+    A SECURITY LABEL names who knows of it after FOR: that is no role.
+    """
     head = re.split(r" (?:USING|WITH CHECK) \(", statement)[0]
     role = '(?:(?:"[^"]*")+|[a-z_][a-z0-9_]*)'  # a word in capitals is a keyword: none is quoted
-    after = rf"(?:TO|FROM|FOR|ROLE|AUTHORIZATION) ({role}(?:, {role})*)"
+    after = rf"(?:TO|FROM|(?<!LABEL )FOR|ROLE|AUTHORIZATION) ({role}(?:, {role})*)"
     lists = re.findall(rf"{after}|'[^']*'|{NAME}", head)
     return set(map(unquoted, re.findall(role, ", ".join(lists)))) - {"public"}
 
