@@ -3779,7 +3779,7 @@ SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptio
 
 
 def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
-    """The command: prove a backup. Its report, as README describes it.
+    """The command: prove a backup. Its report, as `verify --help` describes it.
 
     wait: until no backup uses the staging volume. Raises Failure for what says nothing of the
     backup: it could not be had, or the server is away or lacks something.
@@ -4145,11 +4145,113 @@ GROUPS = {
 }
 
 
+# What --help says of a command, beside one line and an example.
+HELP = {
+    "backup": """
+stdout has the result alone, as one JSON text; in Colonies it is the process's output:
+
+  filename, bucket,    where the backup is; the number in its name is the second in which it
+  filepath_s3          began, since 1970
+  exectime_backup      whole seconds for pg_dump
+  size, size_s3        bytes of the local file, and what S3 says that the object has
+  exectime_upload_s3   whole seconds for the upload
+  sha256               of the file; the object's metadata have it, too
+  database             its name
+  system_identifier    of its server, made by initdb: a clone has the same
+  postgresql           versions, as "17.2"; timescaledb is null where the database has not got
+  timescaledb          that extension
+  pg_dump
+  tables               of how many tables the archive lists rows
+  starttime            when Colonies started the process; "" for a backup by hand
+  made_again           why a dump was void and made again, a text for each; mostly empty
+  removed              keys of the objects that retention removed
+  kept                 the backups that stay, by key: proven, doubtful (less than half of the last
+                       good one's size), not removed (and why), no metadata (and what it may be)
+
+One that fails prints none. Its dump, if it was finished, stays on BACKUP_PATH, and the next backup,
+an idle executor, or --resume uploads it. It exits with 1 while another backup or verify is running
+on the same BACKUP_PATH.""",
+    "list": """
+CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
+the database was emptied. VERIFIED: how the last verify of it went, and when; that is forgotten when
+retention removes the backup. SIZE is in bytes, TIME when it began. The newest 10,000 names are
+looked at, or three times FULL_BACKUPS; restore and verify find the others by name.""",
+    "check": """
+A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
+registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps
+versions that stays as one. With --max-age it also sees a night without a backup.""",
+    "verify": """
+It takes the newest good backup of DB_DATABASE, or the one that is named; downloads it to
+BACKUP_PATH, in a file that no crash leaves; compares size and SHA-256; reads the whole archive, and
+counts its tables. Where VERIFY_DB_HOST is set, it restores it there into a database verify_NUMBER,
+counts all rows, and drops it. That costs as much disk, and as much WAL, as the database has. It
+takes a role with CREATEDB; with TimescaleDB a superuser, and the backup's version of it preloaded.
+
+stdout has the report alone, as one JSON text; in Colonies it is the process's output:
+
+  object, size         which backup: its key, and bytes
+  seconds              of each step: download (with the checksum), read, restore, count
+  sha256               "checked"; "absent": an older executor's backup carries none
+  archive_version      of the archive's format
+  tables               of how many tables it lists rows
+  verdict              "readable", "restored", "restored, not all counted", or "failed: " and why;
+                       then the exit status is 1
+  step                 where it failed
+  database_size        bytes, after the restore
+  rows                 of each table; partitions and chunks count with their parents
+  not_proven           what this report does not say, and which tables were not counted
+
+Where S3 or that server is away, or lacks what a restore takes, that says nothing of the backup:
+there is no report, and `list` shows what it knew before.
+
+It restores nowhere but at VERIFY_DB_HOST, and drops only what it made and marked itself (what a
+crash left, at the next start). It restores without owners and privileges: roles need not be there,
+but for those that policies of row security name. timescaledb_post_restore() is not called: no
+policy runs. It changes one object in the bucket, PREFIX/verified.json, which `list` reads; a key
+that may not write it costs a warning. Without VERIFY_DB_HOST nothing of what the archive's tables
+and functions say is run.""",
+    "restore": """
+It takes DB_HOST, DB_PORT, DB_USER and DB_PASSWORD: for another server or role, set these. The
+server is PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB,
+one with CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds
+several databases' backups, name one. A long restore belongs in tmux. In this order:
+
+  1. Is NEW free, or an empty database (extensions do not count)? Has the server the roles that own
+     or are granted something, and with TimescaleDB the backup's version, preloaded? Has BACKUP_PATH
+     room? Is pg_restore new enough? Is the SHA-256 right? Else it ends here: nothing is written.
+  2. It makes a database restore_SECONDS and restores into that. What fails, or is stopped, here is
+     dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP DATABASE
+     restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still end the
+     table or index that they are at.
+  3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
+     database's own settings and privileges, and statistics; the rows of each table are counted.
+  4. It gets the name NEW; an empty database that had it becomes before_restore_SECONDS. Sessions in
+     either are ended, as far as the role may. Where some stay for a minute, the statements that
+     name it are printed.
+  5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
+     --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
+     it has run, no job does. A kill -9 here leaves you to call it.
+
+stdout has each table's rows, one line on what was restored, and what is left to do, for `psql -X -d
+postgres`. The exit status is 1 if anything was left out (a setting, a count, statistics, the name);
+each is a line of the log. Rows of continuous aggregates are restored, but not counted.
+
+An archive that you do not trust: its author's SQL runs as the role that restores, and as a
+superuser starts programs at the server. Restore it at a throwaway server, as a role with CREATEDB
+alone, with --no-owner. Even to read it takes a current pg_restore (18.7, 17.12, 16.16, 15.20, 14.25
+or later: CVE-2026-116314). Never pipe what pg_restore prints of it into psql (CVE-2025-8714).""",
+}
+
+
 def settings_help() -> str:
-    """The settings, for --help."""
+    """What --help says of all commands, and the settings."""
     lines = [
-        "environment variables ([another spelling]; * a secret: NAME_FILE may name its file;",
-        "= its default; libpq's own, PGSSLMODE for one, apply too):",
+        "exit status: 0 done; 1 it failed, a line on stderr says what; 2 wrong settings or command",
+        "line. stdout has answers alone, stderr the log. `COMMAND --help` says more.",
+        "",
+        "environment variables ([another spelling]; * a secret: NAME_FILE may name its file, which",
+        "is read anew for each backup; = its default; an empty one is unset; flags are true or",
+        "false, 1 or 0, yes or no; libpq's own, PGSSLMODE for one, apply too):",
     ]
     for setting in SETTINGS:
         if setting.name in GROUPS:
@@ -4197,7 +4299,11 @@ def command_line() -> argparse.ArgumentParser:
     def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
         """Add a command, with what it does and how it is called."""
         return verbs.add_parser(
-            name, help=what, description=what, epilog=f"example: backup_executor.py {example}"
+            name,
+            help=what,
+            description=f"{what}\n{HELP.get(name, '')}",
+            epilog=f"example: backup_executor.py {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     command("serve", "wait for processes from Colonies and run them (the default)", "serve")
@@ -4221,11 +4327,14 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     """The options of `restore`."""
     which = verb.add_mutually_exclusive_group(required=True)
     which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
-    which.add_argument("--file", metavar="PATH", help="a local archive")
+    text = "a local archive: it takes no settings for S3, and no checksum of it is known"
+    which.add_argument("--file", metavar="PATH", help=text)
     verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
-    verb.add_argument("--no-owner", action="store_true", help="leave owners and privileges out")
-    verb.add_argument("--pause-jobs", action="store_true", help="leave TimescaleDB's jobs off")
+    text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
+    verb.add_argument("--no-owner", action="store_true", help=text)
+    text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
+    verb.add_argument("--pause-jobs", action="store_true", help=text)
     text = "keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
 

@@ -15,9 +15,9 @@ import pytest
 
 from colonies import CANCELLED, FAILED, WAITING
 from proxies import Meddler, http_reply, through
-from restores import Proof, holding, paused
+from restores import Proof, holding, paused, verifying
 from servers import HELD_UP, Executor, client_programs, descendants, handles_below, kill_child, run
-from surroundings import BRISK, GENERATIONS, Site, becomes_true, sha256_of, standin
+from surroundings import BRISK, GENERATIONS, Scene, Site, becomes_true, sha256_of, standin
 from timescale import PAUSING, Sensors
 
 # ---- Verify ------------------------------------------------------------------------------------
@@ -48,6 +48,14 @@ def test_a_damaged_backup_fails(proof: Proof, damage: str, checksum: bool, tmp_p
     assert re.match("failed.*" + ("SHA-256" if checksum else "pg_restore"), report["verdict"])
     assert not any("CREATE DATABASE" in line for line in proof.scratch.logged(before))
     assert re.match("failed", proof.verdicts()[name] or "")
+
+
+def test_help_explains_each_field_of_a_result_and_of_a_report(scene: Scene) -> None:
+    told = {"backup": scene.backup(),
+            "verify": json.loads(scene.run("verify", **verifying(scene.postgres)).stdout)}
+    for command, fields in told.items():
+        shown = scene.run(command, "--help").stdout
+        assert [each for each in fields if not re.search(rf"(?m)^  (\w+, )?{each}\b", shown)] == []
 
 
 def test_a_backup_that_lost_a_table_since_fails(proof: Proof) -> None:
