@@ -185,6 +185,16 @@ def test_a_role_that_only_a_tables_name_mentions_is_not_asked_for(scene: Scene, 
     same_databases(scene, new)
 
 
+def test_a_security_label_that_the_server_does_not_know_asks_for_no_role(
+        scene: Scene, new: str) -> None:
+    scene.sql("INSERT INTO pg_shseclabel SELECT oid, 'pg_database'::regclass, 'guard', 'secret'"
+              " FROM pg_database WHERE datname = current_database()")
+    said = restored(scene, stored(scene, archive(scene)), "--database", new, status=1).stderr
+    [error] = [line for line in said.splitlines() if "level=error" in line]
+    assert "SECURITY LABEL FOR guard" in error and "lacks" not in error
+    same_databases(scene, new)
+
+
 def test_a_time_limit_for_statements_does_not_end_a_restore(scene: Scene, new: str) -> None:
     scene.sql("CREATE TABLE many AS SELECT i FROM generate_series(1, 400000) i")
     name = stored(scene, archive(scene))

@@ -241,6 +241,8 @@ def test_a_session_that_is_in_the_way_is_ended_or_the_naming_told(
         said = "\n".join(executor.out)
         assert ("Restored" in said) and ("To name it" in said) == (not may_end)
         assert ("accessed by other users" in executor.log) == (not may_end)
+        named = re.search(r"in the way: pid \d+ \(psql, of postgres\)", executor.log)
+        assert bool(named) == (not may_end), executor.log
     if not may_end:
         becomes_true(lambda: scene.postgres.sql(
             f"SELECT count(*) FROM pg_stat_activity WHERE datname IN ('{new}', '{scratch}')"
