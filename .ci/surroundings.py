@@ -21,7 +21,7 @@ import botocore.exceptions
 import pytest
 
 from colonies import APPROVED, FAILED, OWNER_KEY, SUCCESS, Colony, Standin, colony, identity
-from proxies import PART, Meddler, Proxy, Wire, through
+from proxies import PART, Meddler, Proxy, through
 from servers import (
     LOG_LINE,
     Executor,
@@ -369,7 +369,7 @@ class World:
         postgres.sql("CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text"
                      f" FROM generate_series(1, {rows}) i", self.name)
         self.standin = Standin(generation=generation)
-        self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
+        self.wire, self.store = Proxy(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(self.standin.port), Proxy(s3.port)
         self.settings = {
             **backup_settings(postgres, s3, self.folder, self.name, AWS_S3_PREFIX=self.name,
@@ -510,7 +510,6 @@ class World:
 
     def calm(self) -> None:
         """No fault any more."""
-        self.wire.arm()
         for proxy in (self.store, self.front, self.wire):
             proxy.clear()
             proxy.up()
