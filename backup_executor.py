@@ -726,6 +726,10 @@ def run(
     return stdout.decode("utf-8", "replace")
 
 
+# Options of our sessions: no limit but ours, and nobody's functions in place of PostgreSQL's.
+PLAIN = "-c statement_timeout=0 -c search_path=pg_catalog"
+
+
 def psql(
     database: Database,
     step: str,
@@ -741,8 +745,7 @@ def psql(
     before it, in a transaction of its own. tick: as for `run`.
     """
     argv = ["psql", "-XAtqw", *(f"--command={sql}" for sql in (first, query) if sql)]
-    options = f"-c statement_timeout=0 -c search_path=pg_catalog {options}"
-    return run(step, argv, database, options, timeout, tick)
+    return run(step, argv, database, f"{PLAIN} {options}", timeout, tick)
 
 
 def read_json(database: Database, step: str, query: str, **more: Any) -> Any:
@@ -1525,7 +1528,7 @@ def hold(
     commands = [f"--command={statement}" for statement in (*statements, *then)]
     session = start(
         ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *commands],
-        environment(database, f"-c statement_timeout=0 -c client_min_messages=error {options}"),
+        environment(database, f"{PLAIN} -c client_min_messages=error {options}"),
         stderr=subprocess.STDOUT,
     )
     try:

@@ -44,6 +44,8 @@ VERBS = {"list-type": "list_objects_v2", "HEAD": "head_object", "DELETE": "delet
 SESSIONS = {"psql#1": "Looking at the database: psql: exit status 2: ",
             "psql#2": "Ending sessions of an earlier run: psql: exit status 2: ",
             "pg_dump#1": "Backing up database: pg_dump: exit status 1: "}
+# Patterns of the first packets: that a program asks a server for these options is ours.
+PROGRAMS = {"psql": rb"search_path=pg_catalog", "pg_dump": rb"client_connection_check_interval"}
 # The first looks of a backup at objects, older ones.
 OLDER = [rf"^HEAD [^?]*\.bak #{number}" for number in range(1, FAULT_KEEP + 1)]
 
@@ -116,18 +118,17 @@ def suffer(world: World, case: Case) -> None:
     kind, _, number = case.call.partition("#")
     dumps, executor = world.dumps, world.executor
     assert executor
-    proxy = world.store if case.peer == "S3" else world.front
-    pattern = (kind if case.peer == "S3" else f'"payloadtype": ?"{kind}"').encode()
+    proxy, pattern = {
+        "S3": (world.store, kind.encode()),
+        "PostgreSQL": (world.wire, PROGRAMS.get(kind, b"")),
+    }.get(case.peer, (world.front, f'"payloadtype": ?"{kind}"'.encode()))
 
     def arm() -> None:
         proxy.expect(pattern, int(number) - 1)
         proxy._add(pattern, case.fault.action, case.fault.argument, case.fault.times)
 
     world.lost += "uploads" in case.call
-    if case.peer == "PostgreSQL":
-        world.wire.arm(kind, int(number), case.fault)
-        process = world.submit()
-    elif case.peer == "S3":
+    if case.peer in ("S3", "PostgreSQL"):
         arm()
         process = world.submit()
     else:
@@ -157,21 +158,26 @@ def suffer(world: World, case: Case) -> None:
 
 def every_case(world: World) -> list[Case]:
     """Each fault at each call of a backup, as one good backup has them."""
-    world.wire.arm()
-    before = len(world.store.requests)
+    before, earlier = len(world.store.requests), len(world.wire.sessions)
     world.audit(world.ordered())
     made = numbered([s3_call(request) for request in world.store.requests[before:]])
     proof = made.index(numbered([s3_call(b"POST /?uploadId=1 ")])[0]) + 1  # a HEAD
-    sessions = numbered(world.wire.programs)
+    sessions = world.wire.sessions[earlier:]
+    programs = numbered([next(name for name, first in PROGRAMS.items()
+                              if re.search(first, session.first)) for session in sessions])
     s3, colonies = s3_faults(world.away.port), colonies_faults(world.away.port)
-    return [
+    cases = [
         *(Case("S3", call, fault, place > proof) for place, call in enumerate(made) for fault in s3
           if re.search(fault.at, call)),
         *(Case(peer, call, fault) for peer, calls in (
             ("Colonies", COLONIES_CALLS), ("Colonies, joining", JOINING_CALLS))
           for call in calls for fault in colonies if re.search(fault.at, call)),
-        *(Case("PostgreSQL", call, fault) for call, length in zip(sessions, world.wire.answered)
-          for fault in wire_faults(length))]
+        *(Case("PostgreSQL", call, fault) for call, session in zip(programs, sessions)
+          for fault in wire_faults(session.answered))]
+    idle = {(fault.name, fault.at) for fault in (*s3, *colonies)} - {
+        (case.fault.name, case.fault.at) for case in cases}
+    assert not idle, f"no call can have these: {idle}"
+    return cases
 
 
 def some_of_each(cases: list[Case], dice: random.Random) -> list[Case]:

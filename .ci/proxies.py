@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import functools
 import json
 import random
@@ -22,27 +23,70 @@ from servers import Server, free_ports
 
 # ---- A proxy that breaks things ----------------------------------------------------------------
 
-class Rule(NamedTuple):
-    pattern: re.Pattern[bytes]
+FOREVER = float("inf")
+
+
+@dataclasses.dataclass(eq=False)
+class Rule:
+    """What is done with the requests that match, TIMES times; FOREVER also outlasts clear()."""
+
+    matches: Callable[[bytes], object]
     action: str
     argument: Any
+    times: float
+
+
+@dataclasses.dataclass(eq=False)
+class Session:
+    """What isn't HTTP: its first packet, and how many bytes it was answered."""
+
+    first: bytes
+    answered: int = 0
+
+
+class Tap(NamedTuple):
+    """A connection, where what it receives is changed on its way, piece by piece."""
+
+    connection: socket.socket
+    change: Callable[[bytes], bytes]
+
+    def recv(self, size: int) -> bytes:
+        return self.change(self.connection.recv(size))
+
+    def sendall(self, data: bytes) -> None:
+        self.connection.sendall(data)
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+
+Connection = socket.socket | Tap
+Which = bytes | Callable[[bytes], object]
 
 
 class Proxy(Server):
     """A TCP proxy that delivers, loses, cuts or answers HTTP requests by what is in them.
 
-    Patterns are searched in a request's head and the first 64 KiB of its body. What isn't HTTP
-    (PostgreSQL, TLS) is passed on as it is; down() and hang() work on that as well.
+    Which requests: a pattern that is searched in a request's head and the first 64 KiB of its body,
+    or a function that says of these whether it is one. What isn't HTTP (PostgreSQL, TLS) has but
+    one request, its first packet, and knows shear(), reply(), change(), refuse() and delay().
+
+    .request, .answer and .other change what passes, pieces as they come: of requests, of answers
+    without a body (to HEAD), and of others.
     """
 
     def __init__(self, target: int, port: int = 0) -> None:
         self.target, self.port = target, port or free_ports(1)[0]
         self.changed = threading.Condition()
         self.requests: list[bytes] = []
+        self.sessions: list[Session] = []
         self.rules: list[Rule] = []
         self.connections: set[socket.socket] = set()
         self.flowing = threading.Event()
         self.listener: socket.socket | None = None
+        self.request: Callable[[bytes], bytes] = bytes
+        self.answer: Callable[[bytes], bytes] = bytes
+        self.other: Callable[[bytes], bytes] = bytes
 
     # -- what tests do with it
 
@@ -78,35 +122,46 @@ class Proxy(Server):
         """Accept connections and requests, but pass nothing on."""
         self.flowing.clear()
 
-    def lose(self, pattern: bytes, times: int = 1) -> None:
+    def lose(self, which: Which, times: float = 1) -> None:
         """Deliver the next matching requests, throw their answers away, and hang up."""
-        self._add(pattern, "lose", None, times)
+        self._add(which, "lose", None, times)
 
-    def cut(self, pattern: bytes, after: int = 0, times: int = 1) -> None:
+    def cut(self, which: Which, after: int = 0, times: float = 1) -> None:
         """Hang up on both sides AFTER bytes of the next matching requests' bodies."""
-        self._add(pattern, "cut", after, times)
+        self._add(which, "cut", after, times)
 
-    def reply(self, pattern: bytes, raw: bytes | Callable[[], Iterator[bytes]],
-              times: int = 1) -> None:
-        """Answer the next matching requests with these bytes, and hang up; deliver nothing."""
-        self._add(pattern, "reply", raw, times)
+    def shear(self, which: Which, after: int, times: float = 1) -> None:
+        """Hang up on both sides AFTER bytes of the answers to the next matching requests."""
+        self._add(which, "shear", after, times)
 
-    def change(self, pattern: bytes, how: Callable[[bytes], Iterator[bytes]],
-               times: int = 1) -> None:
+    def reply(self, which: Which, raw: bytes | Callable[[bytes], Iterator[bytes]],
+              times: float = 1) -> None:
+        """Answer the next matching requests with these bytes, and hang up; deliver nothing.
+
+        RAW may make them of the request.
+        """
+        self._add(which, "reply", raw, times)
+
+    def change(self, which: Which, how: Callable[[bytes], Iterator[bytes]],
+               times: float = 1) -> None:
         """Deliver the next matching requests, answer with what HOW makes of the answers."""
-        self._add(pattern, "change", how, times)
+        self._add(which, "change", how, times)
 
-    def double(self, pattern: bytes, times: int = 1) -> None:
+    def double(self, which: Which, times: float = 1) -> None:
         """Deliver the next matching requests twice; the second answers count."""
-        self._add(pattern, "double", None, times)
+        self._add(which, "double", None, times)
 
-    def refuse(self, pattern: bytes, seconds: float, times: int = 1) -> None:
+    def refuse(self, which: Which, seconds: float, times: float = 1) -> None:
         """At the next matching requests cut all connections, and take none for so long."""
-        self._add(pattern, "refuse", seconds, times)
+        self._add(which, "refuse", seconds, times)
 
-    def expect(self, pattern: bytes, times: int) -> None:
+    def delay(self, which: Which, seconds: float, times: float = 1) -> None:
+        """Deliver the next matching requests, and wait so long before the answers."""
+        self._add(which, "delay", seconds, times)
+
+    def expect(self, which: Which, times: int) -> None:
         """Let the next matching requests pass, whatever rules come after this one."""
-        self._add(pattern, "pass", None, times)
+        self._add(which, "pass", None, times)
 
     def drop(self) -> None:
         """Cut the connections that there are; new ones are taken."""
@@ -117,9 +172,9 @@ class Proxy(Server):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def clear(self) -> None:
-        """Forget the rules that are left."""
+        """Forget the rules that are left, but those that hold for ever."""
         with self.changed:
-            self.rules.clear()
+            self.rules = [rule for rule in self.rules if rule.times == FOREVER]
 
     def seen(self, pattern: bytes) -> int:
         """How many requests matched so far, delivered or not."""
@@ -134,9 +189,26 @@ class Proxy(Server):
 
     # -- how it does it
 
-    def _add(self, pattern: bytes, action: str, argument: Any, times: int) -> None:
+    def _add(self, which: Which, action: str, argument: Any, times: float) -> None:
+        matches = re.compile(which).search if isinstance(which, bytes) else which
         with self.changed:
-            self.rules += [Rule(re.compile(pattern), action, argument)] * times
+            self.rules += [Rule(matches, action, argument, times)] if times else []
+
+    def _asked(self, data: bytes) -> bytes:
+        """A piece of a request; .request may change amid it."""
+        return self.request(data)
+
+    def _taken(self, request: bytes) -> Rule | None:
+        """Count a request; what is to be done with it."""
+        with self.changed:
+            rule = next((rule for rule in self.rules if rule.matches(request)), None)
+            if rule:
+                rule.times -= 1
+                if not rule.times:
+                    self.rules.remove(rule)
+            self.requests.append(request)
+            self.changed.notify_all()
+        return None if rule and rule.action == "pass" else rule
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -160,17 +232,52 @@ class Proxy(Server):
             with self.changed:
                 self.connections.add(server)
             if re.match(rb"[A-Z]{3,8} ?", first):
-                while self._exchange(client, server):
+                while self._exchange(Tap(client, self._asked), server):
                     pass
             else:
                 self._plain(client, server)
 
     def _plain(self, client: socket.socket, server: socket.socket) -> None:
         """What isn't HTTP, both ways."""
-        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
-        back.start()
-        self._pump(client, server)
-        back.join()
+        session = Session(client.recv(4096, socket.MSG_PEEK))
+        rule = self._taken(session.first)
+        with self.changed:
+            self.sessions.append(session)
+        if rule and self._instead(rule, session.first, client):
+            return
+        there = threading.Thread(target=self._pump, args=(client, server), daemon=True)
+        there.start()
+        with contextlib.suppress(OSError):
+            self._back(server, client, session, rule)
+        for connection in (client, server):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        there.join()
+
+    def _instead(self, rule: Rule, request: bytes, client: Connection) -> bool:
+        """Do what RULE says in place of delivering a request; whether it says such a thing."""
+        if rule.action == "refuse":
+            self.down()
+            threading.Timer(rule.argument, self.up).start()
+        elif rule.action == "reply":
+            for piece in rule.argument(request) if callable(rule.argument) else [rule.argument]:
+                client.sendall(piece)
+        return rule.action in ("refuse", "reply")
+
+    def _back(self, server: socket.socket, client: socket.socket, session: Session,
+              rule: Rule | None) -> None:
+        """Pass a session's answers on, or what RULE makes of them."""
+        action = rule.action if rule else ""
+        argument: Any = rule.argument if rule else None
+        if action == "delay":
+            threading.Event().wait(argument)
+        while data := server.recv(65536):
+            self.flowing.wait()
+            if action == "shear" and session.answered + len(data) > argument:
+                return client.sendall(data[:argument - session.answered])
+            for piece in argument(data) if action == "change" else [data]:
+                client.sendall(piece)
+            session.answered += len(data)
 
     def _forget(self, connection: socket.socket) -> None:
         with self.changed:
@@ -189,7 +296,7 @@ class Proxy(Server):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
+    def _exchange(self, client: Connection, server: socket.socket) -> bool:
         """One HTTP request and its answer; whether the connection goes on."""
         if server in select.select([client, server], [], [])[0]:
             return False  # an idle connection was closed
@@ -202,24 +309,13 @@ class Proxy(Server):
         body = rest
         while len(body) < min(length, 65536):
             body += receive(client)
-        with self.changed:
-            request = head + body[:65536]
-            rule = next((rule for rule in self.rules if rule.pattern.search(request)), None)
-            if rule:
-                self.rules.remove(rule)
-                rule = None if rule.action == "pass" else rule
-            self.requests.append(request)
-            self.changed.notify_all()
+        request = head + body[:65536]
+        rule = self._taken(request)
         self.flowing.wait()
         if rule and rule.action == "reply":
             for _ in more(client, length - len(body)):
                 pass
-            for piece in rule.argument() if callable(rule.argument) else [rule.argument]:
-                client.sendall(piece)
-            return False
-        if rule and rule.action == "refuse":
-            self.down()
-            threading.Timer(rule.argument, self.up).start()
+        if rule and self._instead(rule, request, client):
             return False
         if rule and rule.action == "cut":
             server.sendall(head + body[:rule.argument])
@@ -239,15 +335,30 @@ class Proxy(Server):
                 first.sendall(head + body)  # such a body has at most 64 KiB
                 self._answer(client, first, head.startswith(b"HEAD "), None)
                 return False
+        if rule and rule.action == "delay":
+            threading.Event().wait(rule.argument)
+            rule = None
         if client in select.select([client, server], [], [])[0]:
             return False  # the client gave up: so does the proxy
         return self._answer(client, server, head.startswith(b"HEAD "), rule)
 
-    def _answer(self, client: socket.socket, server: socket.socket, bare: bool,
+    def _answer(self, client: Connection, connection: socket.socket, bare: bool,
                 rule: Rule | None) -> bool:
         """Pass the server's answer on, or what RULE makes of it; whether the connection goes on."""
-        taken: list[bytes] = []
-        give = taken.append if rule else client.sendall
+        passed, taken = 0, list[bytes]()
+        server = Tap(connection, self.answer if bare else self.other)
+
+        def give(data: bytes) -> None:
+            nonlocal passed
+            if rule and rule.action != "shear":
+                taken.append(data)
+                return
+            if rule and passed + len(data) > rule.argument:
+                client.sendall(data[:rule.argument - passed])
+                raise ConnectionAbortedError
+            client.sendall(data)
+            passed += len(data)
+
         head, rest = read_head(server)
         bare = bare or bool(re.match(rb"HTTP/1.\d (1\d\d|204|304)", head))
         length = re.search(rb"(?im)^content-length:\s*(\d+)", head)
@@ -269,7 +380,7 @@ class Proxy(Server):
             bare or length or chunked)
 
 
-def receive(connection: socket.socket) -> bytes:
+def receive(connection: Connection) -> bytes:
     """Some bytes; ConnectionAbortedError at the end."""
     data = connection.recv(65536)
     if not data:
@@ -277,7 +388,7 @@ def receive(connection: socket.socket) -> bytes:
     return data
 
 
-def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+def read_head(connection: Connection) -> tuple[bytes, bytes]:
     """An HTTP head, and what came with it of the body."""
     data = b""
     while b"\r\n\r\n" not in data:
@@ -286,7 +397,7 @@ def read_head(connection: socket.socket) -> tuple[bytes, bytes]:
     return head + end, rest
 
 
-def more(connection: socket.socket, count: int) -> Iterator[bytes]:
+def more(connection: Connection, count: int) -> Iterator[bytes]:
     """COUNT bytes (none if that is negative), as they come."""
     while count > 0:
         data = connection.recv(min(count, 65536))
@@ -296,7 +407,7 @@ def more(connection: socket.socket, count: int) -> Iterator[bytes]:
         yield data
 
 
-def until(connection: socket.socket, seen: bytes, end: bytes | None) -> Iterator[bytes]:
+def until(connection: Connection, seen: bytes, end: bytes | None) -> Iterator[bytes]:
     """Bytes as they come until those so far end with END, or the connection does."""
     last = b"\r\n" + seen
     while not (end and last.endswith(end)):
@@ -327,38 +438,15 @@ PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
 COMPLETING = rb"^POST \S*uploadId="
 
 
+Meddler = Proxy  # as tests call one by which they change what passes
+
+
 def through(proxy: Proxy, scale: float = 1) -> dict[str, str]:
     """Settings that lead through a proxy before S3."""
     return {"AWS_S3_ENDPOINT": f"127.0.0.1:{proxy.port}", "BACKUP_TIME_SCALE": str(scale)}
 
 
-# ---- Proxies that change what passes -----------------------------------------------------------
-
-class Meddler(Proxy):
-    """A proxy that also changes what passes: pieces of requests, of answers to HEAD, of others."""
-
-    class Tap(NamedTuple):
-        recv: Callable[[int], bytes]
-        sendall: Callable[[bytes], None]
-        fileno: Callable[[], int]
-
-    def __init__(self, target: int) -> None:
-        super().__init__(target)
-        self.request: Callable[[bytes], bytes] = bytes
-        self.answer: Callable[[bytes], bytes] = bytes
-        self.other: Callable[[bytes], bytes] = bytes
-
-    def _exchange(self, client: Any, server: Any) -> bool:
-        return super()._exchange(self.Tap(  # type: ignore[arg-type]
-            lambda size: self.request(client.recv(size)), client.sendall, client.fileno), server)
-
-    def _answer(self, client: Any, server: Any, bare: bool, rule: Rule | None) -> bool:
-        return super()._answer(client, self.Tap(  # type: ignore[arg-type]
-            lambda size: (self.answer if bare else self.other)(server.recv(size)),
-            server.sendall, server.fileno), bare, rule)
-
-
-class Encrypting(Meddler):
+class Encrypting(Proxy):
     """A proxy that makes of each ETag one that is no MD5, as S3 has them for what it encrypts."""
 
     def __init__(self, target: int) -> None:
@@ -395,7 +483,7 @@ class Fault(NamedTuple):
         return isinstance(self.argument, bytes) and self.argument.startswith(b"HTTP/1.1 200 ")
 
 
-def endless() -> Iterator[bytes]:
+def endless(_: bytes) -> Iterator[bytes]:
     """An answer that goes on for as long as it is read."""
     yield b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n"
     while True:
@@ -411,7 +499,7 @@ def trickle(answer: bytes, seconds: float = 2) -> Iterator[bytes]:
         threading.Event().wait(seconds / 40)
 
 
-def silence(seconds: float) -> Iterator[bytes]:
+def silence(seconds: float, _: bytes) -> Iterator[bytes]:
     """Nothing; then it hangs up."""
     threading.Event().wait(seconds)
     yield b""
@@ -494,71 +582,13 @@ def wire_faults(length: int) -> list[Fault]:
     Another database's differs by some: so none is cut in the last 40, where it may be over.
     """
     cuts = sorted({0, 1, 20, 400, length - 40, *range(0, length - 40, max(1, length // 12))})
-    return [Fault("no answer for 2 s", "hang", 2), Fault("a trickle", "trickle"),
+    return [Fault("no answer for 2 s", "delay", 2),
+            Fault("a trickle", "change", functools.partial(trickle, seconds=0.2)),
             Fault("refused for a second", "refuse", 1, lasting=".*connection to server "),
-            Fault("garbage", "say", lambda: iter([WEIRD]), lasting=".*connection to server "),
-            Fault("endless garbage", "say", endless, lasting=".*connection to server "),
-            *(Fault(f"cut after {count} bytes", "cut", count,
+            Fault("garbage", "reply", WEIRD, lasting=".*connection to server "),
+            Fault("endless garbage", "reply", endless, lasting=".*connection to server "),
+            *(Fault(f"cut after {count} bytes", "shear", count,
                     lasting=".*server closed the connection unexpectedly") for count in cuts)]
-
-
-class Wire(Proxy):
-    """A proxy before PostgreSQL that has one fault at one session, counted from arm() on.
-
-    It knows psql's sessions from pg_dump's by their first packet; PGSSLMODE=disable has that come
-    first.
-    """
-
-    def __init__(self, target: int) -> None:
-        super().__init__(target)
-        self.programs: list[str] = []  # whose each session is
-        self.answered: list[int] = []  # bytes that each was answered
-        self.armed: tuple[str, int, Fault] | None = None
-
-    def arm(self, program: str = "", number: int = 0, fault: Fault | None = None) -> None:
-        """Have a fault at the NUMBERth session of PROGRAM, from 1; without one, at none."""
-        with self.changed:
-            self.programs, self.answered = [], []
-            self.armed = (program, number, fault) if fault else None
-
-    def _plain(self, client: socket.socket, server: socket.socket) -> None:
-        first = client.recv(4096, socket.MSG_PEEK)
-        program = "psql" if b"search_path=pg_catalog" in first else "pg_dump"
-        with self.changed:
-            place = len(self.programs)
-            self.programs.append(program)
-            self.answered.append(0)
-            here = (program, self.programs.count(program))
-            fault = self.armed[2] if self.armed and self.armed[:2] == here else None
-        if fault and fault.action == "refuse":
-            self.down()
-            threading.Timer(fault.argument, self.up).start()
-        elif fault and fault.action == "say":
-            for piece in fault.argument():
-                client.sendall(piece)
-        else:
-            there = threading.Thread(target=self._pump, args=(client, server), daemon=True)
-            there.start()
-            with contextlib.suppress(OSError):
-                self._back(server, client, place, fault)
-            for connection in (client, server):
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-            there.join()
-
-    def _back(self, server: socket.socket, client: socket.socket, place: int,
-              fault: Fault | None) -> None:
-        if fault and fault.action == "hang":
-            threading.Event().wait(fault.argument)
-        while data := server.recv(65536):
-            if fault and fault.action == "cut" and (
-                    self.answered[place] + len(data) > fault.argument):
-                return client.sendall(data[:fault.argument - self.answered[place]])
-            for piece in trickle(data, 0.2) if fault and fault.action == "trickle" else [data]:
-                client.sendall(piece)
-            with self.changed:
-                if place < len(self.answered):
-                    self.answered[place] += len(data)
 
 
 class Severing(Proxy):

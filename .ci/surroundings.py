@@ -21,7 +21,7 @@ import botocore.exceptions
 import pytest
 
 from colonies import APPROVED, FAILED, OWNER_KEY, SUCCESS, Colony, Standin, colony, identity
-from proxies import PART, Meddler, Proxy, Wire, through
+from proxies import PART, Meddler, Proxy, through
 from servers import (
     LOG_LINE,
     Executor,
@@ -365,7 +365,7 @@ class World(Site):
                  generation: int = 2026) -> None:
         colony = Standin(generation=generation).colony()
         super().__init__(colony, postgres, s3, folder, rows)
-        self.wire, self.store = Wire(postgres.port), Proxy(s3.port)
+        self.wire, self.store = Proxy(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(colony.port), Proxy(s3.port)
         self.settings = self.environ(
             self.front.port, DB_PORT=str(self.wire.port), PGSSLMODE="disable",
@@ -503,7 +503,6 @@ class World(Site):
 
     def calm(self) -> None:
         """No fault any more."""
-        self.wire.arm()
         for proxy in (self.store, self.front, self.wire):
             proxy.clear()
             proxy.up()

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ from environment import EXECUTOR, PROJECT, ROOT
 from proxies import (
     COMPLETING,
     FORBIDDEN,
+    FOREVER,
     PART,
     Meddler,
     Proxy,
-    Rule,
     Stranger,
     http_reply,
     secured,
@@ -313,21 +313,23 @@ def test_a_crash_of_any_of_its_processes_leaves_no_core_file(site: Site, tmp_pat
     assert not os.listdir(here), f"without the limit: {os.listdir(crashed)}"
 
 
-class Guard(Proxy):
-    """A proxy before S3 that lets pass what a policy allows, by AWS's names of what is asked.
+class Guard:
+    """It says which requests to S3 a policy denies, by AWS's names of what is asked.
 
     As in AWS, what is not there is 403, not 404, to who may not list the bucket.
     """
 
     def __init__(self, scene: Scene) -> None:
-        super().__init__(scene.s3.port)
         self.scene, self.denied, self.allowed = scene, set[str](), set[str]()
         [text] = least_privileges("json")
         self.policy = json.loads(text.replace("BUCKET", "backup").replace("PREFIX", scene.prefix))
-        self.clear()
 
-    def clear(self) -> None:
-        self.rules = GuardedRules([Rule(self, "reply", FORBIDDEN)])  # type: ignore[arg-type]
+    @contextlib.contextmanager
+    def proxy(self) -> Iterator[Proxy]:
+        """A proxy before S3 that lets pass what the policy allows."""
+        with Proxy(self.scene.s3.port) as proxy:
+            proxy.reply(self.denies, FORBIDDEN, FOREVER)
+            yield proxy
 
     def actions(self) -> list[str]:
         return [action for statement in self.policy["Statement"] for action in statement["Action"]]
@@ -336,8 +338,7 @@ class Guard(Proxy):
         for statement in self.policy["Statement"]:
             statement["Action"] = [each for each in statement["Action"] if each != action]
 
-    def search(self, request: bytes) -> bool:
-        """Whether it is denied."""
+    def denies(self, request: bytes) -> bool:
         method, target = request.split(b" ", 2)[:2]
         path, _, query = target.decode().partition("?")
         asked = urllib.parse.parse_qs(query, keep_blank_values=True)
@@ -370,19 +371,12 @@ class Guard(Proxy):
         return any(map(holds, self.policy["Statement"]))
 
 
-class GuardedRules(list[Rule]):
-    """A proxy's rules, of which the first, the guard, holds for ever."""
-
-    def remove(self, rule: Rule) -> None:
-        if rule is not self[0]:
-            super().remove(rule)
-
-
 def test_readmes_policy_for_s3_is_enough_for_every_command_and_all_of_it_is_used(
         big: Scene, new: str) -> None:
-    with Guard(big) as guard:
-        big.settings |= {"FULL_BACKUPS": "1", **through(guard)}
-        stuck_upload(big, guard)
+    guard = Guard(big)
+    with guard.proxy() as proxy:
+        big.settings |= {"FULL_BACKUPS": "1", **through(proxy)}
+        stuck_upload(big, proxy)
         big.put("backup_1.bak", archive(big)[:4096])  # an older executor's: its head is read
         first = big.backup()
         assert len(big.objects()) == 1 and not first["kept"].keys() - {first["filepath_s3"][1:]}
@@ -435,7 +429,8 @@ def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
 def test_what_lacks_of_readmes_policy_is_named_and_makes_no_half_backup(
         scene: Scene, lacking: str) -> None:
     before = scene.backup()["filename"]
-    with Guard(scene) as guard:
+    guard = Guard(scene)
+    with guard.proxy() as proxy:
         whole = json.loads(json.dumps(guard.policy))
         guard.without(lacking)
         if " without a prefix" in lacking:
@@ -443,7 +438,7 @@ def test_what_lacks_of_readmes_policy_is_named_and_makes_no_half_backup(
                 "StringLike": {"s3:prefix": f"{scene.prefix}/*"}}
         elif " to another" in lacking:
             scene.settings["AWS_S3_PREFIX"] = f"{scene.prefix}x"
-        settings = {"FULL_BACKUPS": "1", **through(guard, 0.01)}
+        settings = {"FULL_BACKUPS": "1", **through(proxy, 0.01)}
         says = {"s3:ListBucket": "list_objects_v2: .*AccessDenied",
                 "s3:GetObject": "head_object: .*403", "s3:PutObject": "multipart_upload: .*Denied",
                 "s3:ListBucket without a prefix": "head_object: .*403",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from environment import NOBODY, ROOT
-from proxies import COMPLETING, FORBIDDEN, PART, Fault, Meddler, Wire, through
+from proxies import COMPLETING, FORBIDDEN, PART, Meddler, Proxy, through
 from readme import least_privileges
 from restores import result_of, same_databases, with_little_room
 from servers import (
@@ -199,15 +199,17 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
 
 
 def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scene) -> None:
-    with Wire(scene.postgres.port) as wire:
+    psql = b"search_path=pg_catalog"  # stands in the first packet of its sessions
+    with Proxy(scene.postgres.port) as wire:
         scene.settings |= {"DB_PORT": str(wire.port), "BACKUP_TIME_SCALE": "0.05",
                            "PGSSLMODE": "disable"}
-        scene.backup()
         for number in (0, 1):  # from the last one on
-            wire.arm("psql", wire.programs.count("psql") - number, Fault("a cut", "cut", 20))
-            assert scene.backup()["made_again"] == []
-            wire.arm()
+            before = wire.seen(psql)
             scene.backup()
+            wire.expect(psql, wire.seen(psql) - before - 1 - number)
+            wire.shear(psql, 20)
+            assert scene.backup()["made_again"] == []
+            wire.clear()
 
 
 @pytest.mark.parametrize("sessions", [-1, 3])

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import secrets
-import select
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from hypothesis import strategies
 
 import backup_executor
 from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identity, recover, rfc3339
-from proxies import Meddler, Proxy, http_reply, read_head, through
+from proxies import FOREVER, Meddler, Proxy, http_reply, through
 from restores import Proof, restored, same_databases
 from servers import (
     LOG_LINE,
@@ -326,22 +324,16 @@ def test_a_backup_of_the_far_future_does_not_make_names_that_do_not_count(
     same_databases(scene, new)
 
 
-class Crowd(Proxy):
-    """A proxy before S3 that lists, between the objects there are, as many keys as told."""
+class Crowd:
+    """What lists, between the objects there are, as many keys as told."""
 
     def __init__(self, scene: Scene, seconds: range) -> None:
-        super().__init__(scene.s3.port)
         self.scene, self.listed = scene, 0
         self.keys = sorted([*(f"{scene.prefix}/backup_{each}.bak" for each in seconds),
                             f"{scene.prefix}/backup_{seconds[0]}.bak/../x"])
 
-    def _exchange(self, client: socket.socket, server: socket.socket) -> bool:
-        if server in select.select([client, server], [], [])[0]:
-            return False
-        asked = client.recv(65536, socket.MSG_PEEK)
-        if not re.match(rb"GET \S*list-type=2", asked):
-            return super()._exchange(client, server)
-        read_head(client)
+    def page(self, asked: bytes) -> Iterator[bytes]:
+        """The answer to a request for a listing."""
         after = re.findall(r"start-after=([^& ]*)|$", asked.decode())[0].replace("%2F", "/")
         there = self.scene.s3_client.list_objects_v2(
             Bucket="backup", Prefix=f"{self.scene.prefix}/b")
@@ -353,10 +345,9 @@ class Crowd(Proxy):
             f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>{tag}</ETag></Contents>"
             for key, size, tag in left[:1000])
         self.listed += len(left[:1000])
-        client.sendall(http_reply("200 OK", (
+        yield http_reply("200 OK", (
             f"<ListBucketResult><IsTruncated>{str(len(left) > 1000).lower()}</IsTruncated>{items}"
-            "</ListBucketResult>").encode()))
-        return False
+            "</ListBucketResult>").encode())
 
 
 @pytest.mark.parametrize("first", [10**9, 10**10], ids=["older", "of the future"])
@@ -365,16 +356,18 @@ def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_littl
         capfd: pytest.CaptureFixture[str]) -> None:
     results = [scene.backup() for _ in range(3)]
     made = [result["filename"] for result in results]
-    with Crowd(scene, range(first, first + 100_000)) as proxy:
+    crowd = Crowd(scene, range(first, first + 100_000))
+    with Proxy(scene.s3.port) as proxy:
+        proxy.reply(rb"^GET \S*list-type=2", crowd.page, FOREVER)
         environment = executor_environment(
             {**scene.settings, **through(proxy), "FULL_BACKUPS": "2"}, str(scene.folder), 17)
         s3 = backup_executor.S3(backup_executor.read_settings(environment))
         monkeypatch.setattr(backup_executor, "NAMES", 200)  # each costs a request
         found = s3.backups()
-        assert len(found) == 200 and proxy.listed == 100_004
+        assert len(found) == 200 and crowd.listed == 100_004
         assert [os.path.basename(each.key) for each in found if each.metadata] == made
         assert capfd.readouterr().err.count("level=warning") == 1
-        del proxy.keys[5000:]  # enough to be too many
+        del crowd.keys[5000:]  # enough to be too many
         report = backup_executor.prune(s3, backup_executor.Dump("", **results[2]))
         assert report["removed"] == [f"{scene.prefix}/{made[0]}"]
         assert os.path.basename(backup_executor.chosen(s3, "latest").key) == made[2]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 import re
@@ -232,7 +233,7 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
             AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}") as executor:
         proxy.reply(COMPLETING, FORBIDDEN)
         site.client.wait(site.submit(), FAILED)  # its dump is kept
-        proxy.reply(PART, lambda: silence(60), times=2)
+        proxy.reply(PART, functools.partial(silence, 60), times=2)
         before, process = proxy.seen(PART), site.submit()
         for count in (1, 2):  # a third time it would have failed
             proxy.wait_seen(PART, before + count)

@@ -8,11 +8,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from proxies import Meddler, Proxy, Rule, through
+from proxies import FOREVER, Meddler, Proxy, through
 from readme import restored_by_hand
 from restores import (
     PROPERTIES,
@@ -257,34 +256,16 @@ def test_a_session_that_is_in_the_way_is_ended_or_the_naming_told(
 
 # ---- Restores when S3 fails
 
-class Shears(Proxy):
-    """A proxy that cuts the next TIMES answers that are longer than AFTER bytes."""
-
-    after, times = 2**20, 0
-
-    def _answer(self, client: Any, server: Any, bare: bool, rule: Rule | None) -> bool:
-        passed = 0
-
-        def sendall(data: bytes) -> None:
-            nonlocal passed
-            passed += len(data)
-            if passed > self.after and self.times > 0:
-                self.times -= 1
-                client.sendall(data[:len(data) // 2])
-                raise ConnectionAbortedError
-            client.sendall(data)
-
-        return super()._answer(Meddler.Tap(  # type: ignore[arg-type]
-            client.recv, sendall, client.fileno), server, bare, rule)
+GETTING = rb"^GET \S*\.bak"
 
 
 @pytest.mark.parametrize("times", [1, 9])
 def test_a_download_that_is_cut_goes_on(big: Scene, times: int) -> None:
     name, before = stored(big, archive(big)), databases(big.postgres)
-    with Shears(big.s3.port) as proxy:
-        proxy.times = times
+    with Proxy(big.s3.port) as proxy:
+        proxy.shear(GETTING, 2**20, times)
         restored(big, name, "--database", big.prefix, **through(proxy, 0.02))
-        assert proxy.times == 0
+        assert not proxy.rules
     assert big.postgres.fingerprint(big.prefix) == big.postgres.fingerprint("big")
     assert set(databases(big.postgres)) - set(before) == {big.prefix}
     big.postgres.sql(f"DROP DATABASE {big.prefix}")
@@ -293,8 +274,8 @@ def test_a_download_that_is_cut_goes_on(big: Scene, times: int) -> None:
 @pytest.mark.parametrize("when", ["from the start", "amid the download"])
 def test_an_s3_that_stays_away_is_one_clear_error(scene: Scene, new: str, when: str) -> None:
     name = stored(scene, archive(scene))
-    with Shears(scene.s3.port) as proxy:
-        proxy.after, proxy.times = 3000, 10**6
+    with Proxy(scene.s3.port) as proxy:
+        proxy.shear(GETTING, 3000, FOREVER)
         if when == "from the start":
             proxy.down()
         error = refused(scene, name, "--database", new, **through(proxy, 0.02))
