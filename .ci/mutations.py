@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import pytest
 from _pytest.runner import runtestprotocol
 
-from environment import EXECUTOR, FRONT, PROJECT, fetched
+from environment import EXECUTOR, FRONT, MUTATIONS, PROJECT, fetched
 from servers import temporary_folder
 
 # Fetched when they are asked for: no other command needs them. attrs comes with the requirements.
@@ -45,7 +45,7 @@ FITTING = (
     ("Window|dump_every_row|dump_once|seal|Server|dump",
      (r"test_dump\.py::.*(rows|costs|fails|void|truncated|table|session|stopped|bad|without|restor)"
      r"|::test_(a_backup_restored|stdout|an_objects)")),
-    ("compression_held_off|gone_client", r"test_timescale\.py::.*(notices|compress|disturb)"),
+    ("compression_held_off|gone_client", r"test_timescale\.py::.*(notices|waits|cannot_hold)"),
     ("require_room|free_bytes", r"test_dump\.py::.*(room|disk|volume)"),
     ("read_patiently|examine_database|newest_backup|free_seconds|compression",
      r"test_dump\.py::.*(old_pg|newer|cannot_get|missing|away)|::.*(clock|somebody_elses|arguments)"),
@@ -59,7 +59,6 @@ FITTING = (
          r"|test_odd_moments\.py::.*(kept|left|journal|folder|sealed|read_back|damaged)")))
 LONGEST = 120  # seconds that one test may take with a mutant
 UNSEEN = "NOT NOTICED"
-PLAN = "MUTATIONS"  # the variable that has the plan's path
 
 
 class Mutant(NamedTuple):
@@ -202,14 +201,14 @@ class Session:
 
         signal.signal(signal.SIGALRM, too_long)
         begun = time.monotonic()
-        signal.alarm(LONGEST)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST, 5)  # again, where something swallows it
         try:
             # What comes next needs the servers: what all of a session share stays.
             reports = runtestprotocol(item, log=False, nextitem=self.session)  # type: ignore[arg-type]
         except TimeoutError:
             return True
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
         self.took[item.nodeid] = time.monotonic() - begun
         return any(report.failed for report in reports)
 
@@ -269,9 +268,9 @@ class Session:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
     """As a plugin, in the copy: instead of the tests once, the mutants."""
-    if PLAN not in os.environ or session.config.option.collectonly:
+    if MUTATIONS not in os.environ or session.config.option.collectonly:
         return None
-    Session(session, json.loads(Path(os.environ[PLAN]).read_text())).run()
+    Session(session, json.loads(Path(os.environ[MUTATIONS]).read_text())).run()
     return True
 
 
@@ -304,5 +303,5 @@ def mutations(arguments: list[str]) -> int:
                                             "test_timescale.py")]
         return subprocess.run(
             [sys.executable, "-B", "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider",
-             "-p", "mutations", FRONT.name, *tests], cwd=copy, check=False,
-            env={**os.environ, PLAN: str(plan), "PYTHONPATH": str(copy / ".ci")}).returncode
+             "-p", "no:warnings", "-p", "mutations", FRONT.name, *tests], cwd=copy, check=False,
+            env={**os.environ, MUTATIONS: str(plan), "PYTHONPATH": str(copy / ".ci")}).returncode
