@@ -27,6 +27,8 @@
                                                          serve the Colonies stand-in
     python3 test_backup_executor.py image                build the image and run it (root, Debian)
     python3 test_backup_executor.py chart                check the Helm chart, run what it renders
+    python3 test_backup_executor.py mutate [--minutes N] [--seed S] [FUNCTION ...]
+                                                         change the nightly path: who notices?
     python3 test_backup_executor.py python ARGUMENTS     run the environment's Python, its linters
 
 It needs Linux, Python 3.10 or later with venv, and, the first time, the network: it then makes an
@@ -44,6 +46,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     surroundings, restores             what tests set up, and what those of restores share
     vectors, readme                    signatures by another library; what README quotes
     demo, bench, faults, image         what the commands do
+    mutations                          changes of the module that a test should notice
     test_*                             the rest of the tests, by what they are about
     helm/ci: chart, test_chart         the chart, rendered, and its tests
 """
@@ -98,6 +101,7 @@ from demo import demo
 from environment import EXECUTOR, FRONT, PROJECT, ROOT, checked, files_with_tests
 from faults import faults
 from image import ADMIN_PATH, IMAGE_PROGRAMS
+from mutations import mutations
 from proxies import Proxy, http_reply
 from restores import RICH, Proof, archive, called, databases, restored, same_databases, stored
 from servers import executor_environment
@@ -180,7 +184,8 @@ def run_chart_tests(arguments: list[str]) -> NoReturn:
 
 
 COMMANDS = {"demo": demo, "bench": bench, "faults": faults, "colonies": colonies,
-            "image": run_image_tests, "chart": run_chart_tests, "python": run_python}
+            "image": run_image_tests, "chart": run_chart_tests, "mutate": mutations,
+            "python": run_python}
 
 
 def main(arguments: list[str]) -> int:

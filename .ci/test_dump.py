@@ -453,6 +453,16 @@ def test_an_operators_files_are_left_alone(scene: Scene) -> None:
     assert (scene.folder / "notes.txt").read_text() == "mine"
 
 
+def test_a_dump_takes_the_name_of_no_file_that_is_there(scene: Scene) -> None:
+    start = int(time.time())
+    names = [f"backup_{start + i}.bak" for i in range(100)]
+    for name in names:
+        (scene.folder / name).write_text("mine")
+    assert scene.backup()["filename"] == f"backup_{start + 100}.bak"
+    assert scene.files() == names
+    assert {(scene.folder / name).read_text() for name in names} == {"mine"}
+
+
 def test_a_second_backup_at_the_same_time_says_so(scene: Scene) -> None:
     with scene.locked() as unlock, scene.start() as first:
         scene.waiting()
