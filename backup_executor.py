@@ -4159,7 +4159,7 @@ class Checking:
         self.settings = settings
         self.max_age = max_age  # hours that the newest backup may be old
         self.server: Server | None = None
-        self.backups: list[Backup] = []  # of this database, proven
+        self.backups: list[Backup] | None = None  # of this database, proven; None: not looked at
 
     @property
     def newest(self) -> Backup:
@@ -4167,7 +4167,8 @@ class Checking:
         return self.backups[-1] if self.backups else Backup(0, "", 0, None)
 
 
-Lines = Iterator[tuple[str, str]]  # a mark (ok, note, warn) and what is to be said
+Lines = Iterator[tuple[str, str]]  # a mark (ok, note, warn, -) and what is to be said
+UNKNOWN = "-", "not looked at, since another peer did not answer"
 
 
 def check_settings(_: Checking) -> Lines:
@@ -4223,20 +4224,23 @@ def check_bucket(now: Checking) -> Lines:
     finally:
         gone = s3.call("delete_object", Key=key)
     require(same, f"{s3.where}: it gives back something else than it took")
-    server = now.server
+    server, many = now.server, "its backups were not looked at, since the database did not answer"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)
+        many = f"{len(now.backups)} proven backups of this database"
     how = "deleted"
     if gone.get("DeleteMarker"):
         how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
-    many = f"{len(now.backups)} proven backups of this database"
     yield "ok", f"{s3.where}: written, read, {how}; {many}"
 
 
 def check_volume(now: Checking) -> Lines:
     """Whether a dump like the newest one has room."""
     size = now.server.size if now.server else 0
-    yield "ok", require_room(now.settings, now.newest.size, size)
+    room = require_room(now.settings, now.newest.size, size)
+    if now.backups is None:
+        room = room.partition(";")[0] + "; the newest backup was not looked at"
+    yield "ok", room
 
 
 def check_jobs(now: Checking) -> Lines:
@@ -4244,7 +4248,10 @@ def check_jobs(now: Checking) -> Lines:
 
     The newest backup's hour and duration are taken for those of the next.
     """
-    if not now.server or not now.server.timescaledb:
+    if not now.server:
+        yield UNKNOWN
+        return
+    if not now.server.timescaledb:
         yield "ok", "no TimescaleDB, so none of its jobs and policies"
         return
     enough = "UPDATE, DELETE, TRUNCATE"  # any of them allows LOCK TABLE … IN SHARE MODE
@@ -4287,6 +4294,9 @@ def check_newest(now: Checking) -> Lines:
     One of the future, by a clock that was wrong, stays the newest, and the next ones count on from
     it: it may be no further ahead than it may be old.
     """
+    if now.backups is None:
+        yield UNKNOWN
+        return
     age, hours = "no proven backup", FOREVER
     if now.backups:
         hours = (time.time() - now.newest.seconds) / 3600

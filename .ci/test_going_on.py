@@ -8,6 +8,8 @@ import re
 import secrets
 from pathlib import Path
 
+import pytest
+
 from proxies import COMPLETING, FORBIDDEN, SLOW, Meddler, through
 from servers import client_programs
 from surroundings import Scene
@@ -130,8 +132,21 @@ END""")
     assert "subscriptions not dumped because current user is not a superuser" in warnings[0]
 
 
-# ---- Words ------------------------------------------------------------------------------------
+# ---- What is said ------------------------------------------------------------------------------
 
 def test_a_password_that_everybody_guesses_garbles_no_message(scene: Scene) -> None:
     ran = scene.run("backup", VERIFY_DB_PASSWORD="backup", AWS_S3_PREFIX=f"{scene.prefix}/upload")
     assert 'msg="Successfully uploaded backup file"' in ran.stderr and "***" not in ran.stderr
+
+
+@pytest.mark.parametrize("away", ["DB_PORT", "AWS_S3_ENDPOINT"])
+def test_a_check_does_not_call_good_what_it_could_not_look_at(scene: Scene, away: str) -> None:
+    scene.backup()
+    nowhere = {"DB_PORT": "1", "AWS_S3_ENDPOINT": "127.0.0.1:1"}[away]
+    said = scene.run("check", "--max-age", "26", status=1, **{away: nowhere},
+                     BACKUP_TIME_SCALE="0.01").stdout
+    lines = {name: mark for mark, name in re.findall(r"(?m)^(\S+) +([a-z ]+): ", said)}
+    assert lines["newest backup"] == "-" and "no proven backup" not in said
+    assert (lines["jobs"] == "-") == (away == "DB_PORT")
+    assert "newest backup was not looked at" in said and "has 0" not in said
+    assert ("its backups were not looked at" in said) == (away == "DB_PORT")
