@@ -2671,10 +2671,10 @@ class Executor:
         executor = self.names | {"executortype": self.type}
         if not self.known():
             self.register(executor)
-        known: list[str] = []
+        known = set[str]()
         with allowing(*range(400, 600)):  # a server of 2023 refuses, and makes no second record
             announced = self.call("getfunctionsmsg", **self.names) or []
-            known = [function["funcname"] for function in announced]
+            known = {function["funcname"] for function in announced}
         for name, text in FUNCTIONS.items():
             if name not in known:
                 said = {"funcname": name, "desc": text, "description": text}
@@ -3052,6 +3052,8 @@ class Crons:
                 us.call("addcronmsg", cron=cron | {"name": called})
             except ColoniesFailure as refused:
                 if not re.search("already exists|duplicate key", str(refused)):
+                    if refused.status >= 500:  # a former one may be gone: not for an hour
+                        us.times["cron"] = time.monotonic() + 60 * TIME_SCALE
                     raise
                 if called in [old.name for old in outdated] and us.due(f"free {called}", 60):
                     us.times["cron"] = 0  # to be looked at again at once: then that one is gone

@@ -5,7 +5,9 @@ import json
 import re
 from typing import Any
 
-from colonies import RUNNING, WAITING, identity
+import pytest
+
+from colonies import RUNNING, WAITING, Refused, identity
 from servers import Executor, run
 from surroundings import EXECUTOR_KEY, GENERATIONS, OTHER_KEY, Site, becomes_true, standin
 
@@ -56,6 +58,41 @@ def test_each_function_has_its_own_cron_also_under_one_name(site: Site) -> None:
     changed = both | {"verify": "0 0 5 * * 0"}
     assert crons_after(3, VERIFY_CRON=changed["verify"]) == changed
     assert site.called("addcronmsg") == 3
+
+
+@standin()
+def test_a_cron_that_cannot_be_removed_keeps_no_new_one_away(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise Refused(403, "Access denied")
+
+    with site.serve(BACKUP_CRON=DAILY):
+        site.polling()
+    monkeypatch.setattr(site.standin, "on_removecron", refuse)
+    with site.serve(BACKUP_CRON="0 0 2 * * *") as executor:
+        executor.wait_for("Added the cron")
+        assert crons_for(site) == {"backupcron": ([site.name], DAILY),
+                                   f"backupcron-{site.name}": ([site.name], "0 0 2 * * *")}
+        site.succeeds(site.submit())
+
+
+@standin()
+def test_a_cron_that_is_refused_when_the_former_one_is_gone_is_made_within_a_minute(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = site.standin.on_addcron
+
+    def refuse_once(caller: str, fields: dict[str, Any]) -> Any:
+        if not site.standin.crons:
+            monkeypatch.undo()
+            raise Refused(500, "pq: connection reset by peer")
+        return real(caller, fields)
+
+    with site.serve(BACKUP_CRON=DAILY):
+        site.polling()
+    monkeypatch.setattr(site.standin, "on_addcron", refuse_once)
+    with site.serve(BACKUP_CRON="0 0 2 * * *", BACKUP_TIME_SCALE="0.05") as executor:
+        executor.wait_for("level=error .*connection reset by peer")
+        becomes_true(lambda: crons_for(site) == {"backupcron": ([site.name], "0 0 2 * * *")}, 60)
 
 
 # ---- Crons of several executors, and of others -------------------------------------------------

@@ -1,6 +1,8 @@
 """The tests of how the executor speaks to Colonies, and of how it leaves."""
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import secrets
@@ -145,6 +147,18 @@ def test_a_process_is_closed_without_the_secrets_in_any_of_their_forms(
         [error] = site.client.wait(site.submit(), FAILED)["errors"]
         assert "*** | *** | ***" in error
         assert not any(form in error + executor.log for form in forms)
+
+
+@standin()
+def test_a_server_that_repeats_the_owners_key_is_quoted_without_it(site: Site) -> None:
+    said = json.dumps({"status": 500, "message": f"unknown: {OWNER_KEY}"}).encode()
+    refusal = {"payloadtype": "error", "error": True, "payload": base64.b64encode(said).decode()}
+    with Proxy(site.where.port) as proxy:
+        proxy.reply(b"addexecutormsg", http_reply("500 x", json.dumps(refusal).encode()))
+        with site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
+            executor.wait_for(r"level=error .*addexecutormsg: unknown: \*\*\*")
+            site.polling()
+            assert OWNER_KEY not in executor.log
 
 
 @standin()
