@@ -97,7 +97,9 @@ class Case(NamedTuple):
         fault = self.fault
         if self.peer == "PostgreSQL":  # where a session is cut is a fault of its own
             return {(self.call, fault.action) if fault.lasting else (self.peer, fault.action)}
-        return {(self.peer, fault.name, fault.lasting), (self.peer, self.call, fault.believed)}
+        unseen = self.ends() == [""] and not self.doubts  # nobody may notice it
+        return {(self.peer, fault.name, fault.lasting, unseen),
+                (self.peer, self.call, fault.believed)}
 
     @property
     def doubts(self) -> bool:
