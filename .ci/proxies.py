@@ -438,9 +438,6 @@ PART = rb"^PUT \S*partNumber="  # requests of an upload, as a Proxy sees them
 COMPLETING = rb"^POST \S*uploadId="
 
 
-Meddler = Proxy  # as tests call one by which they change what passes
-
-
 def through(proxy: Proxy, scale: float = 1) -> dict[str, str]:
     """Settings that lead through a proxy before S3."""
     return {"AWS_S3_ENDPOINT": f"127.0.0.1:{proxy.port}", "BACKUP_TIME_SCALE": str(scale)}

@@ -21,7 +21,7 @@ import botocore.exceptions
 import pytest
 
 from colonies import APPROVED, FAILED, OWNER_KEY, SUCCESS, Colony, Standin, colony, identity
-from proxies import PART, Meddler, Proxy, through
+from proxies import PART, Proxy, through
 from servers import (
     LOG_LINE,
     Executor,
@@ -326,9 +326,9 @@ def big(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
 
 
 @pytest.fixture
-def meddler(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Meddler]:
+def meddler(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Proxy]:
     """A proxy before S3."""
-    with Meddler(backup_servers[1].port) as proxy:
+    with Proxy(backup_servers[1].port) as proxy:
         yield proxy
 
 

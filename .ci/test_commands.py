@@ -10,7 +10,7 @@ import pytest
 
 from colonies import OWNER_KEY
 from environment import PROJECT, requirements
-from proxies import FORBIDDEN, Meddler, http_answer, through
+from proxies import FORBIDDEN, Proxy, http_answer, through
 from servers import tool
 from surroundings import Scene
 
@@ -64,7 +64,7 @@ def test_the_dockerfile_is_clean_and_has_the_boto3_that_the_tests_have() -> None
 
 
 def test_no_failure_shows_a_secret_even_where_a_peer_repeats_it(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     colony_key, executor_key = "c01" + secrets.token_hex(30) + "2", "e" + "4b" * 31 + "2"
     scene.settings |= {"LOG_LEVEL": "debug", "COLONIES_COLONY_PRVKEY": colony_key,
                        "COLONIES_EXECUTOR_PRVKEY": executor_key}
@@ -84,14 +84,14 @@ def test_no_failure_shows_a_secret_even_where_a_peer_repeats_it(
 
 
 @pytest.mark.parametrize("verb", [b"PUT ", b"GET /backup/", b"DELETE ", rb"GET /backup\?"])
-def test_check_finds_out_what_a_key_may_not_do(scene: Scene, meddler: Meddler, verb: bytes) -> None:
+def test_check_finds_out_what_a_key_may_not_do(scene: Scene, meddler: Proxy, verb: bytes) -> None:
     meddler.reply(b"^" + verb, FORBIDDEN, times=10)
     said = scene.run("check", status=1, **through(meddler)).stdout
     assert re.search("(?m)^FAIL .*AccessDenied", said)
 
 
 def test_check_fails_where_the_bucket_gives_back_other_bytes_and_leaves_none_there(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     scene.backup()
     before = scene.objects()
     meddler.change(rb"^GET \S*/check_", lambda answer: iter([
@@ -101,7 +101,7 @@ def test_check_fails_where_the_bucket_gives_back_other_bytes_and_leaves_none_the
     assert scene.objects() == before and not meddler.rules
 
 
-def test_check_names_everything_that_is_wrong_in_one_go(scene: Scene, meddler: Meddler) -> None:
+def test_check_names_everything_that_is_wrong_in_one_go(scene: Scene, meddler: Proxy) -> None:
     meddler.down()
     ran = scene.run("check", status=1, DB_PASSWORD="wrong", BACKUP_PATH="/missing",
                     COLONIES_SERVER_HOST="127.0.0.1", COLONIES_SERVER_PORT="1", COLONIES_TLS="no",

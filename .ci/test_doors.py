@@ -34,7 +34,6 @@ from proxies import (
     FORBIDDEN,
     FOREVER,
     PART,
-    Meddler,
     Proxy,
     Stranger,
     http_reply,
@@ -270,7 +269,7 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_no_redirection_by_s3_is_followed_whatever_was_asked(
-        scene: Scene, meddler: Meddler, status: int) -> None:
+        scene: Scene, meddler: Proxy, status: int) -> None:
     name = scene.backup()["filename"]
     asked = [("backup", rb"^HEAD "), ("backup", rb"^POST \S+\?uploads"), ("backup", PART),
              ("backup", COMPLETING), ("verify", rb"^GET \S+list-type=2"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from environment import NOBODY, ROOT
-from proxies import COMPLETING, FORBIDDEN, PART, Meddler, Proxy, through
+from proxies import COMPLETING, FORBIDDEN, PART, Proxy, through
 from readme import least_privileges
 from restores import result_of, same_databases, with_little_room
 from servers import (
@@ -315,7 +315,7 @@ def test_on_aws_a_missing_bucket_is_an_error_and_boto3_finds_the_keys(scene: Sce
 
 
 def test_an_s3_server_that_is_away_is_waited_for_before_the_dump(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.down()
     with scene.start(**through(meddler, 0.02)) as executor:
         executor.wait_for("level=warning .*S3 is away")
@@ -325,7 +325,7 @@ def test_an_s3_server_that_is_away_is_waited_for_before_the_dump(
     assert len(scene.objects()) == 1
 
 
-def test_an_s3_server_that_stays_away_is_one_clear_failure(scene: Scene, meddler: Meddler) -> None:
+def test_an_s3_server_that_stays_away_is_one_clear_failure(scene: Scene, meddler: Proxy) -> None:
     meddler.down()
     with scene.locked():  # so that it would be seen if there were a dump
         assert f"127.0.0.1:{meddler.port}" in scene.failure(**through(meddler, 0.001))
@@ -360,7 +360,7 @@ def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
     assert len(scene.objects()) == 1 and scene.files() == []
 
 
-def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Meddler) -> None:
+def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Proxy) -> None:
     name, sha256 = stuck_upload(big, meddler)
     assert len(big.uploads()) == 1
     resumed = big.run("backup", "--resume", **through(meddler))
@@ -372,7 +372,7 @@ def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Meddler) ->
 
 
 def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
-        big: Scene, meddler: Meddler) -> None:
+        big: Scene, meddler: Proxy) -> None:
     with big.locked(), big.start() as executor:
         session = os.pidfd_open(int(big.waiting()))
         assert executor.stop(timeout=10) == 1
@@ -389,7 +389,7 @@ def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
 
 @pytest.mark.parametrize("change", ["a byte more", "a byte changed", "a symlink"])
 def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
-        scene: Scene, meddler: Meddler, tmp_path: Path, change: str) -> None:
+        scene: Scene, meddler: Proxy, tmp_path: Path, change: str) -> None:
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.failure(**through(meddler, 0.001))
     [name, _] = scene.files()
@@ -414,7 +414,7 @@ JOURNAL = {"by", "process", "starttime", "attempts", "id", "sha256", "size", "ex
 
 @pytest.mark.parametrize("stage", ["sealed", "stored", "gone"])
 def test_a_journal_that_another_version_wrote_is_finished_and_ours_has_its_format(
-        scene: Scene, meddler: Meddler, tmp_path: Path, stage: str) -> None:
+        scene: Scene, meddler: Proxy, tmp_path: Path, stage: str) -> None:
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.failure(**through(meddler, 0.001))
     [name, journal] = scene.files()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from proxies import COMPLETING, FORBIDDEN, SLOW, Meddler, through
+from proxies import COMPLETING, FORBIDDEN, SLOW, Proxy, through
 from servers import client_programs
 from surroundings import Scene
 from test_dump import beside
@@ -27,7 +27,7 @@ def program(folder: Path, name: str, script: str) -> str:
 # ---- What an earlier run left ------------------------------------------------------------------
 
 def test_a_dump_that_cannot_be_finished_keeps_nobody_from_a_new_backup(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     """Its bucket is gone, which a new backup makes; then it can be finished, too."""
     bucket = f"made-{secrets.token_hex(4)}"
     scene.s3_client.create_bucket(Bucket=bucket)
@@ -61,7 +61,7 @@ def test_what_is_left_is_not_asked_for_while_another_backup_runs(scene: Scene) -
 # ---- S3 that shows, or keeps, less than it should ----------------------------------------------
 
 def test_an_old_object_that_s3_cannot_show_keeps_nobody_from_a_new_backup(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     old = [scene.backup()["filename"] for _ in range(2)]
     meddler.reply(rb"^HEAD \S*" + old[0].encode(), SLOW, times=10**5)
     ran = scene.run("backup", FULL_BACKUPS="1", **through(meddler, 0.001))
@@ -72,7 +72,7 @@ def test_an_old_object_that_s3_cannot_show_keeps_nobody_from_a_new_backup(
 
 
 def test_a_server_that_keeps_no_metadata_gets_one_object_and_is_named(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.answer = lambda data: re.sub(rb"(?mi)^x-amz-meta-[^\n]*\n", b"", data)
     assert "keeps no metadata" in scene.failure(**through(meddler, 0.001))
     said = scene.run("backup", "--resume", status=1, **through(meddler, 0.001)).stderr
@@ -83,7 +83,7 @@ def test_a_server_that_keeps_no_metadata_gets_one_object_and_is_named(
 
 
 def test_a_bucket_that_somebody_else_makes_at_the_same_time_will_do(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     scene.settings["AWS_S3_BUCKET_NAME"] = bucket = f"made-{secrets.token_hex(4)}"
     made: list[str] = []
 
@@ -97,7 +97,7 @@ def test_a_bucket_that_somebody_else_makes_at_the_same_time_will_do(
 
 
 def test_an_s3_that_goes_away_while_old_backups_are_removed_is_waited_for_once(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     old = [scene.backup()["filename"] for _ in range(3)]
     meddler.reply(rb"^DELETE \S*backup_", SLOW, times=10**5)
     result = scene.backup(FULL_BACKUPS="1", **through(meddler, 0.001))

@@ -17,7 +17,7 @@ from hypothesis import strategies
 
 import backup_executor
 from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identity, recover, rfc3339
-from proxies import FOREVER, Meddler, Proxy, http_reply, through
+from proxies import FOREVER, Proxy, http_reply, through
 from restores import Proof, restored, same_databases
 from servers import (
     LOG_LINE,
@@ -280,7 +280,7 @@ ODD_METADATA = [{"database": "%0a%1b[31m%ff"}, {"sha256": ""}, {"pg-dump": "9" *
 
 @pytest.mark.parametrize("odd", ODD_METADATA, ids=[next(iter(each)) for each in ODD_METADATA])
 def test_odd_metadata_are_shown_on_one_line_and_end_in_no_traceback(
-        scene: Scene, meddler: Meddler, new: str, odd: dict[str, str]) -> None:
+        scene: Scene, meddler: Proxy, new: str, odd: dict[str, str]) -> None:
     name = scene.backup()["filename"]
     for key, value in odd.items():
         meddler.answer = lambda data, key=key, value=value: re.sub(  # type: ignore[misc]

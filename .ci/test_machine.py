@@ -19,7 +19,7 @@ import pytest
 
 from colonies import FAILED, SUCCESS, UNREGISTERED
 from machine import FILL, FULL, TMPFS, Machine
-from proxies import COMPLETING, FORBIDDEN, Meddler, through
+from proxies import COMPLETING, FORBIDDEN, Proxy, through
 from restores import databases
 from servers import RcloneS3, descendants
 from surroundings import BRISK, FILLED, Scene, Site, becomes_true, one_error, sha256_of, standin
@@ -98,7 +98,7 @@ def test_a_volume_with_room_for_some_writes_only_costs_no_dump(
 
 
 def test_a_kept_dump_on_a_full_disk_stays_and_leaves_no_upload_in_s3(
-        scene: Scene, meddler: Meddler, tmp_path: Path) -> None:
+        scene: Scene, meddler: Proxy, tmp_path: Path) -> None:
     with Machine(scene.settings, tmp_path, TMPFS) as machine:
         meddler.reply(COMPLETING, FORBIDDEN)
         one_error(machine.run("backup", **through(meddler, 0.001)), "AccessDenied")
@@ -114,7 +114,7 @@ def test_a_kept_dump_on_a_full_disk_stays_and_leaves_no_upload_in_s3(
 @pytest.mark.parametrize("command", [["verify"], ["restore", "latest", "--database", "never"]],
                          ids=lambda command: command[0])
 def test_a_disk_that_gets_full_during_a_download_is_no_fault_of_s3(
-        scene: Scene, meddler: Meddler, tmp_path: Path, command: list[str], pages: int) -> None:
+        scene: Scene, meddler: Proxy, tmp_path: Path, command: list[str], pages: int) -> None:
     scene.backup()
     with Machine(scene.settings, tmp_path, TMPFS) as machine:
         def fill(data: bytes) -> bytes:
@@ -454,7 +454,7 @@ def test_databases_of_one_name_on_two_servers_share_a_prefix_and_keep_their_own(
 def test_who_is_overtaken_where_s3_has_no_conditions_sees_it_and_takes_the_next_second(
         scene: Scene, tmp_path: Path) -> None:
     (tmp_path / "clock").write_text(str(NOW))
-    with RcloneS3(tmp_path / "s3") as server, Meddler(server.port) as proxy:
+    with RcloneS3(tmp_path / "s3") as server, Proxy(server.port) as proxy:
         server.client().create_bucket(Bucket="backup")
         there = Scene(scene.postgres, server, scene.folder, scene.database, "p")
         machine = Machine({**there.settings, "CLOCK": str(tmp_path / "clock")}, tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 
 import backup_executor
-from proxies import COMPLETING, SLOW, Meddler, through
+from proxies import COMPLETING, SLOW, Proxy, through
 from surroundings import Scene
 
 MIB, TIB = 1024**2, 1024**4
@@ -33,7 +33,7 @@ def test_an_upload_keeps_to_the_limits_of_parts_at_any_size(size: int) -> None:
 
 
 def test_a_finished_dump_of_the_same_name_at_another_host_is_named_and_left_alone(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.reply(COMPLETING, SLOW, times=10000)
     scene.failure(**through(meddler, 0.001))
     kept = scene.files()
@@ -74,7 +74,7 @@ def test_the_log_shows_programs_with_their_arguments_where_it_is_to_show_all(sce
 
 
 def test_a_dump_that_was_changed_on_the_volume_is_not_uploaded(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.reply(COMPLETING, SLOW, times=10000)
     scene.failure(**through(meddler, 0.001))
     [name, _] = scene.files()

@@ -28,7 +28,6 @@ from proxies import (
     FORBIDDEN,
     PART,
     SLOW,
-    Meddler,
     Proxy,
     http_answer,
     http_reply,
@@ -126,7 +125,7 @@ def test_a_backup_that_is_downloaded_before_its_process_is_closed_stays(site: Si
 
 
 def test_what_another_databases_backup_left_in_the_same_folder_is_left_to_it(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     scene.postgres.sql(f"CREATE DATABASE {scene.database}_b TEMPLATE {scene.database}")
     other = Scene(scene.postgres, scene.s3, scene.folder, f"{scene.database}_b", scene.prefix)
     meddler.reply(COMPLETING, FORBIDDEN)
@@ -145,7 +144,7 @@ def test_what_another_databases_backup_left_in_the_same_folder_is_left_to_it(
     assert sorted(scene.objects()) == sorted([kept[0], second, third]) and scene.files() == []
 
 
-def replacing(scene: Scene, meddler: Meddler) -> list[str]:
+def replacing(scene: Scene, meddler: Proxy) -> list[str]:
     """Have the next upload come to another object with its metadata; names, as they are put."""
     put: list[str] = []
 
@@ -165,7 +164,7 @@ def replacing(scene: Scene, meddler: Meddler) -> list[str]:
 
 @pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "not to be deleted"])
 def test_an_object_that_looks_like_ours_but_is_not_is_removed_and_blocks_nothing(
-        scene: Scene, meddler: Meddler, deleted: bool) -> None:
+        scene: Scene, meddler: Proxy, deleted: bool) -> None:
     put = replacing(scene, meddler)
     if not deleted:
         meddler.reply(b"^DELETE ", FORBIDDEN, times=10000)
@@ -181,7 +180,7 @@ def test_an_object_that_looks_like_ours_but_is_not_is_removed_and_blocks_nothing
 
 @pytest.mark.parametrize("refused", [b"PUT|POST|DELETE", b"PUT|DELETE"], ids=["at once", "begun"])
 def test_a_kept_dump_goes_where_a_changed_prefix_says(
-        scene: Scene, meddler: Meddler, refused: bytes) -> None:
+        scene: Scene, meddler: Proxy, refused: bytes) -> None:
     meddler.reply(rb"^(%s) /backup/%s/" % (refused, scene.prefix.encode()), FORBIDDEN, times=10000)
     scene.failure(**through(meddler, 0.01))
     [name, _] = scene.files()
@@ -201,7 +200,7 @@ def test_a_log_that_something_before_the_server_refuses_does_not_keep_a_process_
         assert proxy.seen(b"addlogmsg")
 
 
-def test_a_listing_that_does_not_go_on_is_a_clear_failure(scene: Scene, meddler: Meddler) -> None:
+def test_a_listing_that_does_not_go_on_is_a_clear_failure(scene: Scene, meddler: Proxy) -> None:
     page = (b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x"
             b"</NextContinuationToken></ListBucketResult>")
     meddler.reply(rb"^GET \S*list-type", http_reply("200 OK", page), 300)
@@ -210,7 +209,7 @@ def test_a_listing_that_does_not_go_on_is_a_clear_failure(scene: Scene, meddler:
 
 
 def test_an_object_that_answers_400_stays_and_does_not_fail_a_backup(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     body = archive(scene)
     for number in range(5, 8):  # encrypted with a key of somebody's, they answer so
         scene.put(f"backup_{number}.bak", body)
@@ -219,7 +218,7 @@ def test_an_object_that_answers_400_stays_and_does_not_fail_a_backup(
     assert sorted(scene.objects()) == sorted(["backup_5.bak", result["filename"]])
 
 
-def test_a_listing_without_etags_will_do(scene: Scene, meddler: Meddler) -> None:
+def test_a_listing_without_etags_will_do(scene: Scene, meddler: Proxy) -> None:
     meddler.other = lambda data: re.sub(rb"(</?)ETag>", rb"\1None>", data)
     scene.put("backup_5.bak")
     meddler.reply(rb"^HEAD \S*backup_5\.bak", http_answer("403 Forbidden", ""), 100)
@@ -228,7 +227,7 @@ def test_a_listing_without_etags_will_do(scene: Scene, meddler: Meddler) -> None
 
 
 def test_what_head_says_of_something_else_than_was_listed_does_not_count(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     old = [scene.backup()["filename"] for _ in range(2)]
     meddler.reply(rf"^HEAD \S*{old[0]}".encode(), http_reply("200 OK", b"who am I?"), 2)
     ran = scene.run("backup", FULL_BACKUPS="1", **through(meddler))
@@ -418,7 +417,7 @@ def test_a_dump_that_was_killed_while_it_was_read_back_is_made_anew(
 
 
 def test_a_sealed_dump_that_was_killed_before_it_got_its_name_is_uploaded(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.failure(**through(meddler, 0.001))
     [name, _] = scene.files()
@@ -467,7 +466,7 @@ def test_taking_a_process_back_ends_where_others_come_without_end(
 
 
 def test_an_upload_that_may_not_be_aborted_does_not_block_the_backups_to_come(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.reply(b"^DELETE ", FORBIDDEN, times=10000)
     meddler.reply(PART, FORBIDDEN)
     scene.failure(**through(meddler, 0.01))
@@ -477,7 +476,7 @@ def test_an_upload_that_may_not_be_aborted_does_not_block_the_backups_to_come(
 
 
 def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
     meddler.reply(COMPLETING, FORBIDDEN)
     scene.run("backup", status=1, **told, **through(meddler, 0.001))

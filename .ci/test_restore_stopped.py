@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from proxies import FOREVER, Meddler, Proxy, through
+from proxies import FOREVER, Proxy, through
 from readme import restored_by_hand
 from restores import (
     PROPERTIES,
@@ -64,7 +64,7 @@ def at_the_gate(scene: Scene) -> str:
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("stage", ["download", "making", *GATES])
 def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
-        scene: Scene, new: str, meddler: Meddler, stage: str, sig: signal.Signals) -> None:
+        scene: Scene, new: str, meddler: Proxy, stage: str, sig: signal.Signals) -> None:
     scene.sql(GATE.format(GATES.get(stage, "nothing")))
     name, asked, go_on = stored(scene, archive(scene)), threading.Event(), threading.Event()
     before = databases(scene.postgres)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 
 import backup_executor
-from proxies import COMPLETING, FORBIDDEN, Meddler, http_answer, http_reply, through
+from proxies import COMPLETING, FORBIDDEN, Proxy, http_answer, http_reply, through
 from restores import archive
 from servers import RcloneS3, executor_environment
 from surroundings import FILLED, Scene
@@ -62,7 +62,7 @@ def test_an_older_executors_backups_stay_until_enough_proven_ones_are_newer(scen
 
 
 def test_an_object_without_metadata_goes_only_if_its_archive_names_this_database(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     scene.backup()
     body = archive(scene)
     other = body.replace(scene.database.encode(), scene.database[:-1].encode() + b"_", 1)
@@ -94,7 +94,7 @@ def test_an_object_without_metadata_goes_only_if_its_archive_names_this_database
 
 
 def test_an_s3_that_goes_away_while_heads_are_read_is_asked_for_no_other(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     body = archive(scene)
     for number in range(1, 9):
         scene.put(f"backup_{number}.bak", body)
@@ -202,7 +202,7 @@ def test_an_emptied_databases_backups_do_not_eat_the_good_ones(scene: Scene) -> 
 @pytest.mark.parametrize("broken", [rb"^DELETE ", rb"^GET \S*list-type"],
                          ids=["deleting", "listing"])
 def test_a_refused_deletion_is_reported_and_the_backup_is_a_success(
-        scene: Scene, meddler: Meddler, broken: bytes) -> None:
+        scene: Scene, meddler: Proxy, broken: bytes) -> None:
     old = scene.backup()["filename"]
     if broken.startswith(b"^DELETE"):
         meddler.reply(broken, FORBIDDEN, times=10)
@@ -220,7 +220,7 @@ def test_a_refused_deletion_is_reported_and_the_backup_is_a_success(
         assert "AccessDenied" in result["kept"][f"{scene.prefix}/{old}"]
 
 
-def test_an_object_that_cannot_be_looked_at_stays(scene: Scene, meddler: Meddler) -> None:
+def test_an_object_that_cannot_be_looked_at_stays(scene: Scene, meddler: Proxy) -> None:
     names = [scene.backup()["filename"] for _ in range(3)]
     meddler.reply(rb"^HEAD \S*" + names[0].encode(), FORBIDDEN, times=10)
     names.append(scene.backup(FULL_BACKUPS="1", **through(meddler))["filename"])

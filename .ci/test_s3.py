@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 import backup_executor
-from proxies import COMPLETING, Meddler, Stranger, http_answer, http_reply, secured, through
+from proxies import COMPLETING, Proxy, Stranger, http_answer, http_reply, secured, through
 from servers import executor_environment
 from surroundings import Scene, one_error, sha256_of
 
@@ -58,7 +58,7 @@ def test_a_mistake_in_the_program_is_not_taken_for_s3_being_away(scene: Scene) -
     "<Contents><LastModified>1</LastModified><LastModified>2</LastModified></Contents>",
     "<IsTruncated>"], ids=["two sizes", "no size", "two times", "no XML"])
 def test_an_answer_that_botocore_stumbles_over_is_asked_for_again(
-        scene: Scene, meddler: Meddler, odd: str) -> None:
+        scene: Scene, meddler: Proxy, odd: str) -> None:
     text = f"<ListBucketResult>{odd.format(scene.prefix)}</ListBucketResult>"
     meddler.reply(rb"^GET \S*list-type=2", http_reply("200 OK", text.encode()), times=1)
     name = scene.backup()["filename"]
@@ -83,7 +83,7 @@ def test_at_debug_each_call_of_s3_is_a_line_with_its_status_and_time(scene: Scen
 
 
 def test_no_time_scale_makes_a_slow_answer_of_s3_a_missing_one(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     def slow(data: bytes) -> bytes:
         threading.Event().wait(0.3)
         return data
@@ -98,13 +98,13 @@ def test_no_time_scale_makes_a_slow_answer_of_s3_a_missing_one(
     ("400 Bad Request", "RequestTimeout", True), ("400 Bad Request", "InvalidRequest", False),
     ("403 Forbidden", "AccessDenied", False), ("501 Not Implemented", "NotImplemented", False)])
 def test_only_what_may_pass_is_asked_again(
-        scene: Scene, meddler: Meddler, status: str, code: str, again: bool) -> None:
+        scene: Scene, meddler: Proxy, status: str, code: str, again: bool) -> None:
     meddler.reply(rb"^GET \S*list-type=2", http_answer(status, code), times=1)
     ran = scene.run("list", status=0 if again else 1, **through(meddler))
     assert again or code in one_error(ran)
 
 
-def test_an_upload_that_s3_has_forgotten_is_sent_again(scene: Scene, meddler: Meddler) -> None:
+def test_an_upload_that_s3_has_forgotten_is_sent_again(scene: Scene, meddler: Proxy) -> None:
     forgotten: list[str] = []
 
     def forget(data: bytes) -> bytes:

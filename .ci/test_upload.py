@@ -24,7 +24,6 @@ from proxies import (
     PART,
     SLOW,
     Encrypting,
-    Meddler,
     Proxy,
     Severing,
     http_answer,
@@ -42,7 +41,7 @@ from surroundings import Scene, Site, sha256_of
 
 # ---- A backup ----------------------------------------------------------------------------------
 
-def test_each_part_carries_its_md5(big: Scene, meddler: Meddler) -> None:
+def test_each_part_carries_its_md5(big: Scene, meddler: Proxy) -> None:
     result = big.backup(**through(meddler))
     body = big.objects()[result["filename"]]
     assert len(body) > 40e6 and sha256_of(body) == result["sha256"]
@@ -64,7 +63,7 @@ def test_each_part_carries_its_md5(big: Scene, meddler: Meddler) -> None:
 
 
 def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     bucket = f"locked-{secrets.token_hex(4)}"
     scene.s3_client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
     scene.s3_client.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={
@@ -90,7 +89,7 @@ def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
         scene.s3_client.put_object(Bucket=bucket, Key="x", Body=b"x", ContentMD5="A" * 22 + "==")
 
 
-def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: Meddler) -> None:
+def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: Proxy) -> None:
     scene.sql("INSERT INTO t VALUES (0, 'undamaged marker')")
     damaged: list[bytes] = []
 
@@ -110,7 +109,7 @@ def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: 
     (rb'(?im)^(etag: ")[0-9a-f]{32}', rb"\g<1>" + b"0" * 32),
     (rb"(?im)^(content-length: )\d+", rb"\g<1>7")], ids=["etag", "size"])
 def test_a_success_that_s3_does_not_prove_is_none_also_when_tried_again(
-        big: Scene, meddler: Meddler, found: bytes, instead: bytes) -> None:
+        big: Scene, meddler: Proxy, found: bytes, instead: bytes) -> None:
     first = big.backup(FULL_BACKUPS="1")["filename"]
     meddler.answer = lambda head: re.sub(found, instead, head)
     for _ in range(2):
@@ -120,7 +119,7 @@ def test_a_success_that_s3_does_not_prove_is_none_also_when_tried_again(
     assert sha256_of(big.objects()[result["filename"]]) == result["sha256"] and not big.files()
 
 
-def test_a_part_that_another_md5_came_back_for_is_no_success(big: Scene, meddler: Meddler) -> None:
+def test_a_part_that_another_md5_came_back_for_is_no_success(big: Scene, meddler: Proxy) -> None:
     forged: list[bytes] = []
 
     def forge(data: bytes) -> bytes:  # as a server that looks at no Content-MD5 tells of damage
@@ -181,7 +180,7 @@ def test_a_connection_that_is_cut_over_https_is_made_again(
 # ---- What a backup takes -----------------------------------------------------------------------
 
 @contextlib.contextmanager
-def completing(meddler: Meddler) -> Iterator[threading.Event]:
+def completing(meddler: Proxy) -> Iterator[threading.Event]:
     """Hold the request that completes an upload; what is yielded is set when it has come."""
     come, go = threading.Event(), threading.Event()
 
@@ -199,7 +198,7 @@ def completing(meddler: Meddler) -> Iterator[threading.Event]:
 
 
 def test_a_backup_sends_each_part_once_and_asks_for_little_besides(
-        big: Scene, meddler: Meddler) -> None:
+        big: Scene, meddler: Proxy) -> None:
     size = big.backup(**through(meddler))["size"]
     kinds = {"list": rb"GET \S*list-type=2", "head": rb"HEAD ", "create": rb"POST \S*\?uploads",
              "part": PART, "complete": COMPLETING}
@@ -214,7 +213,7 @@ def test_a_backup_sends_each_part_once_and_asks_for_little_besides(
     assert len(set(numbers)) == len(numbers)
 
 
-def test_a_backup_reads_its_archive_three_times(big: Scene, meddler: Meddler) -> None:
+def test_a_backup_reads_its_archive_three_times(big: Scene, meddler: Proxy) -> None:
     with completing(meddler) as come, big.start(**through(meddler)) as executor:
         assert come.wait(60)
         size = next(big.folder.glob("*.bak")).stat().st_size
@@ -224,7 +223,7 @@ def test_a_backup_reads_its_archive_three_times(big: Scene, meddler: Meddler) ->
 
 
 def test_an_archives_size_does_not_show_in_the_memory(
-        site: Site, meddler: Meddler, tmp_path: Path) -> None:
+        site: Site, meddler: Proxy, tmp_path: Path) -> None:
     peaks: list[float] = []
     for size in (20_000_000, 300_000_000):
         path = synthetic_programs(tmp_path / str(size), size)
@@ -245,7 +244,7 @@ def test_an_archives_size_does_not_show_in_the_memory(
 
 
 def test_a_download_asks_for_each_byte_once_and_again_where_bytes_are_missing(
-        big: Scene, meddler: Meddler) -> None:
+        big: Scene, meddler: Proxy) -> None:
     result, get = big.backup(), rb"^GET \S*\.bak"
     meddler.reply(get, b"HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n\r\nabc")
     report = json.loads(big.run("verify", **through(meddler, 0.02)).stdout)
@@ -259,7 +258,7 @@ def test_a_download_asks_for_each_byte_once_and_again_where_bytes_are_missing(
 
 
 def test_other_bytes_than_were_asked_for_are_no_verdict_on_a_backup(
-        big: Scene, meddler: Meddler) -> None:
+        big: Scene, meddler: Proxy) -> None:
     big.backup()
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % 2**24  # it knows no ranges
     meddler.reply(rb"^GET \S*\.bak", answer + bytes(2**24), times=10**5)
@@ -271,7 +270,7 @@ def test_other_bytes_than_were_asked_for_are_no_verdict_on_a_backup(
 # ---- S3 that fails meanwhile -------------------------------------------------------------------
 
 def test_s3_that_goes_away_in_the_middle_of_an_upload_is_waited_for(
-        big: Scene, meddler: Meddler) -> None:
+        big: Scene, meddler: Proxy) -> None:
     meddler.cut(PART + b"3", 1000, times=10000)  # this part doesn't arrive while S3 is there
     with big.start(**through(meddler, 0.05)) as executor:
         meddler.wait_seen(PART + b"3", 2)
@@ -309,7 +308,7 @@ def test_a_lost_answer_of_the_completing_request_is_still_one_backup(
     http_answer("200 OK", "InternalError"), http_answer("502 Bad Gateway", "")],
     ids=["503", "500", "200-with-an-error", "502"])
 def test_a_completing_request_that_fails_twice_is_repeated(
-        scene: Scene, meddler: Meddler, answer: bytes) -> None:
+        scene: Scene, meddler: Proxy, answer: bytes) -> None:
     meddler.reply(COMPLETING, answer, times=2)
     result = scene.backup(**through(meddler, 0.05))
     [(name, body)] = scene.objects().items()
@@ -320,7 +319,7 @@ def test_a_completing_request_that_fails_twice_is_repeated(
 @pytest.mark.parametrize("answer", [SLOW, FORBIDDEN, http_answer("200 OK", "")],
                          ids=["503", "403", "200-with-nothing"])
 def test_a_dump_that_s3_never_takes_is_kept_and_uploaded_before_the_next(
-        scene: Scene, meddler: Meddler, answer: bytes) -> None:
+        scene: Scene, meddler: Proxy, answer: bytes) -> None:
     meddler.reply(COMPLETING, answer, times=10000)
     assert f"127.0.0.1:{meddler.port}, bucket backup" in scene.failure(**through(meddler, 0.001))
     [name, journal] = scene.files()
@@ -334,7 +333,7 @@ def test_a_dump_that_s3_never_takes_is_kept_and_uploaded_before_the_next(
 
 
 def test_an_s3_server_that_dies_during_the_dump_costs_no_dump(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     with scene.locked() as unlock, scene.start(**through(meddler, 0.002)) as executor:
         scene.waiting()
         meddler.down()
@@ -360,7 +359,7 @@ def test_somebody_elses_object_is_not_overwritten(scene: Scene) -> None:
 
 
 def test_a_server_that_has_something_under_every_name_is_a_clear_failure(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     meddler.reply(rb"^HEAD ", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: \"x\"\r\n"
                   b"Connection: close\r\n\r\n", times=10**5)
     assert "is taken, too" in scene.failure(**through(meddler))
@@ -371,7 +370,7 @@ def test_a_server_that_has_something_under_every_name_is_a_clear_failure(
 
 
 def test_an_object_that_appears_at_the_last_moment_is_not_overwritten(
-        scene: Scene, meddler: Meddler) -> None:
+        scene: Scene, meddler: Proxy) -> None:
     others: dict[str, bytes] = {}
 
     def race(data: bytes) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from colonies import CANCELLED, FAILED, WAITING
-from proxies import Meddler, http_reply, through
+from proxies import Proxy, http_reply, through
 from restores import Proof, holding, paused, tablespaces, verifying
 from servers import HELD_UP, Executor, client_programs, descendants, handles_below, kill_child, run
 from surroundings import BRISK, GENERATIONS, Scene, Site, becomes_true, sha256_of, standin
@@ -178,7 +178,7 @@ def test_what_is_not_in_the_bucket_any_more_is_not_said_to_be_verified(proof: Pr
     assert set(json.loads(proof.objects()["verified.json"])) == {kept}
 
 
-def test_a_cut_answer_loses_no_verdict(proof: Proof, meddler: Meddler) -> None:
+def test_a_cut_answer_loses_no_verdict(proof: Proof, meddler: Proxy) -> None:
     first, second = proof.name, proof.again(**proof.metadata)
     proof.report(first, VERIFY_DB_HOST="")
     meddler.change(rb"^GET \S*verified\.json", lambda answer: iter([answer[:-30]]))
@@ -188,7 +188,7 @@ def test_a_cut_answer_loses_no_verdict(proof: Proof, meddler: Meddler) -> None:
 
 @pytest.mark.parametrize("what", ["listing", "download", "lost"])
 def test_s3_that_is_away_is_an_error_that_says_nothing_of_the_backup(
-        proof: Proof, meddler: Meddler, what: str) -> None:
+        proof: Proof, meddler: Proxy, what: str) -> None:
     request = rb"^GET /backup\?" if what == "listing" else rb"^GET \S*/backup_"
     if what == "lost":
         meddler.lose(request, times=10000)
