@@ -1637,11 +1637,12 @@ class Window:
 
     def exported(self, said: bytes) -> tuple[Exported, Catalog]:
         """What the session says that exports its snapshot. Raises Failure."""
-        step, lines = "Reading the tables", said.decode("utf-8", "replace").split("\n")
-        require(said.endswith(HELD) and len(lines) == 4, f"{step}: psql: {excerpt(said)}")
-        return record_of(self.database, step, lines[0], Exported), record_of(
-            self.database, step, lines[1], Catalog
-        )
+        step, lines = "Reading the tables", [*said.decode("utf-8", "replace").split("\n"), ""]
+        if not said.endswith(HELD):
+            self.release()
+            require(self.session.returncode == 0, f"{step}: psql: {excerpt(said)}")
+        exported = record_of(self.database, step, lines[0], Exported)
+        return exported, record_of(self.database, step, lines[1], Catalog)
 
     def read(
         self,
