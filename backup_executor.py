@@ -762,7 +762,7 @@ def major_version(text: str) -> int:
 # ---- S3 ------------------------------------------------------------------------------------------
 
 PATIENCE = 15 * 60  # seconds for which S3 is waited for
-OBJECT_PATIENCE = 60  # the same for an object that it lists, where a backup can do without
+OBJECT_PATIENCE = 3 * 60  # the same for objects that it lists, where a backup can do without
 REQUEST_SECONDS = 5 * 60  # that one attempt may take in all, also where its answer trickles in
 TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
@@ -1029,8 +1029,8 @@ class S3:
 
     def looked_at(self, found: Backup, patience: float | None = None) -> Backup:
         """A backup with its metadata, if S3 shows them, and they are of what was listed."""
-        broken = range(500, 600) if patience is not None else ()
-        with allowing(400, 403, 405, *broken):  # it is not ours to look at
+        broken = () if patience is None else (0, *range(500, 600))
+        with allowing(400, 403, 405, *broken):  # it is not ours to look at, or cannot be
             head = self.head(found.key, patience)
             if head and found.etag in ("", plain_etag(head)):
                 return found._replace(metadata=head["Metadata"])
@@ -1640,7 +1640,8 @@ class Window:
         step, lines = "Reading the tables", [*said.decode("utf-8", "replace").split("\n"), ""]
         if not said.endswith(HELD):
             self.release()
-            require(self.session.returncode == 0, f"{step}: psql: {excerpt(said)}")
+            status = self.session.returncode
+            require(status == 0, f"{step}: psql: exit status {status}: {excerpt(said)}")
         exported = record_of(self.database, step, lines[0], Exported)
         return exported, record_of(self.database, step, lines[1], Catalog)
 

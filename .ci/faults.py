@@ -45,7 +45,8 @@ SESSIONS = {"psql#1": "Looking at the database: psql: exit status 2: ",
             "psql#2": "Ending sessions of an earlier run: psql: exit status 2: ",
             "pg_dump#1": "Backing up database: pg_dump: exit status 1: "}
 # Patterns of the first packets: that a program asks a server for these options is ours.
-PROGRAMS = {"psql": rb"search_path=pg_catalog", "pg_dump": rb"client_connection_check_interval"}
+PROGRAMS = {"psql": rb"search_path=pg_catalog",
+            "pg_dump": rb"(?s)^(?!.*search_path).*client_connection_check_interval"}
 # The first looks of a backup at objects, older ones.
 OLDER = [rf"^HEAD [^?]*\.bak #{number}" for number in range(1, FAULT_KEEP + 1)]
 
@@ -164,7 +165,8 @@ def every_case(world: World) -> list[Case]:
     world.audit(world.ordered())
     made = numbered([s3_call(request) for request in world.store.requests[before:]])
     proof = made.index(numbered([s3_call(b"POST /?uploadId=1 ")])[0]) + 1  # a HEAD
-    sessions = world.wire.sessions[earlier:]
+    sessions = [session for session in world.wire.sessions[earlier:]
+                if b"user" in session.first]  # not those by which psql cancels a query
     programs = numbered([next(name for name, first in PROGRAMS.items()
                               if re.search(first, session.first)) for session in sessions])
     s3, colonies = s3_faults(world.away.port), colonies_faults(world.away.port)
