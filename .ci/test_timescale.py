@@ -217,12 +217,11 @@ def test_a_timescaledb_restore_finds_the_extensions_schema_its_jobs_and_odd_name
 
 def test_a_server_soon_notices_that_the_client_of_a_dumps_session_is_gone(
         station: Scene, tmp_path: Path) -> None:
-    """Of pg_dump's, which may wait for locks, and of the one that holds compression off."""
+    """Of pg_dump's, which may wait for locks, and of those that hold something for it."""
     real, asked = station.postgres.bin, "SHOW client_connection_check_interval"
     path = programs(tmp_path / "bin", **{
         program: f"""#!/bin/sh
-            case "$*" in *{mark}*) '{real}/psql' "$1" "$2" "$3" "$4" "$5" "$6" \\
-                -XAtqc '{asked}' >'{tmp_path}/{program}';; esac
+            case "$*" in *{mark}*) '{real}/psql' -XAtqc '{asked}' >'{tmp_path}/{program}';; esac
             exec '{real}/{program}' "$@"\n"""
         for program, mark in (("pg_dump", "-Fc"), ("psql", "'held'"))})
     station.run("backup", PATH=path)
