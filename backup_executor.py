@@ -762,7 +762,6 @@ def major_version(text: str) -> int:
 # ---- S3 ------------------------------------------------------------------------------------------
 
 PATIENCE = 15 * 60  # seconds for which S3 is waited for
-OBJECT_PATIENCE = 3 * 60  # the same for objects that it lists, where a backup can do without
 REQUEST_SECONDS = 5 * 60  # that one attempt may take in all, also where its answer trickles in
 TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
@@ -980,19 +979,20 @@ class S3:
         """The key of what is called NAME under the prefix."""
         return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
 
-    def head(self, key: str, patience: float | None = None) -> Any:
+    def head(self, key: str) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
-            found = self.call("head_object", patience, Key=key)
+            found = self.call("head_object", Key=key)
             metadata = {name.lower(): text for name, text in found["Metadata"].items()}
             return found | {"Metadata": metadata}
         return None
 
-    def backups(self, patience: float | None = None) -> list[Backup]:
-        """All that has a backup's name under the prefix, oldest first.
+    def backups(self) -> list[Backup]:
+        """All that has a backup's name under the prefix, oldest first, with its metadata."""
+        return [self.looked_at(each) for each in self.names()]
 
-        patience: seconds after which an object that S3 cannot show, though it lists it, is taken
-        for unknown; None: then S3Failure is raised.
+    def names(self) -> list[Backup]:
+        """The same without metadata: nothing but the listing is asked for.
 
         Anybody who may write to the bucket can put millions of such names there. So only some are
         looked at: the newest that are not of the future (a clock may have been wrong).
@@ -1004,12 +1004,7 @@ class S3:
         found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
-        looked = []
-        for each in sorted(found):
-            looked.append(self.looked_at(each, patience))
-            if patience and looked[-1].metadata is None:
-                patience = 0  # for all of them together
-        return looked
+        return sorted(found)
 
     def listed(self) -> Iterator[Backup]:
         """What ListObjectsV2 says of the names that are a backup's."""
@@ -1027,11 +1022,10 @@ class S3:
             more = page["IsTruncated"]
             require(last > before or not more, f"{self.where}: its listing does not go on")
 
-    def looked_at(self, found: Backup, patience: float | None = None) -> Backup:
+    def looked_at(self, found: Backup) -> Backup:
         """A backup with its metadata, if S3 shows them, and they are of what was listed."""
-        broken = () if patience is None else (0, *range(500, 600))
-        with allowing(400, 403, 405, *broken):  # it is not ours to look at, or cannot be
-            head = self.head(found.key, patience)
+        with allowing(400, 403, 405):  # it is not ours to look at
+            head = self.head(found.key)
             if head and found.etag in ("", plain_etag(head)):
                 return found._replace(metadata=head["Metadata"])
         return found
@@ -1180,10 +1174,10 @@ def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, s
     return {key: f"no metadata: {whys[key]}" for key in whys if whys[key]}
 
 
-def remove(s3: S3, old: Backup) -> Failure | None:
-    """Remove a backup, with a line in the log; why it is not removed."""
+def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
+    """Remove a backup, with a line in the log; why it is not removed. patience: as of `call`."""
     try:
-        s3.call("delete_object", Key=old.key)
+        s3.call("delete_object", patience, Key=old.key)
     except Failure as error:
         log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
         return error
@@ -1195,7 +1189,7 @@ def remove(s3: S3, old: Backup) -> Failure | None:
 def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
     try:
-        found = s3.backups(OBJECT_PATIENCE)
+        found = s3.backups()
     except Exception as error:
         log("warning", "Removing none: cannot list them", Error=error)
         return []
@@ -1230,17 +1224,18 @@ def prune(s3: S3, made: Dump) -> dict[str, Any]:
     kept |= dict.fromkeys(doubts, "doubtful: less than half")
     kept |= itertools.islice(others.items(), HEADS)
     removed = []
+    patience: float | None = None
     for old in beyond:
         if old.key in others:
             continue
-        failure = remove(s3, old)
+        failure = remove(s3, old, patience)
         if not failure:
             removed.append(old.key)
             kept.pop(old.key, None)
             continue
         kept[old.key] = f"not removed: {failure}"
         if failure.again:
-            break  # S3 is away: the next backup removes the others
+            patience = 0  # S3 was waited for: what it still refuses the next backup removes
     return {"removed": removed, "kept": kept}
 
 
@@ -1517,12 +1512,12 @@ HELD = b"held\n"
 
 
 def hold(
-    database: Database, options: str, statements: Sequence[str]
+    database: Database, options: str, statements: Sequence[str], patience: float = HOLD_SECONDS
 ) -> tuple[subprocess.Popen[bytes], bytes]:
     """Run statements in a session that keeps its locks and its snapshot for HOLD_SECONDS.
 
     The session, for whoever stops it before, and what it printed: HELD is the end of that unless a
-    statement failed, or did not end in HOLD_SECONDS.
+    statement failed, or said nothing for PATIENCE seconds.
     """
     then = ("SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
     commands = [f"--command={statement}" for statement in (*statements, *then)]
@@ -1532,7 +1527,7 @@ def hold(
         stderr=subprocess.STDOUT,
     )
     try:
-        return session, said_until(session, HELD, HOLD_SECONDS)
+        return session, said_until(session, HELD, patience)
     except BaseException:
         stop(session, signal.SIGINT)
         raise
@@ -1556,7 +1551,7 @@ READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
-# A session whose snapshot pg_dump shares, so that both see the same tables, and how many sessions
+# A session whose snapshot pg_dump shares, so that both see the same tables; and how many sessions
 # its role may have in this database: beside it there are pg_dump's, the one that holds compression
 # off, and the one that looks for locks. Standbys export snapshots, too, from 10 on.
 EXPORT = (
@@ -1614,36 +1609,47 @@ class Window:
     which keep all of that out from then on. It needs no privilege: catalogs are open to every role.
     """
 
-    def __init__(self, database: Database, options: str):
-        """Read the tables in a session that `release` ends. Raises Failure.
+    def __init__(self, database: Database, options: str, share: bool):
+        """Read the tables; to SHARE the snapshot, in a session that `release` ends. Raises Failure.
 
         options: of libpq, for that session.
         """
         self.database = database
-        self.session, said = hold(database, options, EXPORT)
-        try:
-            exported, self.before = self.exported(said)
-        except BaseException:
-            self.release()
-            raise
-        # What pg_dump is to share. None: it would have no session left, and what is made between
-        # this reading and its own snapshot is not known.
-        self.snapshot = exported.snapshot
-        if exported.sessions is not None and exported.sessions < SESSIONS:
-            self.snapshot = None
-            self.release()
+        self.session: subprocess.Popen[bytes] | None = None
+        # For pg_dump. None: it takes its own, a moment later, and then what was made in that moment
+        # is known by its file node alone.
+        self.snapshot: str | None = None
+        self.before = self.export(options) if share else self.read("tables", READ_TABLES)
         self.locked: Catalog | None = None  # as read while pg_dump had its locks
         self.next_look = 0.0  # by the monotonic clock
 
-    def exported(self, said: bytes) -> tuple[Exported, Catalog]:
-        """What the session says that exports its snapshot. Raises Failure."""
-        step, lines = "Reading the tables", [*said.decode("utf-8", "replace").split("\n"), ""]
-        if not said.endswith(HELD):
+    def export(self, options: str) -> Catalog:
+        """The tables as a snapshot has them that pg_dump can share, if its role has the sessions.
+
+        Raises Failure.
+        """
+        step = "Reading the tables"
+        self.session, said = hold(self.database, options, EXPORT, 120)
+        try:
+            # Before its answers stands what server and libpq warn of as it connects.
+            lines = [*said.decode("utf-8", "replace").split("\n")[-4:], ""]
+            if not said.endswith(HELD):
+                silent = self.session.poll() is None
+                self.release()
+                status, why = self.session.returncode, excerpt(said)
+                if silent:
+                    why = "no answer in 120 seconds"
+                require(status == 0, f"{step}: psql: exit status {status}: {why}")
+            exported = record_of(self.database, step, lines[0], Exported)
+            catalog = record_of(self.database, step, lines[1], Catalog)
+        except BaseException:
             self.release()
-            status = self.session.returncode
-            require(status == 0, f"{step}: psql: exit status {status}: {excerpt(said)}")
-        exported = record_of(self.database, step, lines[0], Exported)
-        return exported, record_of(self.database, step, lines[1], Catalog)
+            raise
+        if exported.sessions is None or exported.sessions >= SESSIONS:
+            self.snapshot = exported.snapshot
+        else:
+            self.release()
+        return catalog
 
     def read(
         self,
@@ -1665,7 +1671,8 @@ class Window:
 
     def release(self) -> None:
         """End the session whose snapshot pg_dump shares; it has no need of it once it has that."""
-        stop(self.session, signal.SIGINT)
+        if self.session:
+            stop(self.session, signal.SIGINT)
 
     def look(self, tick: Callable[[], None]) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
@@ -1715,8 +1722,10 @@ class Window:
             _, state = now.tables.get(oid) or ("", "")
             if not state:  # it is gone; pg_dump would have failed, had nobody taken its name
                 lost = oid in archived or before.split()[2] in names
-            else:  # one that is archived and new is lost, too; more columns do no harm
-                lost = not before or not state.startswith(before)
+            elif not before:  # it is new; its first file node is its oid
+                lost = state.split()[0] not in (oid, "0")
+            else:
+                lost = not state.startswith(before)  # more columns do no harm
             if lost:
                 void.append(name)
         if void:
@@ -1840,19 +1849,33 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
 def newest_backup(s3: S3, server: Server) -> Backup:
     """The newest proven backup of this database; one of no size and time where there is none.
 
-    A bucket that is missing is made, unless it is at AWS. Raises Failure.
+    A bucket that is missing is made, unless it is at AWS. One object that S3 lists and cannot show
+    is passed over: a backup can do without. Raises Failure.
     """
-    known = [Backup(0, "", 0, None)]
+    none = Backup(0, "", 0, None)
     try:
-        known += proven(s3.backups(OBJECT_PATIENCE), server.system_identifier, server.database)
+        names = s3.names()
     except S3Failure as error:
         if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
         log("warning", "The bucket is missing, making it ...", Error=error)
         with allowing(409):  # somebody else makes it, too
             s3.call("create_bucket", 10)
+        return none
+    broken = 0
     # A later time than the year 5138 was not made by a clock: 18 digits count as a name, too.
-    return [backup for backup in known if backup.seconds < 10**11][-1]
+    for found in reversed([each for each in names if each.seconds < 10**11]):
+        try:
+            backup = s3.looked_at(found)
+        except S3Failure as error:
+            broken += 1
+            if error.status < 500 or broken > 1:
+                raise
+            log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
+            continue
+        if proven([backup], server.system_identifier, server.database):
+            return backup
+    return none
 
 
 def free_seconds(s: Settings, newest: Backup) -> int:
@@ -1882,7 +1905,8 @@ PAUSES = (15, 60)
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
     "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
-    "invalid snapshot|snapshot .* does not exist"
+    "invalid snapshot|snapshot .* does not exist|"  # it was shared, which is tried once
+    "too many (connections|clients)|remaining connection slots"
 )
 ADVICE = (
     "keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
@@ -1915,6 +1939,18 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
             time.sleep(pause * TIME_SCALE)
 
 
+def open_window(
+    database: Database, options: str, share: bool, release: Callable[[], None]
+) -> Window:
+    """A Window; if it gets no session, RELEASE is called, and it does without. Raises Failure."""
+    try:
+        return Window(database, options, share)
+    except Failure as why:  # the role may have but one connection
+        log("debug", "Cannot share a snapshot with pg_dump", Reason=why)
+        release()
+        return Window(database, options, share=False)
+
+
 def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     """Run pg_dump once, read its archive's table of contents back, and seal it.
 
@@ -1928,11 +1964,8 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     command.append(f"--compress={compression(s, server)}")
     options = gone_client(server)
     with compression_held_off(database, server) as release:
-        try:
-            window = Window(database, options)
-        except Failure:  # the role may have but one connection
-            release()
-            window = Window(database, options)
+        # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
+        window = open_window(database, options, not dump.made_again, release)
         if window.snapshot:
             command.append(f"--snapshot={window.snapshot}")
 
@@ -1954,7 +1987,8 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
         try:
             run("Backing up database", command, database, options, tick=tick, heed=True)
         except Failure as error:
-            error.again = error.again or window.lost()
+            if "pg_dump: exit status 1:" in str(error):
+                error.again = error.again or window.lost()
             raise
         finally:
             window.release()
@@ -2250,13 +2284,13 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
     the one of PROCESS, or where we are here for nothing else: to RESUME.
     """
     mine = Dump("")
-    kept: Failure | OSError | None = None
+    kept: Exception | None = None
     warn_of_strays(s)
     for dump in dumps(s):
         own = bool(process) and dump.process == process
         try:
             there = settle(s3, dump, own, bool(process))
-        except (Failure, OSError) as error:
+        except Exception as error:  # a journal may say anything
             if own:
                 raise
             kept = error
@@ -2566,7 +2600,8 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
-        self.alone = False  # at the last look at the crons no other of our type was there
+        # Since when no look at the crons has found another executor of our type.
+        self.alone_since = FOREVER
 
     def take_keys(self, s: Settings) -> None:
         """Take the keys from settings: they may have changed since the start."""
@@ -2735,7 +2770,12 @@ class Executor:
         if self.due("look", 60):
             self.look()
         while self.due("cron", 3600):
-            see_to_crons(self)  # which may ask to be called again
+            try:
+                see_to_crons(self)  # which may ask to be called again
+            except ColoniesFailure as error:
+                if error.status == 200 or error.status >= 500:  # a former cron may be gone: soon
+                    self.times["cron"] = time.monotonic() + 60 * TIME_SCALE
+                raise
         if self.queue or self.assign(timeout=10):
             return
         self.newest = (0, "")  # what it could satisfy has come, so an odd time does no harm
@@ -2955,7 +2995,7 @@ def see_to_crons(us: Executor) -> None:
     for text in crons.odd():
         if us.due(text, FOREVER):
             log("warning", text)
-    us.alone = not crons.others
+    us.alone_since = FOREVER if crons.others else min(us.alone_since, time.monotonic())
 
 
 class Crons:
@@ -2975,7 +3015,8 @@ class Crons:
         ours = [x for x in members if x["executortype"] == us.type and x["state"] in states]
         self.others = {str(x["executorname"]) for x in ours} - {us.name}
         # Who was away at one look only may be starting again.
-        self.alone = us.alone and not self.others
+        now = time.monotonic()
+        self.alone = not self.others and us.alone_since + 60 * TIME_SCALE <= now
 
     def odd(self) -> list[str]:
         """What to tell of crons by which a database among several may get no backup."""
@@ -3013,24 +3054,35 @@ class Crons:
         us = self.us
         return cron.names == [us.name] or (cron.ids == [us.id] and cron.name == name)
 
-    def ensure(self, function: str, name: str, wanted: str) -> None:
-        """Have one cron that submits a function to us when it is WANTED, and no former one."""
-        us = self.us
-        right, outdated = [], []
-        served = False  # by an abandoned one, meanwhile
-        for cron in self.made(function, name):
-            if self.is_ours(cron, name):
-                if cron[3:] == (wanted, [us.name], [us.id]):
-                    right.append(cron)
-                else:
-                    outdated.append(cron)
-            elif self.alone:
+    def abandoned(self, theirs: list[Cron], wanted: str, have: bool) -> tuple[list[Cron], bool]:
+        """Which of others' crons are to go, and whether one serves us meanwhile.
+
+        have: we have our own already; then one that names nobody may be somebody's who is away.
+        """
+        outdated, served = [], False
+        for cron in theirs:
+            if self.alone:
                 outdated.append(cron)
             elif not cron.names and cron.expression == wanted:
                 served = True
-            elif not (cron.names or self.others):
+            elif not (cron.names or self.others or have):
                 outdated.append(cron)
-        outdated += right[1:]
+        return outdated, served
+
+    def ensure(self, function: str, name: str, wanted: str) -> None:
+        """Have one cron that submits a function to us when it is WANTED, and no former one."""
+        us = self.us
+        right: list[Cron] = []
+        outdated, theirs = [], []
+        for cron in self.made(function, name):
+            if not self.is_ours(cron, name):
+                theirs.append(cron)
+            elif not right and cron[3:] == (wanted, [us.name], [us.id]):
+                right.append(cron)
+            else:
+                outdated.append(cron)
+        abandoned, served = self.abandoned(theirs, wanted, bool(right))
+        outdated += abandoned
         if not right and (outdated or not served):
             self.add(function, name, wanted, outdated)
         for cron in outdated:
@@ -3054,8 +3106,6 @@ class Crons:
                 us.call("addcronmsg", cron=cron | {"name": called})
             except ColoniesFailure as refused:
                 if not re.search("already exists|duplicate key", str(refused)):
-                    if refused.status >= 500:  # a former one may be gone: not for an hour
-                        us.times["cron"] = time.monotonic() + 60 * TIME_SCALE
                     raise
                 if called in [old.name for old in outdated] and us.due(f"free {called}", 60):
                     us.times["cron"] = 0  # to be looked at again at once: then that one is gone
@@ -4374,7 +4424,7 @@ stdout has the result alone, as one JSON text; in Colonies it is the process's o
 
 One that fails prints none. Its dump, if it was finished, stays on BACKUP_PATH, and the next backup,
 an idle executor, or --resume uploads it. It exits with 1 while another backup or verify is running
-on the same BACKUP_PATH.""",
+on the same BACKUP_PATH; --resume leaves its work to that one.""",
     "list": """
 CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
 the database was emptied. VERIFIED: how the last verify of it went, and when; that is forgotten when

@@ -224,7 +224,7 @@ def test_a_table_that_is_made_while_the_backup_begins_is_in_it_whole_or_not_at_a
 exec '{real}/pg_dump' "$@"
 """)
     program.chmod(0o755)
-    executor = beside(scene, "ALTER TABLE young DROP more; ALTER TABLE young ADD more int",
+    executor = beside(scene, TRUNCATED.replace("truncated", "young"),
                       PATH=f"{tmp_path}:{real}:/usr/bin:/bin", BACKUP_TIME_SCALE="0.05")
     result = result_of(executor)
     if sessions == 3:
