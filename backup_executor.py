@@ -17,9 +17,10 @@ What happens at night, in this order:
     finish, prune, superseded, remove               then the file, then what is too old
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
-Where data goes away: files on the volume by Dump.remove, clear and finish; old backups by
-remove, which prune alone calls; an object that is not what was sent by check_stored; the parts of
-an upload by abort; check's own small object by check_bucket; databases that we have made by drop.
+Where data goes away: files on the volume by Dump.remove, clear, finish and, of a void dump,
+dump_every_row; old backups by remove, which prune alone calls; an object that is not what was sent
+by check_stored; the parts of an upload by abort; check's own small object by check_bucket;
+databases that we have made by drop.
 
 The words: a *dump* is a file on the staging volume, a *backup* an object in the bucket. It is
 *proven* if its metadata have a SHA-256, the server's system identifier and the database's name, and
