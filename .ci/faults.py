@@ -83,8 +83,8 @@ class Case(NamedTuple):
 
     def ends_with_s3(self) -> list[str]:
         """The same for what S3 means, before it has the backup."""
-        if self.fault.name.startswith(("403", "501")) and self.call == OLDER:
-            return [""]  # an object that is not ours to look at, or cannot be, is passed over
+        if self.fault.name.startswith("403") and self.call == OLDER:
+            return [""]  # an object that is not ours to look at is passed over
         verb = next(verb for mark, verb in VERBS.items() if mark in self.call)
         return [self.said(rf"S3 at \S+, bucket backup: {verb}: .*")]
 
