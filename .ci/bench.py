@@ -477,7 +477,7 @@ def measure_whole(bench: Bench, size: float) -> Iterator[Sample]:
                 first = [bench.dump(*same)] if turn % 2 else []
                 ours = bench.backup(server)
             assert ours.dumped
-            same = list(ours.dumped.arguments)
+            same = [each for each in ours.dumped.arguments if not each.startswith("--snapshot=")]
             same[same.index("-f") + 1] = bench.archive
             [alone] = first or [bench.dump(*same)]
             yield from compare(bench, s3, f"{size:g} GB", ours, *alone)
