@@ -2087,9 +2087,12 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         key = s3.key(f"backup_{seconds}.bak")
         head = s3.head(key)
         if head:
-            if head["Metadata"].get("backup-id") == dump.id:
+            whose = head["Metadata"].get("backup-id", "")
+            if whose == dump.id:
                 return key, head
-            same = (head["ContentLength"], plain_etag(head)) == (dump.size, dump.etag)
+            # Another's dump of the same second may be the same, byte for byte; it has its own id.
+            bare = ("", dump.size, dump.etag)
+            same = (whose, head["ContentLength"], plain_etag(head)) == bare
             require(not same, f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven")
             seconds += 1  # somebody else's: that name is taken
             require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")

@@ -82,6 +82,29 @@ def test_a_server_that_keeps_no_metadata_gets_one_object_and_is_named(
     assert len(scene.objects()) == 1 and scene.files() == []
 
 
+def test_another_ones_backup_that_is_the_same_byte_for_byte_is_another_ones(
+        scene: Scene, meddler: Proxy) -> None:
+    """Two dumps of one second may be."""
+    first: list[str] = []
+
+    def race(data: bytes) -> bytes:
+        found = re.match(rb"POST /backup/\S+/(backup_\d+.bak)\?uploadId", data)
+        if found and not first:
+            first.append(found[1].decode())
+            upload = {"Bucket": "backup", "Key": f"{scene.prefix}/{first[0]}"}
+            upload["UploadId"] = scene.s3_client.create_multipart_upload(
+                **upload, Metadata={"backup-id": "another"})["UploadId"]
+            part = scene.s3_client.upload_part(
+                **upload, PartNumber=1, Body=(scene.folder / first[0]).read_bytes())
+            scene.s3_client.complete_multipart_upload(**upload, MultipartUpload={
+                "Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
+        return data
+
+    meddler.request = race
+    result = scene.backup(**through(meddler, 0.01))
+    assert sorted(scene.objects()) == [*first, result["filename"]]
+
+
 def test_a_bucket_that_somebody_else_makes_at_the_same_time_will_do(
         scene: Scene, meddler: Proxy) -> None:
     scene.settings["AWS_S3_BUCKET_NAME"] = bucket = f"made-{secrets.token_hex(4)}"
