@@ -2091,9 +2091,9 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             if whose == dump.id:
                 return key, head
             # Another's dump of the same second may be the same, byte for byte; it has its own id.
-            bare = ("", dump.size, dump.etag)
-            same = (whose, head["ContentLength"], plain_etag(head)) == bare
-            require(not same, f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven")
+            same = (head["ContentLength"], plain_etag(head)) == (dump.size, dump.etag)
+            text = f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven"
+            require(whose or not same, text)
             seconds += 1  # somebody else's: that name is taken
             require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
             continue

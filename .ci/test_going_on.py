@@ -11,17 +11,15 @@ from pathlib import Path
 import pytest
 
 from proxies import COMPLETING, FORBIDDEN, SLOW, Proxy, through
-from servers import client_programs
+from servers import client_programs, programs
 from surroundings import Scene
 from test_dump import beside
 
 
 def program(folder: Path, name: str, script: str) -> str:
     """A PATH on which SCRIPT stands before PostgreSQL's program of that name, which it calls."""
-    real = client_programs()[0]
-    (folder / name).write_text(f"#!/bin/bash\nreal='{real}/{name}'\n{script}\n")
-    (folder / name).chmod(0o755)
-    return f"{folder}:{real}:/usr/bin:/bin"
+    real = client_programs()[0] / name
+    return programs(folder / "bin", **{name: f"#!/bin/bash\nreal='{real}'\n{script}\n"})
 
 
 # ---- What an earlier run left ------------------------------------------------------------------
