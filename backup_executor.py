@@ -556,7 +556,7 @@ def read_settings(
     return completed(s)
 
 
-SECRETS: set[str] = set()  # the passwords and S3's keys that `read_settings` has read
+SECRETS: set[str] = set()  # the passwords and keys that `read_settings` has read
 # What everybody tries first. To hide these would hide nothing, and our own words with it, by which
 # people are alerted.
 GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upload"}
@@ -721,8 +721,8 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
-    warnings = re.sub(CIRCULAR, b"", stderr)
-    if heed and warnings:
+    warnings = re.sub(CIRCULAR, b"", stderr) if heed else b""
+    if warnings:
         log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
     return stdout.decode("utf-8", "replace")
 
