@@ -157,6 +157,8 @@ def bench(arguments: list[str]) -> int:
                         help="databases for the table of growth (0.5,1,2,4)")
     parser.add_argument("--archive", type=float, default=20.0, metavar="GB",
                         help="the synthetic archive; 0 leaves it out (20)")
+    parser.add_argument("--tables", type=int, default=20_000, metavar="N",
+                        help="the database of many tables to restore; 0 leaves it out (20,000)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N",
                         help="so often; from 2 GB on three times (5)")
     parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement, for development")
@@ -361,10 +363,10 @@ class Bench:
             server.wait_call("assignprocessmsg", status=0)
             yield executor, server
 
-    def settings(self, s3: S3Server) -> dict[str, str]:
+    def settings(self, s3: S3Server, database: str = "bench") -> dict[str, str]:
         staging = self.folder / "staging"
         staging.mkdir(exist_ok=True)
-        return backup_settings(self.postgres, s3, staging, "bench")
+        return backup_settings(self.postgres, s3, staging, database)
 
     def backup(self, server: Standin) -> Backup:
         """Have a process `backup` done."""
@@ -389,7 +391,8 @@ class Bench:
             self.fill(size)
             for name, function in MEASUREMENTS.items():
                 due = {"growth": size in growths, "whole": size in sizes,
-                       "restore": size in sizes}.get(name, size == sizes[0])
+                       "restore": size in sizes, "outage": size in sizes,
+                       }.get(name, size == sizes[0])
                 if due and self.options.only in (None, name):
                     for sample in function(self, size):
                         self.samples.append(sample)
@@ -606,6 +609,64 @@ def measure_restore(bench: Bench, size: float) -> Iterator[Sample]:
                              "s", other, ran.seconds)
 
 
+def measure_outage(bench: Bench, size: float) -> Iterator[Sample]:
+    """From the command `restore` to an open database, beside the same by hand."""
+    yield from opened(bench, "bench", f"{size:g} GB", bench.times(size))
+
+
+def measure_tables(bench: Bench, _: float) -> Iterator[Sample]:
+    """The same for a database of many tables, a row in each."""
+    many = bench.options.tables
+    if not many:
+        return
+    bench.postgres.run("createdb", "tables")
+    bench.postgres.sql(f"""DO $$ BEGIN FOR i IN 1..{many} LOOP
+        EXECUTE format('CREATE TABLE t%s (i int PRIMARY KEY, word text)', i);
+        EXECUTE format('INSERT INTO t%s VALUES (1, %L)', i, i);
+        IF i % 100 = 0 THEN COMMIT; END IF; END LOOP; END $$""", "tables")
+    yield from opened(bench, "tables", f"{many} tables", bench.times(2))
+    bench.postgres.run("dropdb", "tables")
+
+
+def opened(bench: Bench, database: str, what: str, times: range) -> Iterator[Sample]:
+    """Restore a database's backup, by turns with ours and by hand first."""
+    with bench.s3() as s3:
+        settings = bench.settings(s3, database)
+        done = run(settings, "backup", timeout=3600)
+        if done.returncode:
+            raise RuntimeError(f"the backup failed: {done.stderr}")
+        stored = f":s3:backup/{newest_backup(s3)}"
+        for turn in times:
+            seconds = {}
+            for way in ("ours", "by hand") if turn % 2 else ("by hand", "ours"):
+                seconds[way] = (restored_by_us(settings) if way == "ours"
+                                else restored_by_hand(bench, s3, stored))
+                bench.postgres.run("dropdb", "opened")
+            yield Sample(f"{what}: from the command to an open database", seconds["ours"], "s",
+                         "rclone copyto, createdb, pg_restore -j 4", seconds["by hand"], 1)
+
+
+def restored_by_us(settings: dict[str, str]) -> float:
+    """Seconds for `restore`, with its proof."""
+    os.sync()
+    begun = time.monotonic()
+    done = run(settings, "restore", "latest", "--database", "opened", timeout=3600)
+    seconds = time.monotonic() - begun
+    if done.returncode:
+        raise RuntimeError(f"the restore failed: {done.stderr}")
+    return seconds
+
+
+def restored_by_hand(bench: Bench, s3: S3Server, stored: str) -> float:
+    """Seconds for the same without a proof."""
+    env = bench.environment(s3)
+    seconds = sum(measured(env, command).seconds for command in (
+        [tool("rclone"), "copyto", stored, bench.copy], ["createdb", "-T", "template0", "opened"],
+        ["pg_restore", "-j", "4", "-d", "opened", bench.copy]))
+    os.unlink(bench.copy)
+    return seconds
+
+
 def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
     """How a backup's time grows with the database, and where it goes."""
     found: list[Backup] = []
@@ -624,4 +685,5 @@ def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
 MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
     "compression": measure_compression, "footprint": measure_footprint,
     "archive": measure_archive, "whole": measure_whole, "restore": measure_restore,
+    "outage": measure_outage, "tables": measure_tables,
     "growth": measure_growth}
