@@ -3273,6 +3273,7 @@ class Archive:
         self.create = "TEMPLATE = template0"  # what its CREATE DATABASE says after the name
         # The database's other statements, before and after its name.
         self.properties: list[tuple[str, str]] = []
+        self.closed = False  # only who is granted that may connect to it
         self.unread = ""  # why these could not be read
         for statement in statements(self.read_statements()):
             self.note(statement)
@@ -3301,6 +3302,8 @@ class Archive:
             self.properties.append((about[1], about[2]))
             if about[2].startswith(" OWNER TO "):
                 self.create += about[2][:-1].replace(" TO", "", 1)
+            if re.match("REVOKE .*(CONNECT|ALL).* FROM PUBLIC;", "".join(about.groups())):
+                self.closed = True  # a GRANT follows where it is so for some
         if not about or "--no-owner" not in self.options:
             self.roles |= roles_in(statement)
 
@@ -3458,6 +3461,8 @@ CLUSTER = """SELECT json_build_object(
 EMPTY = """
     SELECT json_build_object(
         'timescaledb', EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'),
+        'ours', (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database
+                 WHERE datname = current_database()),
         'empty', NOT EXISTS (
             SELECT FROM (
                 SELECT classid, objid FROM pg_depend
@@ -3601,9 +3606,14 @@ def require_needs(cluster: Cluster, archive: Archive) -> None:
 
 @contextmanager
 def new_database(hub: Database, name: str, create: str, keep: bool = False) -> Iterator[None]:
-    """Make a database. What is not whole, since something raised, is dropped, or kept."""
+    """Make a database. What is not whole, since something raised, is dropped, or kept.
+
+    Superusers and its owner can connect to it, and no exporter that looks at each database: who
+    restores may not be allowed to end that one's session.
+    """
     psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}", FOREVER)
     try:
+        psql(hub, "Closing the database", f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
         yield
     except BaseException:
         left = "kept" if keep else "dropped"
@@ -3774,6 +3784,41 @@ def count_rows(target: Database, archive: Archive) -> Counted:
 
 NO_OWNER = ["--no-owner", "--no-acl"]
 THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
+# Who is in the databases {0}: whom we may end, and what else no RENAME goes on beside. Autovacuum's
+# workers, which are no role's, it ends itself.
+IN_THE_WAY = """
+    SELECT json_build_object('ended', string_agg(what, ', ') FILTER (WHERE ours),
+        'staying', string_agg(what, ', ') FILTER (WHERE NOT ours))
+    FROM (
+        SELECT format('pid %s (%s, of %s)', pid, application_name, usename) AS what,
+            pg_has_role(usesysid, 'USAGE') AS ours
+        FROM pg_stat_activity WHERE datname IN ({0}) AND pid <> pg_backend_pid()
+        UNION ALL SELECT format('prepared transaction %L, of %s', gid, owner), false
+        FROM pg_prepared_xacts WHERE database IN ({0})) AS sessions"""
+# Databases are closed, their sessions ended, then they are renamed, in one transaction. RENAME
+# waits 5 s for sessions to end. It is one statement, so that the server opens what it has closed
+# also if we are gone by then; but for who cancels it at the wrong moment, and that is seen to.
+RENAME = """
+    DECLARE
+        why text;
+    BEGIN
+        PERFORM set_config(name, '0', false)
+            FROM pg_settings WHERE name = 'client_connection_check_interval';
+        {close}
+        COMMIT;
+        BEGIN
+            PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names})
+                AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'USAGE');
+            {rename}
+        EXCEPTION WHEN query_canceled OR OTHERS THEN
+            why := SQLERRM;
+        END;
+        IF why IS NOT NULL THEN
+            {open}
+            COMMIT;
+            RAISE '%', why;
+        END IF;
+    END"""
 
 
 class Target:
@@ -3795,7 +3840,30 @@ class Target:
                 there["empty"],
                 f"the database {identifier(name)} is there, and not empty: restore into a new one",
             )
+            require(there["ours"], f"the database {identifier(name)} is not {hub.user}'s to rename")
             self.workers = there["timescaledb"]
+            self.warn()
+
+    def renamed(self) -> list[str]:
+        """The databases that the naming renames, as they are called before."""
+        return [self.name, self.scratch] if self.taken else [self.scratch]
+
+    def in_the_way(self) -> dict[str, str | None]:
+        """The sessions that the naming would end, and what it would wait for. Raises Failure."""
+        names = ", ".join(map(literal, self.renamed()))
+        found: dict[str, str | None] = read_json(
+            self.hub, "Looking at sessions", IN_THE_WAY.format(names)
+        )
+        return found
+
+    def warn(self) -> None:
+        """Say, while there is time to see to it, who is in the database whose name it gets."""
+        found = self.in_the_way()
+        if found["ended"]:
+            log("warning", "These sessions will be ended", Sessions=found["ended"])
+        if found["staying"]:
+            text = "End these, or it gets no name: this role may not end them"
+            log("warning", text, Sessions=found["staying"])
 
 
 def identifier(name: str) -> str:
@@ -3825,41 +3893,62 @@ def naming(new: Target, archive: Archive) -> Iterator[str]:
     """The statements that name it, of one transaction: who connects then sees all rows."""
     if new.taken:
         yield f"ALTER DATABASE {identifier(new.name)} RENAME TO {new.before};"
+        yield f"ALTER DATABASE {new.before} ALLOW_CONNECTIONS true;"
     if archive.timescaledb:  # or who connects before post_restore keeps it on for its life
         yield f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;"
+    if not archive.closed:
+        yield f"GRANT CONNECT ON DATABASE {new.scratch} TO PUBLIC;"
     yield f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"
+    yield f"ALTER DATABASE {identifier(new.name)} ALLOW_CONNECTIONS true;"
+
+
+def allow_connections(new: Target, answer: str) -> str:
+    """The statements that open, or close, what the naming renames."""
+    names = map(identifier, new.renamed())
+    return " ".join(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {answer};" for name in names)
 
 
 def name_database(new: Target, archive: Archive) -> None:
     """Give it its name, and end the sessions that are in the way. Raises Failure after a minute.
 
-    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile.
+    Whatever it raises, all is called and open as before, or `named`.
     """
-    names = literal(new.scratch)
-    if new.taken:
-        names += f", {literal(new.name)}"
-    others = f"FROM pg_stat_activity WHERE datname IN ({names}) AND pid <> pg_backend_pid()"
-    name_others = f"""
-        SELECT string_agg(format('pid %s (%s, of %s)', pid, application_name, usename), ', ')
-        {others}"""
-    # A role that is no superuser may not end sessions of others.
-    end_others = f"""
-        SELECT count(pg_terminate_backend(pid)) {others} AND pg_has_role(usesysid, 'MEMBER');"""
-    query = " ".join([end_others, *naming(new, archive)])
-    end, told = time.monotonic() + 60 * TIME_SCALE, ""
-    for pause in backoff():
-        try:
-            psql(new.hub, "Not named", query)
-            return
+    query = RENAME.format(
+        names=", ".join(map(literal, new.renamed())),
+        close=allow_connections(new, "false"),
+        rename=" ".join(naming(new, archive)),
+        open=allow_connections(new, "true"),
+    )
+    try:
+        name_patiently(new, f"DO {literal(query)}")
+        new.named = True
+    except BaseException:
+        try:  # what the server was told last may have come about
+            new.named = not is_there(new.hub, new.scratch)
+            if not new.named:
+                psql(new.hub, "Not renamed", allow_connections(new, "true"))
         except Failure as error:
-            if not is_there(new.hub, new.scratch):  # an answer may get lost
+            log("error", f"Databases may be closed (ALLOW_CONNECTIONS): {error}")
+        raise
+
+
+def name_patiently(new: Target, query: str) -> None:
+    """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
+    end, told = time.monotonic() + 60 * TIME_SCALE, None
+    for pause in backoff():
+        staying, over = new.in_the_way()["staying"], time.monotonic() > end
+        if over or not staying:
+            try:
+                psql(new.hub, "Not named", query)
                 return
-            found = psql(new.hub, "Looking at sessions", name_others).strip()
-            if time.monotonic() > end:
-                raise Failure(f"{error}; in the way: {found or 'none now'}") from None
-        if found != told:
-            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=found)
-            told = found
+            except Failure as error:
+                if not is_there(new.hub, new.scratch):  # an answer may get lost
+                    return
+                if over:
+                    raise Failure(f"{error}; in the way: {staying or 'none now'}") from None
+        if staying != told:
+            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=staying)
+            told = staying
         time.sleep(pause)
 
 
@@ -3890,18 +3979,19 @@ def hand_over(new: Target, archive: Archive, work: bool) -> list[str]:
     What did not come about, a line each, leaves all as it is.
     """
     left, timescale = list[str](), archive.timescaledb
-    with noting(left):
-        name_database(new, archive)
-        new.named = True
-        if timescale and work:
-            there = new.hub.named(new.name)
-            go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
-            psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
-            new.works = True
-            start_workers(there)
-    if new.workers:
+    try:
         with noting(left):
-            start_workers(new.hub.named(new.before if new.named else new.name))
+            name_database(new, archive)
+            if timescale and work:
+                there = new.hub.named(new.name)
+                go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
+                psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
+                new.works = True
+                start_workers(there)
+    finally:
+        if new.workers:
+            with noting(left):
+                start_workers(new.hub.named(new.before if new.named else new.name))
     return left
 
 
@@ -3978,10 +4068,6 @@ def finish_restore(
                 paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
                 work = True
         left += hand_over(new, archive, work)
-    except BaseException:
-        with suppress(Failure):  # what the server was told last may have come about
-            new.named = not is_there(new.hub, new.scratch)
-        raise
     finally:
         called = identifier(new.name) if new.named else new.scratch
         facts = f"{archive.tables} tables"
@@ -4474,18 +4560,21 @@ server is PostgreSQL 13 or later, the role a superuser, or, with --no-owner and 
 one with CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds
 several databases' backups, name one. A long restore belongs in tmux. In this order:
 
-  1. Is NEW free, or an empty database (extensions do not count)? Has the server the roles that own
-     or are granted something, and with TimescaleDB the backup's version, preloaded? Has BACKUP_PATH
-     room? Is pg_restore new enough? Is the SHA-256 right? Else it ends here: nothing is written.
-  2. It makes a database restore_SECONDS and restores into that. What fails, or is stopped, here is
-     dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP DATABASE
-     restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still end the
-     table or index that they are at.
+  1. Is NEW free, or an empty database (extensions do not count)? Who is in that is named. Has the
+     server the roles that own or are granted something, and with TimescaleDB the backup's version,
+     preloaded? Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256 right? Else it ends
+     here: nothing is written.
+  2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
+     restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
+     -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
+     pg_restore's workers, if there were several, still end the table or index that they are at.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted.
-  4. It gets the name NEW; an empty database that had it becomes before_restore_SECONDS. Sessions in
-     either are ended, as far as the role may. Where some stay for a minute, the statements that
-     name it are printed.
+     After a kill -9 here, name it yourself, and GRANT CONNECT ON DATABASE … TO PUBLIC.
+  4. It gets the name NEW; an empty database that had it becomes before_restore_SECONDS. For that
+     moment, at most 10 seconds, both are closed and sessions in them are ended, as far as the role
+     may. Where some stay for a minute, or a prepared transaction does, all is as before, and the
+     statements that name it are printed.
   5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
      --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
      it has run, no job does. A kill -9 here leaves you to call it.
