@@ -3824,21 +3824,22 @@ RENAME = """
 class Target:
     """The database that a restore makes, and how far it has come."""
 
-    def __init__(self, hub: Database, name: str):
-        """See what has the name. Raises Failure if that is a database with something in it."""
+    def __init__(self, hub: Database, name: str, replace: bool):
+        """See what has the name. Raises Failure where that holds something, unless REPLACE."""
         self.hub = hub  # from where databases are made and named
         self.name = name  # as the command line has it
         self.scratch = f"restore_{int(time.time())}"  # until it is whole, counted, can be named
-        self.before = f"before_{self.scratch}"  # then that of the empty one that had its name
-        self.taken = is_there(hub, name)  # there is such an empty one
+        self.before = f"before_{self.scratch}"  # then that of the one that had its name
+        self.taken = is_there(hub, name)  # there is one: empty, or to be replaced
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
         self.works = False  # TimescaleDB has been told to work in it, where it has that
         if self.taken:
             there = read_json(hub.named(name), "Looking at the database", EMPTY)
             require(
-                there["empty"],
-                f"the database {identifier(name)} is there, and not empty: restore into a new one",
+                there["empty"] or replace,
+                f"the database {identifier(name)} is there, and not empty: restore into a new one, "
+                "or with --replace",
             )
             require(there["ours"], f"the database {identifier(name)} is not {hub.user}'s to rename")
             self.workers = there["timescaledb"]
@@ -3936,8 +3937,11 @@ def name_patiently(new: Target, query: str) -> None:
     """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
     end, told = time.monotonic() + 60 * TIME_SCALE, None
     for pause in backoff():
-        staying, over = new.in_the_way()["staying"], time.monotonic() > end
+        found, over = new.in_the_way(), time.monotonic() > end
+        staying = found["staying"]
         if over or not staying:
+            if found["ended"]:
+                log("warning", "Ending sessions", Sessions=found["ended"])
             try:
                 psql(new.hub, "Not named", query)
                 return
@@ -3997,16 +4001,18 @@ def hand_over(new: Target, archive: Archive, work: bool) -> list[str]:
 
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
     """What puts it in the old one's place, for `psql -d postgres`; nothing if it is there."""
-    old = unquoted(archive.database)
+    old, before = unquoted(archive.database), new.before
     if old in ("", new.name):
         return
+    if new.taken:  # that name is another's by now
+        before += "_too"
     yield f"To put it in the place of {archive.database}, while nobody is connected to either:"
     yield "BEGIN;"
-    yield f"ALTER DATABASE {archive.database} RENAME TO {new.before};"
+    yield f"ALTER DATABASE {archive.database} RENAME TO {before};"
     yield f"ALTER DATABASE {identifier(new.name)} RENAME TO {archive.database};"
     yield "COMMIT;"
     if archive.timescaledb:
-        for name in (old, new.before):
+        for name in (old, before):
             yield connecting(name)
             yield f"{START_WORKERS};"
 
@@ -4026,7 +4032,8 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted, paused: str
         if new.workers:
             lines += [connecting(new.before), f"{START_WORKERS};"]
     elif new.taken:
-        lines.append(f"The empty one that had this name is called {new.before} now.")
+        lines.append(f"What had this name is called {new.before} now. To drop that, one day:")
+        lines.append(f"DROP DATABASE {new.before};")
     if timescale and not new.works:
         if new.named:
             lines.append("It is whole. To have TimescaleDB's jobs run:")
@@ -4085,7 +4092,7 @@ def restore(s: Settings, options: Options) -> int:
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
     hub = s.database().named("postgres")
-    cluster, new, steps = examine_cluster(hub), Target(hub, name), Steps()
+    cluster, new, steps = examine_cluster(hub), Target(hub, name, options.replace), Steps()
     source, checksum, version = options.file, "absent", ""
     with open(source, "rb") if source else tempfile.TemporaryFile(dir=s.backup_path) as file:
         if not source:
@@ -4560,10 +4567,10 @@ server is PostgreSQL 13 or later, the role a superuser, or, with --no-owner and 
 one with CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds
 several databases' backups, name one. A long restore belongs in tmux. In this order:
 
-  1. Is NEW free, or an empty database (extensions do not count)? Who is in that is named. Has the
-     server the roles that own or are granted something, and with TimescaleDB the backup's version,
-     preloaded? Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256 right? Else it ends
-     here: nothing is written.
+  1. Is NEW free, or an empty database (extensions do not count), or, with --replace, any? Who is in
+     that is named. Has the server the roles that own or are granted something, and with TimescaleDB
+     the backup's version, preloaded? Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256
+     right? Else it ends here: nothing is written.
   2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
      restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
      -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
@@ -4571,10 +4578,11 @@ several databases' backups, name one. A long restore belongs in tmux. In this or
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted.
      After a kill -9 here, name it yourself, and GRANT CONNECT ON DATABASE … TO PUBLIC.
-  4. It gets the name NEW; an empty database that had it becomes before_restore_SECONDS. For that
-     moment, at most 10 seconds, both are closed and sessions in them are ended, as far as the role
-     may. Where some stay for a minute, or a prepared transaction does, all is as before, and the
-     statements that name it are printed.
+  4. It gets the name NEW; the database that had it becomes before_restore_SECONDS, and nothing
+     drops that. For the moment, at most 10 seconds, both are closed and sessions in them are ended,
+     as far as the role may; a backup of it, too. Where some stay for a minute, or a prepared
+     transaction does, all is as before, TimescaleDB's scheduler runs, and the statements that name
+     it are printed. In a database that was replaced its jobs run on, and its subscriptions.
   5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
      --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
      it has run, no job does. A kill -9 here leaves you to call it.
@@ -4629,6 +4637,7 @@ class Options:
     no_owner: bool = False
     pause_jobs: bool = False
     keep: bool = False
+    replace: bool = False
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -4683,6 +4692,8 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--no-owner", action="store_true", help=text)
     text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
     verb.add_argument("--pause-jobs", action="store_true", help=text)
+    text = "take the name of a database that holds something; that stays, as before_restore_…"
+    verb.add_argument("--replace", action="store_true", help=text)
     text = "keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from restores import PROPERTIES, archive, holding, refused, stored
-from servers import Executor, Postgres
+from restores import PROPERTIES, archive, databases, holding, refused, restored, result_of, stored
+from servers import Executor, Postgres, temporary_folder
 from surroundings import Scene, becomes_true
 from timescale import Sensors
 
@@ -123,3 +123,89 @@ def test_a_restore_that_is_stopped_while_it_renames_leaves_no_database_closed_or
         sensors.server.sql("\n".join(executor.out).split("connected to it:\n")[1])
         assert sensors.server.text(target) == sensors.expected
         assert not sensors.server.idle(since) and not closed(sensors.server)
+
+
+# ---- In another's place ------------------------------------------------------------------------
+
+def test_a_database_is_replaced_and_kept_and_timescaledbs_scheduler_runs_in_both(
+        sensors: Sensors, target: str) -> None:
+    sensors.server.sql(f"CREATE DATABASE {target} TEMPLATE sensors")
+    sensors.server.sql("INSERT INTO notes (note) VALUES ('since then')", target)
+    before, old = sensors.server.databases(), sensors.server.text(target)
+    since = len(sensors.server.logged())
+    with holding(sensors.server, IDLE, target):
+        ran = sensors.run("restore", "latest", "--database", target, "--replace")
+        assert re.search(r"level=warning .*Ending sessions.*pid \d+ \(psql", ran.stderr)
+    [kept] = sensors.server.databases() - before
+    assert re.fullmatch(r"before_restore_\d+", kept) and f"\nDROP DATABASE {kept};\n" in ran.stdout
+    assert sensors.server.text(target) == sensors.expected
+    assert sensors.server.text(kept) == old
+    assert not sensors.server.idle(since) and not closed(sensors.server)
+
+
+def test_the_printed_swap_finds_a_name_that_is_free(scene: Scene, new: str) -> None:
+    """Also where an empty database has become before_restore_… already."""
+    scene.postgres.run("createdb", new)
+    said = restored(scene, stored(scene, archive(scene)), "--database", new).stdout
+    there = databases(scene.postgres)
+    scene.postgres.sql(said.split("connected to either:\n")[1])
+    assert databases(scene.postgres)[scene.database] == there[new]
+
+
+@pytest.fixture
+def elsewhere(scene: Scene) -> Iterator[Postgres]:
+    """A new server, whose image made the database `metrics` with an extension."""
+    with temporary_folder() as folder:
+        server = Postgres(folder / "server")
+        server._initdb()
+        with open(folder / "server/data/postgresql.conf", "a") as file:
+            file.write("wal_level = logical\nmax_prepared_transactions = 2\n")
+        with server.start():
+            server.sql("CREATE DATABASE metrics")
+            server.sql("CREATE EXTENSION pg_trgm", "metrics")
+            scene.postgres.sql(f"ALTER DATABASE {scene.database} RENAME TO metrics")
+            scene.database = scene.settings["DB_DATABASE"] = "metrics"
+            scene.backup()
+            scene.postgres.sql("DROP DATABASE metrics")
+            scene.settings |= {"DB_PORT": str(server.port), "DB_PASSWORD": server.password,
+                               "BACKUP_TIME_SCALE": "0.01"}
+            scene.postgres = server
+            yield server
+
+
+CONNECTION = "host=127.0.0.1 port={0.port} dbname={1} user=postgres password={0.password}"
+
+
+def test_what_is_at_work_in_a_database_does_not_hinder_its_replacement_or_all_is_as_before(
+        scene: Scene, elsewhere: Postgres) -> None:
+    """A backup of it, replication to and from it; and then a prepared transaction."""
+    restored(scene, "latest", "--database", "metrics")  # the new server's is empty
+    elsewhere.sql("CREATE TABLE later (i int); CREATE PUBLICATION out FOR TABLE later", "metrics")
+    elsewhere.sql("CREATE DATABASE other")
+    elsewhere.sql("CREATE TABLE later (i int); CREATE TABLE t (i int);"
+                  " CREATE PUBLICATION out FOR TABLE t", "other")
+    for here, there in (("metrics", "other"), ("other", "metrics")):
+        elsewhere.sql(f"SELECT pg_create_logical_replication_slot('to_{here}', 'pgoutput')", there)
+        elsewhere.sql(f"""CREATE SUBSCRIPTION "in" CONNECTION '{CONNECTION.format(
+            elsewhere, there)}' PUBLICATION out WITH (create_slot = false, slot_name = to_{here},
+            copy_data = false)""", here)
+    becomes_true(lambda: elsewhere.sql("SELECT count(*) FROM pg_stat_replication") == "2")
+    were = databases(elsewhere)
+    with scene.locked(), scene.start() as backup:
+        scene.waiting()
+        ran = scene.run("restore", "latest", "--database", "metrics", "--replace")
+        # It fails, or is made again, of the new one.
+        assert backup.wait() == 1 or result_of(backup)["made_again"], backup.log
+    assert "colonies-backup" in ran.stderr
+    [kept] = set(databases(elsewhere)) - set(were)
+    assert databases(elsewhere)[kept] == were["metrics"]
+    assert elsewhere.sql("SELECT count(*) FROM pg_class WHERE relname = 'later'", "metrics") == "0"
+
+    were = databases(elsewhere)
+    elsewhere.sql("BEGIN; DELETE FROM t; PREPARE TRANSACTION 'half'", "metrics")
+    ran = scene.run("restore", "latest", "--database", "metrics", "--replace", status=1)
+    assert "prepared transaction 'half', of postgres" in ran.stderr and not closed(elsewhere)
+    assert were.items() <= databases(elsewhere).items()
+    elsewhere.sql("ROLLBACK PREPARED 'half'", "metrics")
+    elsewhere.sql(ran.stdout.split("connected to it:\n")[1])
+    assert databases(elsewhere)["metrics"] != were["metrics"] and not closed(elsewhere)
