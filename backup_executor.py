@@ -423,7 +423,6 @@ class Settings(NamedTuple):
             port=self.verify_db_port,
             user=self.verify_db_user,
             password=self.verify_db_password,
-            name="postgres",
         )
 
 
@@ -3147,6 +3146,11 @@ LATE = re.compile(
 CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
 OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
 NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
+STORED = re.compile(r"(\S+ ){3}(TABLE|INDEX|CONSTRAINT|MATERIALIZED VIEW) ")  # in a tablespace
+# What CREATE DATABASE says of locales.
+LOCALE = (
+    r" (?:LOCALE_PROVIDER = \w+|(?:LC_|ICU_|BUILTIN_)?(?:LOCALE|COLLATE|CTYPE|RULES) = '[^']*')"
+)
 GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
 
@@ -3277,6 +3281,7 @@ class Archive:
         self.unread = ""  # why these could not be read
         for statement in statements(self.read_statements()):
             self.note(statement)
+        self.tablespaces = self.read_tablespaces()
         self.timescaledb = self.examine_timescaledb(timescaledb)
 
     def read(self, *options: str) -> str:
@@ -3307,12 +3312,28 @@ class Archive:
         if not about or "--no-owner" not in self.options:
             self.roles |= roles_in(statement)
 
+    def read_tablespaces(self) -> set[str]:
+        """The tablespaces that it takes, the database's own among them."""
+        if "--no-tablespaces" in self.options:
+            return set()
+        with listing(filter(STORED.match, self.entries)) as chosen:
+            script = self.read("-s", "-f-", chosen)
+        setting = f"SET default_tablespace = ({NAME});"
+        made = re.findall(f" TABLESPACE = ({NAME})", self.create)
+        if re.search(f"(?m)^{setting}$", script):  # to tell statements apart takes a while
+            told = map(re.compile(setting).fullmatch, statements(script))
+            made += (each[1] for each in told if each)
+        return set(map(unquoted, made))
+
     def examine_timescaledb(self, version: str) -> Timescale | None:
         """What its TimescaleDB takes, from its catalog and foreign keys; None: it has none."""
         extension = list(filter(EXTENSION.match, self.entries))
         if not extension:
             return None
-        catalog = self.read("-a", "-f-", *OF_CATALOG, "-tmetadata", "-thypertable", "-tbgw_job")
+        tables = ("-tmetadata", "-thypertable", "-tbgw_job", "-ttablespace")
+        catalog = self.read("-a", "-f-", *OF_CATALOG, *tables)
+        if "--no-tablespaces" not in self.options:  # in which hypertables make their chunks
+            self.tablespaces.update(copied(catalog, "tablespace").values("tablespace_name"))
         if found := re.search(r"\ntimescaledb_version\t([^\t\n]+)", catalog):
             version = version or found[1]
         jobs = copied(catalog, "bgw_job")
@@ -3451,6 +3472,7 @@ CLUSTER = """SELECT json_build_object(
     'major', current_setting('server_version_num')::int / 10000,
     'limits', (SELECT json_object_agg(datname, datconnlimit) FROM pg_database),
     'roles', (SELECT json_agg(rolname) FROM pg_roles),
+    'tablespaces', (SELECT json_agg(spcname) FROM pg_tablespace),
     'preloaded', coalesce((SELECT CASE WHEN setting ~ 'timescaledb' THEN 'yes' ELSE 'no' END
         FROM pg_settings WHERE name = 'shared_preload_libraries'), 'only a superuser is told'),
     'versions', (SELECT coalesce(json_agg(version), '[]') FROM pg_available_extension_versions
@@ -3538,6 +3560,8 @@ OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) E
 # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
 NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
+# A chunk would be made in one that is not there, so no row would get in.
+DETACH = "DELETE FROM _timescaledb_catalog.tablespace"
 ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
 WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
 PUBLIC = f"-c search_path=public {WRITING}"
@@ -3549,6 +3573,7 @@ class Cluster(NamedTuple):
     major: int  # its version
     limits: dict[str, int]  # of its databases: how many connections each takes
     roles: list[str]
+    tablespaces: list[str]
     preloaded: str  # whether TimescaleDB's library is: "yes", "no", or who may know
     versions: list[str]  # of TimescaleDB that it can make
 
@@ -3562,19 +3587,46 @@ def noting(left: list[str]) -> Iterator[None]:
         left.append(str(error))
 
 
-def examine_cluster(database: Database) -> Cluster:
-    """What there is on a database's server. Raises Failure."""
-    return Cluster(**read_json(database, "Looking at the server", CLUSTER))
+def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]:
+    """A database from which others are made and named, and what there is on its server.
+
+    Not the one named BUT. None of these has to be there, nor to let in this role. Raises Failure.
+    """
+    errors = []
+    for name in ("postgres", "template1", server.name):
+        hub = server.named(name)
+        try:
+            if name != but:
+                return hub, Cluster(**read_json(hub, "Looking at the server", CLUSTER))
+        except Failure as error:
+            errors.append(error)
+    raise errors[0]
 
 
-def creation(cluster: Cluster, archive: Archive) -> str:
+def creation(cluster: Cluster, archive: Archive, locale: str = "") -> str:
     """What CREATE DATABASE says after the name, as this server understands it.
 
-    Before 15 the one provider of locales has no name; pg_dump 15 and later write it all the same.
+    locale: of the C library, in place of the archive's. Before 15 that provider of locales, the
+    only one, has no name; pg_dump 15 and later write it all the same.
     """
-    if cluster.major >= 15:
-        return archive.create
-    return archive.create.replace(" LOCALE_PROVIDER = libc", "")
+    create = archive.create
+    if "--no-tablespaces" in archive.options:
+        create = re.sub(f" TABLESPACE = {NAME}", "", create)
+    if locale:
+        create = re.sub(LOCALE, "", create)
+        create += f" LOCALE_PROVIDER = libc LOCALE = {literal(locale)}"
+    if cluster.major < 15:
+        create = create.replace(" LOCALE_PROVIDER = libc", "")
+    return create
+
+
+def require_locale(hub: Database, locale: str) -> None:
+    """Raise Failure where a server has no such locale of the C library."""
+    try:  # as CREATE DATABASE looks at it; for money it may be one of any encoding
+        psql(hub, "Locale", f"SELECT set_config('lc_monetary', {literal(locale)}, false)")
+    except Failure as error:
+        text = f"the server lacks the locale {locale!r}; --locale takes another: {error}"
+        raise Failure(text) from None
 
 
 def require_needs(cluster: Cluster, archive: Archive) -> None:
@@ -3602,6 +3654,21 @@ def require_needs(cluster: Cluster, archive: Archive) -> None:
         f"it takes TimescaleDB {version} and its preloading (shared_preload_libraries); "
         f"preloaded: {cluster.preloaded}; versions: {', '.join(there) or 'none'}",
     )
+
+
+def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) -> str:
+    """What makes its database, as `creation` has it. Failure: the server lacks what it takes."""
+    require_needs(cluster, archive)
+    missing = archive.tablespaces - {*cluster.tablespaces}
+    require(
+        not missing,
+        f"the server lacks these tablespaces: {', '.join(sorted(missing))}; "
+        "--no-tablespaces goes on without any",
+    )
+    create = creation(cluster, archive, locale)
+    for each in re.findall(" (?:LOCALE|LC_COLLATE|LC_CTYPE) = '([^']+)'", create):
+        require_locale(hub, each)
+    return create
 
 
 @contextmanager
@@ -3691,7 +3758,8 @@ def restore_timescaledb(
         restore_part("--section=data", *OF_CATALOG, catalog)
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
-    psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
+    detached = "--no-tablespaces" in archive.options
+    psql(target, step, DETACH if detached else NUMBER_TABLESPACES, options=PUBLIC)
     restore_part("--section=data", *NOT_OF_CATALOG, many)
 
     with listing(itertools.filterfalse(timescale.late.__contains__, entries)) as early:
@@ -3865,6 +3933,23 @@ class Target:
         if found["staying"]:
             text = "End these, or it gets no name: this role may not end them"
             log("warning", text, Sessions=found["staying"])
+
+
+def foreseen(s3: S3, backup: Backup, file: IO[bytes], options: list[str]) -> Archive | None:
+    """What a backup's first 16 MiB tell of it, before all of it comes; None: they do not suffice.
+
+    pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
+    """
+    if not backup.size:
+        return None
+    require_room(s3.s, backup.size, 0)
+    fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
+    try:
+        return Archive(file, options)
+    except Failure:
+        return None
+    finally:
+        file.truncate(0)
 
 
 def identifier(name: str) -> str:
@@ -4086,24 +4171,37 @@ def finish_restore(
     return left
 
 
-def restore(s: Settings, options: Options) -> int:
-    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
+def chosen_parts(options: Options) -> list[str]:
+    """The options by which pg_restore leaves out what the command line does not want."""
     name = options.database
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
-    hub = s.database().named("postgres")
-    cluster, new, steps = examine_cluster(hub), Target(hub, name, options.replace), Steps()
+    without = [*NO_OWNER] if options.no_owner else []
+    if options.no_tablespaces:
+        without.append("--no-tablespaces")
+    return without
+
+
+def restore(s: Settings, options: Options) -> int:
+    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
+    given = chosen_parts(options)
+    hub, cluster = examine_cluster(s.database(), options.database)
+    new, steps = Target(hub, options.database, options.replace), Steps()
+    if options.locale:
+        require_locale(hub, options.locale)
     source, checksum, version = options.file, "absent", ""
     with open(source, "rb") if source else tempfile.TemporaryFile(dir=s.backup_path) as file:
         if not source:
             s3 = S3(s, 60)
             backup = chosen(s3, options.name)
             source, version = backup.key, (backup.metadata or {}).get("timescaledb", "")
+            early = foreseen(s3, backup, file, given)
+            if early:
+                require_all(hub, cluster, early, options.locale)
             checksum = fetch(s3, backup, file, steps)
-        archive = Archive(file, NO_OWNER if options.no_owner else [], version)
-        require_needs(cluster, archive)
-        made = new_database(hub, new.scratch, creation(cluster, archive), options.keep)
-        with made, steps.timed("restore"):
+        archive = Archive(file, given, version)
+        create = require_all(hub, cluster, archive, options.locale)
+        with new_database(hub, new.scratch, create, options.keep), steps.timed("restore"):
             rebuild(hub.named(new.scratch), archive, options.jobs)
     # From here on nothing drops it.
     left = finish_restore(new, archive, options.pause_jobs, source, checksum, steps)
@@ -4181,30 +4279,28 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     yield {"verdict": verdict, "database_size": counted.size, "rows": counted.rows}
 
 
-def drop_scratch(s: Settings) -> Cluster:
-    """Drop what a crash of `verify` left on its server; what there is, then and before.
+def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
+    """Drop what a crash of `verify` left on its server; what there is, as examine_cluster has it.
 
     Ours are known by their connection limit, which no other installation has. Two of the same
     executor's name, database, folder and bucket do: one drops what the other is at work on, whose
     verify fails then. It may be what a pod left whose place it took.
     """
-    hub = s.verify_server()
-    cluster = examine_cluster(hub)
+    hub, cluster = examine_cluster(s.verify_server())
     for name, limit in cluster.limits.items():
         # -2: PostgreSQL's own mark of one that was being dropped.
         if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name):
             drop(hub, name)
-    return cluster
+    return hub, cluster
 
 
 def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> Counted:
     """Restore into a database of its own, count, and drop it."""
-    cluster = drop_scratch(s)
+    hub, cluster = drop_scratch(s)
     require_needs(cluster, archive)
-    hub = s.verify_server()
     scratch = hub.named(f"verify_{time.time_ns()}")  # nobody else's has that name
-    create = re.sub(f" TABLESPACE = {NAME}", "", creation(cluster, archive))
-    with new_database(hub, scratch.name, f"{create} CONNECTION LIMIT {s.mark}"):
+    create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
+    with new_database(hub, scratch.name, create):
         with steps.timed("restore"):
             rebuild(scratch, archive, 1)
         with steps.timed("count"):
@@ -4354,7 +4450,7 @@ def check_database(now: Checking) -> Lines:
 
 def check_left_out(now: Checking) -> Lines:
     """What a backup of one database does not hold of its server."""
-    cluster = examine_cluster(now.settings.database())
+    _, cluster = examine_cluster(now.settings.database())
     roles = [role for role in cluster.roles if not role.startswith("pg_")]
     others = len(cluster.limits) - 3  # but for two templates and ours
     text = f"no backup holds the server's {len(roles)} roles (pg_dumpall --globals-only does)"
@@ -4562,15 +4658,17 @@ policy runs. It changes one object in the bucket, PREFIX/verified.json, which `l
 that may not write it costs a warning. Without VERIFY_DB_HOST nothing of what the archive's tables
 and functions say is run.""",
     "restore": """
-It takes DB_HOST, DB_PORT, DB_USER and DB_PASSWORD: for another server or role, set these. The
-server is PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB,
-one with CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds
-several databases' backups, name one. A long restore belongs in tmux. In this order:
+It takes DB_HOST, DB_PORT, DB_USER and DB_PASSWORD: for another server or role, set these. It works
+from the database postgres, template1 or DB_DATABASE, the first that lets it in. The server is
+PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB, one with
+CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds several
+databases' backups, name one. A long restore belongs in tmux. In this order:
 
   1. Is NEW free, or an empty database (extensions do not count), or, with --replace, any? Who is in
-     that is named. Has the server the roles that own or are granted something, and with TimescaleDB
-     the backup's version, preloaded? Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256
-     right? Else it ends here: nothing is written.
+     that is named. Has the server the roles that own or are granted something, the tablespaces, the
+     locale, and with TimescaleDB the backup's version, preloaded? As a rule the first 16 MiB of the
+     backup say what it takes. Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256 right?
+     Else it ends here: nothing is written.
   2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
      restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
      -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
@@ -4638,6 +4736,8 @@ class Options:
     pause_jobs: bool = False
     keep: bool = False
     replace: bool = False
+    no_tablespaces: bool = False
+    locale: str = ""
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -4690,6 +4790,10 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
     verb.add_argument("--no-owner", action="store_true", help=text)
+    text = "put all into the default tablespace, where the server lacks the archive's"
+    verb.add_argument("--no-tablespaces", action="store_true", help=text)
+    text = "the C library's, in place of the archive's, where the server lacks that; it sorts texts"
+    verb.add_argument("--locale", default="", help=text)
     text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
     verb.add_argument("--pause-jobs", action="store_true", help=text)
     text = "take the name of a database that holds something; that stays, as before_restore_…"

@@ -2,14 +2,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from restores import PROPERTIES, archive, databases, holding, refused, restored, result_of, stored
+from restores import (
+    PROPERTIES,
+    archive,
+    databases,
+    holding,
+    refused,
+    restored,
+    result_of,
+    stored,
+    tablespaces,
+    verifying,
+)
 from servers import Executor, Postgres, temporary_folder
 from surroundings import Scene, becomes_true
 from timescale import Sensors
@@ -95,7 +108,7 @@ def stuck(server: Postgres, database: str) -> Iterator[None]:
 
 
 def closed(server: Postgres) -> str:
-    return server.sql("SELECT string_agg(datname, ' ' ORDER BY 1) FROM pg_database"
+    return server.sql("SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database"
                       " WHERE NOT datallowconn AND datname <> 'template0'")
 
 
@@ -209,3 +222,70 @@ def test_what_is_at_work_in_a_database_does_not_hinder_its_replacement_or_all_is
     elsewhere.sql("ROLLBACK PREPARED 'half'", "metrics")
     elsewhere.sql(ran.stdout.split("connected to it:\n")[1])
     assert databases(elsewhere)["metrics"] != were["metrics"] and not closed(elsewhere)
+
+
+# ---- At a server that is another ---------------------------------------------------------------
+
+def before_the_download(scene: Scene, new: str, *arguments: str) -> str:
+    """The error of a restore that needs no more of a backup than its beginning."""
+    were = databases(scene.postgres)
+    ran = restored(scene, "latest", "--database", new, *arguments, status=1)
+    assert "Download" not in ran.stderr and databases(scene.postgres) == were
+    return "\n".join(line for line in ran.stderr.splitlines() if "level=error" in line)
+
+
+def test_tablespaces_that_the_server_lacks_are_named_or_done_without(
+        scene: Scene, new: str) -> None:
+    scene.sql("CREATE TABLE x (a text DEFAULT E'\nSET default_tablespace = nowhere;\n')")
+    with tablespaces(scene.postgres, 2) as (one, two):
+        scene.sql(f"""ALTER TABLE t SET TABLESPACE {one}; CREATE INDEX i ON t (text)
+            TABLESPACE {two}""")
+        stored(scene, archive(scene))
+        scene.sql("ALTER TABLE t SET TABLESPACE pg_default; DROP INDEX i")
+    assert f"lacks these tablespaces: {', '.join(sorted((one, two)))}; " in before_the_download(
+        scene, new)
+    restored(scene, "latest", "--database", new, "--no-tablespaces")
+    assert scene.postgres.sql("SELECT count(*) FROM t", new) == "500"
+
+
+def test_a_hypertable_makes_no_chunk_in_a_tablespace_that_is_not_there(
+        sensors: Sensors, target: str, tmp_path: Path) -> None:
+    sensors.server.sql(f"CREATE DATABASE {target} TEMPLATE sensors")
+    sensors.server.sql("UPDATE _timescaledb_catalog.tablespace SET tablespace_name = 'gone'",
+                       target)
+    sensors.server.run("pg_dump", "-Fc", "-f", str(tmp_path / "a"), database=target)
+    sensors.server.sql(f"DROP DATABASE {target}")
+    arguments = ["restore", "--file", str(tmp_path / "a"), "--database", target]
+    assert "lacks these tablespaces: gone;" in sensors.run(*arguments, status=1).stderr
+    sensors.run(*arguments, "--no-tablespaces")
+    assert sensors.server.sql("SELECT count(*) FROM readings", target) == "701"
+    assert sensors.server.sql("SELECT count(*) FROM _timescaledb_catalog.tablespace", target) == "0"
+
+
+def test_a_locale_that_the_server_lacks_is_named_and_another_taken(scene: Scene, new: str) -> None:
+    scene.postgres.sql(f"CREATE DATABASE {new} TEMPLATE template0 LOCALE 'C.utf8'")
+    source = Scene(scene.postgres, scene.s3, scene.folder, new, scene.prefix)
+    source.sql("CREATE TABLE t AS SELECT 1 AS one")
+    here = b"LOCALE = 'C.utf8'"
+    body = archive(source)
+    assert body.count(here) == 1
+    stored(source, body.replace(here, b"LOCALE = 'xx_XX8'"))
+    scene.postgres.sql(f"DROP DATABASE {new}")
+    error = before_the_download(scene, new)
+    assert "lacks the locale 'xx_XX8'" in error and "--locale" in error
+    assert "lacks the locale 'C.8'" in before_the_download(scene, new, "--locale", "C.8")
+    restored(scene, "latest", "--database", new, "--locale", "C.utf8")
+    assert scene.postgres.sql("""SELECT datcollate, datctype, one FROM pg_database, t
+        WHERE datname = current_database()""", new) == "C.utf8|C.utf8|1"
+
+
+def test_no_database_of_the_servers_own_has_to_be_there(scene: Scene, elsewhere: Postgres) -> None:
+    verifying_there = verifying(elsewhere)
+    elsewhere.sql("DROP DATABASE postgres", "metrics")
+    restored(scene, "latest", "--database", "other")
+    elsewhere.sql("ALTER DATABASE template1 ALLOW_CONNECTIONS false", "metrics")
+    restored(scene, "latest", "--database", "another")
+    report = json.loads(scene.run("verify", **verifying_there).stdout)
+    assert report["verdict"] == "restored"
+    assert elsewhere.sql("SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database",
+                         "metrics") == "another metrics other template0 template1"
