@@ -3152,6 +3152,12 @@ LOCALE = (
     r" (?:LOCALE_PROVIDER = \w+|(?:LC_|ICU_|BUILTIN_)?(?:LOCALE|COLLATE|CTYPE|RULES) = '[^']*')"
 )
 GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
+# A setting of the database by which its checks and views mean what they meant there; a function may
+# ask for one with a dot. Others might hinder pg_restore, or are its own.
+DECISIVE = re.compile(
+    r'ALTER DATABASE  SET "?(TimeZone|DateStyle|IntervalStyle|bytea_output|lc_\w+|'
+    r"default_text_search_config|(?!timescaledb\.)\w+\.[\w.]+)\"? TO '((?:[^'\\]|'')*)';"
+)
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
 
 
@@ -3698,6 +3704,20 @@ def drop(hub: Database, name: str) -> None:
     psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
 
 
+def decisive_settings(target: Database, archive: Archive) -> str:
+    """The options of libpq by which an archive's rows come in as they were."""
+    options = "-c array_nulls=on "  # else a NULL in an array of texts becomes a text
+    for before, after in archive.properties:
+        found = DECISIVE.fullmatch(before + after)
+        if found:
+            value = re.sub(r"([\\\s])", r"\\\1", found[2].replace("''", "'"))
+            option = f"-c {found[1]}={value} "
+            with suppress(Failure):  # there may be no such locale; who sets it for good tells so
+                psql(target, "Trying a setting", "SELECT", options=option)
+                options += option
+    return options
+
+
 def rebuild(target: Database, archive: Archive, jobs: int) -> None:
     """Restore an archive into a new database, with so many jobs at once. Raises Failure.
 
@@ -3710,11 +3730,12 @@ def rebuild(target: Database, archive: Archive, jobs: int) -> None:
     # pg_restore 17 sets it on older servers, too, which is no reason to stop.
     if archive.pg_restore < 17 or psql(target, step, setting).strip():
         argv.append("--exit-on-error")
+    settings = decisive_settings(target, archive)
 
     def restore_part(*part: str, options: str = "") -> None:
         """Restore what these options of pg_restore choose."""
         try:
-            run(step, [*argv, *part, *archive.options, archive.path], target, options)
+            run(step, [*argv, *part, *archive.options, archive.path], target, settings + options)
         except Failure as error:
             said = str(error)
             other = said.count(": error: ") > said.count('"transaction_timeout"')
@@ -4673,6 +4694,8 @@ databases' backups, name one. A long restore belongs in tmux. In this order:
      restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
      -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
      pg_restore's workers, if there were several, still end the table or index that they are at.
+     Checks mean what the database's own settings say (TimeZone, …); those of its server are in no
+     backup: PGTZ sets the time zone.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted.
      After a kill -9 here, name it yourself, and GRANT CONNECT ON DATABASE … TO PUBLIC.

@@ -289,3 +289,42 @@ def test_no_database_of_the_servers_own_has_to_be_there(scene: Scene, elsewhere:
     assert report["verdict"] == "restored"
     assert elsewhere.sql("SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database",
                          "metrics") == "another metrics other template0 template1"
+
+
+# ---- Settings by which data come in ------------------------------------------------------------
+
+SETTINGS = {"TimeZone": "'Pacific/Auckland'", "DateStyle": "'SQL, DMY'",
+            "IntervalStyle": "sql_standard", "bytea_output": "escape",
+            "default_text_search_config": "'pg_catalog.german'", "app.region": "'north sea'"}
+DECIDED = r"""
+CREATE TABLE zone (at timestamptz, day date CHECK (day = at::date));
+INSERT INTO zone VALUES ('2026-01-01 20:00Z', '2026-01-02');
+CREATE TABLE style (x text, day date CHECK (day = x::date));
+INSERT INTO style VALUES ('03/04/2026', '2026-04-03');
+CREATE TABLE span (x text, i interval CHECK (i = x::interval));
+INSERT INTO span VALUES ('-1 1:00:00', '-1 1:00:00');
+CREATE TABLE bytes (x text, b bytea CHECK (b::text = x)); INSERT INTO bytes VALUES ('a', 'a');
+CREATE TABLE words (x text, n int CHECK (n = length(to_tsvector(x))));
+INSERT INTO words VALUES ('der die das the', 1);
+CREATE TABLE region (x text CHECK (x = current_setting('app.region')));
+INSERT INTO region VALUES ('north sea');
+CREATE TABLE lists (a int[], b text[]); INSERT INTO lists VALUES (ARRAY[1, NULL], ARRAY['x', NULL]);
+CREATE MATERIALIZED VIEW days AS SELECT date_trunc('day', at) AS day FROM zone"""
+
+
+def test_what_a_databases_own_settings_decide_comes_in_elsewhere_too(
+        scene: Scene, new: str, restorer: dict[str, str]) -> None:
+    """By a role, too, that has others itself, and that may not set an unknown one for good."""
+    for name, value in SETTINGS.items():
+        scene.sql(f'ALTER DATABASE {scene.database} SET "{name}" = {value}')
+    scene.sql(f"ALTER DATABASE {scene.database} SET array_nulls = off;"
+              f" ALTER ROLE {restorer['DB_USER']} SET array_nulls = off;"
+              f" ALTER ROLE {restorer['DB_USER']} SET TimeZone = 'UTC'")
+    scene.sql("SET array_nulls = on;" + DECIDED)
+    name = stored(scene, archive(scene))
+    said = restored(scene, name, "--database", new, "--no-owner", status=1, **restorer).stderr
+    [error] = [line for line in said.splitlines() if "level=error" in line]
+    assert "app.region" in error and "permission denied" in error
+    assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(scene.database)
+    assert scene.postgres.sql("SELECT each IS NULL FROM lists, unnest(b) AS each", new) == "f\nt"
+    assert json.loads(scene.run("verify", **restorer).stdout)["verdict"] == "restored"
