@@ -423,7 +423,6 @@ class Settings(NamedTuple):
             port=self.verify_db_port,
             user=self.verify_db_user,
             password=self.verify_db_password,
-            name="postgres",
         )
 
 
@@ -3147,7 +3146,18 @@ LATE = re.compile(
 CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
 OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
 NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
+STORED = re.compile(r"(\S+ ){3}(TABLE|INDEX|CONSTRAINT|MATERIALIZED VIEW) ")  # in a tablespace
+# What CREATE DATABASE says of locales.
+LOCALE = (
+    r" (?:LOCALE_PROVIDER = \w+|(?:LC_|ICU_|BUILTIN_)?(?:LOCALE|COLLATE|CTYPE|RULES) = '[^']*')"
+)
 GONE = re.compile("[0-9]+|-")  # how a regrole is written whose role somebody dropped
+# A setting of the database by which its checks and views mean what they meant there; a function may
+# ask for one with a dot. Others might hinder pg_restore, or are its own.
+DECISIVE = re.compile(
+    r'ALTER DATABASE  SET "?(TimeZone|DateStyle|IntervalStyle|bytea_output|lc_\w+|'
+    r"default_text_search_config|(?!timescaledb\.)\w+\.[\w.]+)\"? TO '((?:[^'\\]|'')*)';"
+)
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
 
 
@@ -3273,9 +3283,11 @@ class Archive:
         self.create = "TEMPLATE = template0"  # what its CREATE DATABASE says after the name
         # The database's other statements, before and after its name.
         self.properties: list[tuple[str, str]] = []
+        self.closed = False  # only who is granted that may connect to it
         self.unread = ""  # why these could not be read
         for statement in statements(self.read_statements()):
             self.note(statement)
+        self.tablespaces = self.read_tablespaces()
         self.timescaledb = self.examine_timescaledb(timescaledb)
 
     def read(self, *options: str) -> str:
@@ -3301,15 +3313,33 @@ class Archive:
             self.properties.append((about[1], about[2]))
             if about[2].startswith(" OWNER TO "):
                 self.create += about[2][:-1].replace(" TO", "", 1)
+            if re.match("REVOKE .*(CONNECT|ALL).* FROM PUBLIC;", "".join(about.groups())):
+                self.closed = True  # a GRANT follows where it is so for some
         if not about or "--no-owner" not in self.options:
             self.roles |= roles_in(statement)
+
+    def read_tablespaces(self) -> set[str]:
+        """The tablespaces that it takes, the database's own among them."""
+        if "--no-tablespaces" in self.options:
+            return set()
+        with listing(filter(STORED.match, self.entries)) as chosen:
+            script = self.read("-s", "-f-", chosen)
+        setting = f"SET default_tablespace = ({NAME});"
+        made = re.findall(f" TABLESPACE = ({NAME})", self.create)
+        if re.search(f"(?m)^{setting}$", script):  # to tell statements apart takes a while
+            told = map(re.compile(setting).fullmatch, statements(script))
+            made += (each[1] for each in told if each)
+        return set(map(unquoted, made))
 
     def examine_timescaledb(self, version: str) -> Timescale | None:
         """What its TimescaleDB takes, from its catalog and foreign keys; None: it has none."""
         extension = list(filter(EXTENSION.match, self.entries))
         if not extension:
             return None
-        catalog = self.read("-a", "-f-", *OF_CATALOG, "-tmetadata", "-thypertable", "-tbgw_job")
+        tables = ("-tmetadata", "-thypertable", "-tbgw_job", "-ttablespace")
+        catalog = self.read("-a", "-f-", *OF_CATALOG, *tables)
+        if "--no-tablespaces" not in self.options:  # in which hypertables make their chunks
+            self.tablespaces.update(copied(catalog, "tablespace").values("tablespace_name"))
         if found := re.search(r"\ntimescaledb_version\t([^\t\n]+)", catalog):
             version = version or found[1]
         jobs = copied(catalog, "bgw_job")
@@ -3448,6 +3478,7 @@ CLUSTER = """SELECT json_build_object(
     'major', current_setting('server_version_num')::int / 10000,
     'limits', (SELECT json_object_agg(datname, datconnlimit) FROM pg_database),
     'roles', (SELECT json_agg(rolname) FROM pg_roles),
+    'tablespaces', (SELECT json_agg(spcname) FROM pg_tablespace),
     'preloaded', coalesce((SELECT CASE WHEN setting ~ 'timescaledb' THEN 'yes' ELSE 'no' END
         FROM pg_settings WHERE name = 'shared_preload_libraries'), 'only a superuser is told'),
     'versions', (SELECT coalesce(json_agg(version), '[]') FROM pg_available_extension_versions
@@ -3458,6 +3489,8 @@ CLUSTER = """SELECT json_build_object(
 EMPTY = """
     SELECT json_build_object(
         'timescaledb', EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb'),
+        'ours', (SELECT pg_has_role(datdba, 'USAGE') FROM pg_database
+                 WHERE datname = current_database()),
         'empty', NOT EXISTS (
             SELECT FROM (
                 SELECT classid, objid FROM pg_depend
@@ -3533,6 +3566,8 @@ OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) E
 # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
 NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
+# A chunk would be made in one that is not there, so no row would get in.
+DETACH = "DELETE FROM _timescaledb_catalog.tablespace"
 ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
 WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
 PUBLIC = f"-c search_path=public {WRITING}"
@@ -3544,6 +3579,7 @@ class Cluster(NamedTuple):
     major: int  # its version
     limits: dict[str, int]  # of its databases: how many connections each takes
     roles: list[str]
+    tablespaces: list[str]
     preloaded: str  # whether TimescaleDB's library is: "yes", "no", or who may know
     versions: list[str]  # of TimescaleDB that it can make
 
@@ -3557,19 +3593,46 @@ def noting(left: list[str]) -> Iterator[None]:
         left.append(str(error))
 
 
-def examine_cluster(database: Database) -> Cluster:
-    """What there is on a database's server. Raises Failure."""
-    return Cluster(**read_json(database, "Looking at the server", CLUSTER))
+def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]:
+    """A database from which others are made and named, and what there is on its server.
+
+    Not the one named BUT. None of these has to be there, nor to let in this role. Raises Failure.
+    """
+    errors = []
+    for name in ("postgres", "template1", server.name):
+        hub = server.named(name)
+        try:
+            if name != but:
+                return hub, Cluster(**read_json(hub, "Looking at the server", CLUSTER))
+        except Failure as error:
+            errors.append(error)
+    raise errors[0]
 
 
-def creation(cluster: Cluster, archive: Archive) -> str:
+def creation(cluster: Cluster, archive: Archive, locale: str = "") -> str:
     """What CREATE DATABASE says after the name, as this server understands it.
 
-    Before 15 the one provider of locales has no name; pg_dump 15 and later write it all the same.
+    locale: of the C library, in place of the archive's. Before 15 that provider of locales, the
+    only one, has no name; pg_dump 15 and later write it all the same.
     """
-    if cluster.major >= 15:
-        return archive.create
-    return archive.create.replace(" LOCALE_PROVIDER = libc", "")
+    create = archive.create
+    if "--no-tablespaces" in archive.options:
+        create = re.sub(f" TABLESPACE = {NAME}", "", create)
+    if locale:
+        create = re.sub(LOCALE, "", create)
+        create += f" LOCALE_PROVIDER = libc LOCALE = {literal(locale)}"
+    if cluster.major < 15:
+        create = create.replace(" LOCALE_PROVIDER = libc", "")
+    return create
+
+
+def require_locale(hub: Database, locale: str) -> None:
+    """Raise Failure where a server has no such locale of the C library."""
+    try:  # as CREATE DATABASE looks at it; for money it may be one of any encoding
+        psql(hub, "Locale", f"SELECT set_config('lc_monetary', {literal(locale)}, false)")
+    except Failure as error:
+        text = f"the server lacks the locale {locale!r}; --locale takes another: {error}"
+        raise Failure(text) from None
 
 
 def require_needs(cluster: Cluster, archive: Archive) -> None:
@@ -3599,11 +3662,31 @@ def require_needs(cluster: Cluster, archive: Archive) -> None:
     )
 
 
+def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) -> str:
+    """What makes its database, as `creation` has it. Failure: the server lacks what it takes."""
+    require_needs(cluster, archive)
+    missing = archive.tablespaces - {*cluster.tablespaces}
+    require(
+        not missing,
+        f"the server lacks these tablespaces: {', '.join(sorted(missing))}; "
+        "--no-tablespaces goes on without any",
+    )
+    create = creation(cluster, archive, locale)
+    for each in re.findall(" (?:LOCALE|LC_COLLATE|LC_CTYPE) = '([^']+)'", create):
+        require_locale(hub, each)
+    return create
+
+
 @contextmanager
 def new_database(hub: Database, name: str, create: str, keep: bool = False) -> Iterator[None]:
-    """Make a database. What is not whole, since something raised, is dropped, or kept."""
+    """Make a database. What is not whole, since something raised, is dropped, or kept.
+
+    Superusers and its owner can connect to it, and no exporter that looks at each database: who
+    restores may not be allowed to end that one's session.
+    """
     psql(hub, "Creating the database", f"CREATE DATABASE {name} {create}", FOREVER)
     try:
+        psql(hub, "Closing the database", f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
         yield
     except BaseException:
         left = "kept" if keep else "dropped"
@@ -3621,6 +3704,20 @@ def drop(hub: Database, name: str) -> None:
     psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
 
 
+def decisive_settings(target: Database, archive: Archive) -> str:
+    """The options of libpq by which an archive's rows come in as they were."""
+    options = "-c array_nulls=on "  # else a NULL in an array of texts becomes a text
+    for before, after in archive.properties:
+        found = DECISIVE.fullmatch(before + after)
+        if found:
+            value = re.sub(r"([\\\s])", r"\\\1", found[2].replace("''", "'"))
+            option = f"-c {found[1]}={value} "
+            with suppress(Failure):  # there may be no such locale; who sets it for good tells so
+                psql(target, "Trying a setting", "SELECT", options=option)
+                options += option
+    return options
+
+
 def rebuild(target: Database, archive: Archive, jobs: int) -> None:
     """Restore an archive into a new database, with so many jobs at once. Raises Failure.
 
@@ -3633,11 +3730,12 @@ def rebuild(target: Database, archive: Archive, jobs: int) -> None:
     # pg_restore 17 sets it on older servers, too, which is no reason to stop.
     if archive.pg_restore < 17 or psql(target, step, setting).strip():
         argv.append("--exit-on-error")
+    settings = decisive_settings(target, archive)
 
     def restore_part(*part: str, options: str = "") -> None:
         """Restore what these options of pg_restore choose."""
         try:
-            run(step, [*argv, *part, *archive.options, archive.path], target, options)
+            run(step, [*argv, *part, *archive.options, archive.path], target, settings + options)
         except Failure as error:
             said = str(error)
             other = said.count(": error: ") > said.count('"transaction_timeout"')
@@ -3681,7 +3779,8 @@ def restore_timescaledb(
         restore_part("--section=data", *OF_CATALOG, catalog)
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
-    psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
+    detached = "--no-tablespaces" in archive.options
+    psql(target, step, DETACH if detached else NUMBER_TABLESPACES, options=PUBLIC)
     restore_part("--section=data", *NOT_OF_CATALOG, many)
 
     with listing(itertools.filterfalse(timescale.late.__contains__, entries)) as early:
@@ -3774,28 +3873,104 @@ def count_rows(target: Database, archive: Archive) -> Counted:
 
 NO_OWNER = ["--no-owner", "--no-acl"]
 THERE = "SELECT count(*) FROM pg_database WHERE datname = {}"
+# Who is in the databases {0}: whom we may end, and what else no RENAME goes on beside. Autovacuum's
+# workers, which are no role's, it ends itself.
+IN_THE_WAY = """
+    SELECT json_build_object('ended', string_agg(what, ', ') FILTER (WHERE ours),
+        'staying', string_agg(what, ', ') FILTER (WHERE NOT ours))
+    FROM (
+        SELECT format('pid %s (%s, of %s)', pid, application_name, usename) AS what,
+            pg_has_role(usesysid, 'USAGE') AS ours
+        FROM pg_stat_activity WHERE datname IN ({0}) AND pid <> pg_backend_pid()
+        UNION ALL SELECT format('prepared transaction %L, of %s', gid, owner), false
+        FROM pg_prepared_xacts WHERE database IN ({0})) AS sessions"""
+# Databases are closed, their sessions ended, then they are renamed, in one transaction. RENAME
+# waits 5 s for sessions to end. It is one statement, so that the server opens what it has closed
+# also if we are gone by then; but for who cancels it at the wrong moment, and that is seen to.
+RENAME = """
+    DECLARE
+        why text;
+    BEGIN
+        PERFORM set_config(name, '0', false)
+            FROM pg_settings WHERE name = 'client_connection_check_interval';
+        {close}
+        COMMIT;
+        BEGIN
+            PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names})
+                AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'USAGE');
+            {rename}
+        EXCEPTION WHEN query_canceled OR OTHERS THEN
+            why := SQLERRM;
+        END;
+        IF why IS NOT NULL THEN
+            {open}
+            COMMIT;
+            RAISE '%', why;
+        END IF;
+    END"""
 
 
 class Target:
     """The database that a restore makes, and how far it has come."""
 
-    def __init__(self, hub: Database, name: str):
-        """See what has the name. Raises Failure if that is a database with something in it."""
+    def __init__(self, hub: Database, name: str, replace: bool):
+        """See what has the name. Raises Failure where that holds something, unless REPLACE."""
         self.hub = hub  # from where databases are made and named
         self.name = name  # as the command line has it
         self.scratch = f"restore_{int(time.time())}"  # until it is whole, counted, can be named
-        self.before = f"before_{self.scratch}"  # then that of the empty one that had its name
-        self.taken = is_there(hub, name)  # there is such an empty one
+        self.before = f"before_{self.scratch}"  # then that of the one that had its name
+        self.taken = is_there(hub, name)  # there is one: empty, or to be replaced
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
         self.works = False  # TimescaleDB has been told to work in it, where it has that
         if self.taken:
             there = read_json(hub.named(name), "Looking at the database", EMPTY)
             require(
-                there["empty"],
-                f"the database {identifier(name)} is there, and not empty: restore into a new one",
+                there["empty"] or replace,
+                f"the database {identifier(name)} is there, and not empty: restore into a new one, "
+                "or with --replace",
             )
+            require(there["ours"], f"the database {identifier(name)} is not {hub.user}'s to rename")
             self.workers = there["timescaledb"]
+            self.warn()
+
+    def renamed(self) -> list[str]:
+        """The databases that the naming renames, as they are called before."""
+        return [self.name, self.scratch] if self.taken else [self.scratch]
+
+    def in_the_way(self) -> dict[str, str | None]:
+        """The sessions that the naming would end, and what it would wait for. Raises Failure."""
+        names = ", ".join(map(literal, self.renamed()))
+        found: dict[str, str | None] = read_json(
+            self.hub, "Looking at sessions", IN_THE_WAY.format(names)
+        )
+        return found
+
+    def warn(self) -> None:
+        """Say, while there is time to see to it, who is in the database whose name it gets."""
+        found = self.in_the_way()
+        if found["ended"]:
+            log("warning", "These sessions will be ended", Sessions=found["ended"])
+        if found["staying"]:
+            text = "End these, or it gets no name: this role may not end them"
+            log("warning", text, Sessions=found["staying"])
+
+
+def foreseen(s3: S3, backup: Backup, file: IO[bytes], options: list[str]) -> Archive | None:
+    """What a backup's first 16 MiB tell of it, before all of it comes; None: they do not suffice.
+
+    pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
+    """
+    if not backup.size:
+        return None
+    require_room(s3.s, backup.size, 0)
+    fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
+    try:
+        return Archive(file, options)
+    except Failure:
+        return None
+    finally:
+        file.truncate(0)
 
 
 def identifier(name: str) -> str:
@@ -3825,41 +4000,65 @@ def naming(new: Target, archive: Archive) -> Iterator[str]:
     """The statements that name it, of one transaction: who connects then sees all rows."""
     if new.taken:
         yield f"ALTER DATABASE {identifier(new.name)} RENAME TO {new.before};"
+        yield f"ALTER DATABASE {new.before} ALLOW_CONNECTIONS true;"
     if archive.timescaledb:  # or who connects before post_restore keeps it on for its life
         yield f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;"
+    if not archive.closed:
+        yield f"GRANT CONNECT ON DATABASE {new.scratch} TO PUBLIC;"
     yield f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"
+    yield f"ALTER DATABASE {identifier(new.name)} ALLOW_CONNECTIONS true;"
+
+
+def allow_connections(new: Target, answer: str) -> str:
+    """The statements that open, or close, what the naming renames."""
+    names = map(identifier, new.renamed())
+    return " ".join(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {answer};" for name in names)
 
 
 def name_database(new: Target, archive: Archive) -> None:
     """Give it its name, and end the sessions that are in the way. Raises Failure after a minute.
 
-    RENAME has waited 5 s for sessions to end by then, and lets none in meanwhile.
+    Whatever it raises, all is called and open as before, or `named`.
     """
-    names = literal(new.scratch)
-    if new.taken:
-        names += f", {literal(new.name)}"
-    others = f"FROM pg_stat_activity WHERE datname IN ({names}) AND pid <> pg_backend_pid()"
-    name_others = f"""
-        SELECT string_agg(format('pid %s (%s, of %s)', pid, application_name, usename), ', ')
-        {others}"""
-    # A role that is no superuser may not end sessions of others.
-    end_others = f"""
-        SELECT count(pg_terminate_backend(pid)) {others} AND pg_has_role(usesysid, 'MEMBER');"""
-    query = " ".join([end_others, *naming(new, archive)])
-    end, told = time.monotonic() + 60 * TIME_SCALE, ""
-    for pause in backoff():
-        try:
-            psql(new.hub, "Not named", query)
-            return
+    query = RENAME.format(
+        names=", ".join(map(literal, new.renamed())),
+        close=allow_connections(new, "false"),
+        rename=" ".join(naming(new, archive)),
+        open=allow_connections(new, "true"),
+    )
+    try:
+        name_patiently(new, f"DO {literal(query)}")
+        new.named = True
+    except BaseException:
+        try:  # what the server was told last may have come about
+            new.named = not is_there(new.hub, new.scratch)
+            if not new.named:
+                psql(new.hub, "Not renamed", allow_connections(new, "true"))
         except Failure as error:
-            if not is_there(new.hub, new.scratch):  # an answer may get lost
+            log("error", f"Databases may be closed (ALLOW_CONNECTIONS): {error}")
+        raise
+
+
+def name_patiently(new: Target, query: str) -> None:
+    """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
+    end, told = time.monotonic() + 60 * TIME_SCALE, None
+    for pause in backoff():
+        found, over = new.in_the_way(), time.monotonic() > end
+        staying = found["staying"]
+        if over or not staying:
+            if found["ended"]:
+                log("warning", "Ending sessions", Sessions=found["ended"])
+            try:
+                psql(new.hub, "Not named", query)
                 return
-            found = psql(new.hub, "Looking at sessions", name_others).strip()
-            if time.monotonic() > end:
-                raise Failure(f"{error}; in the way: {found or 'none now'}") from None
-        if found != told:
-            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=found)
-            told = found
+            except Failure as error:
+                if not is_there(new.hub, new.scratch):  # an answer may get lost
+                    return
+                if over:
+                    raise Failure(f"{error}; in the way: {staying or 'none now'}") from None
+        if staying != told:
+            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=staying)
+            told = staying
         time.sleep(pause)
 
 
@@ -3890,33 +4089,36 @@ def hand_over(new: Target, archive: Archive, work: bool) -> list[str]:
     What did not come about, a line each, leaves all as it is.
     """
     left, timescale = list[str](), archive.timescaledb
-    with noting(left):
-        name_database(new, archive)
-        new.named = True
-        if timescale and work:
-            there = new.hub.named(new.name)
-            go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
-            psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
-            new.works = True
-            start_workers(there)
-    if new.workers:
+    try:
         with noting(left):
-            start_workers(new.hub.named(new.before if new.named else new.name))
+            name_database(new, archive)
+            if timescale and work:
+                there = new.hub.named(new.name)
+                go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
+                psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
+                new.works = True
+                start_workers(there)
+    finally:
+        if new.workers:
+            with noting(left):
+                start_workers(new.hub.named(new.before if new.named else new.name))
     return left
 
 
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
     """What puts it in the old one's place, for `psql -d postgres`; nothing if it is there."""
-    old = unquoted(archive.database)
+    old, before = unquoted(archive.database), new.before
     if old in ("", new.name):
         return
+    if new.taken:  # that name is another's by now
+        before += "_too"
     yield f"To put it in the place of {archive.database}, while nobody is connected to either:"
     yield "BEGIN;"
-    yield f"ALTER DATABASE {archive.database} RENAME TO {new.before};"
+    yield f"ALTER DATABASE {archive.database} RENAME TO {before};"
     yield f"ALTER DATABASE {identifier(new.name)} RENAME TO {archive.database};"
     yield "COMMIT;"
     if archive.timescaledb:
-        for name in (old, new.before):
+        for name in (old, before):
             yield connecting(name)
             yield f"{START_WORKERS};"
 
@@ -3936,7 +4138,8 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted, paused: str
         if new.workers:
             lines += [connecting(new.before), f"{START_WORKERS};"]
     elif new.taken:
-        lines.append(f"The empty one that had this name is called {new.before} now.")
+        lines.append(f"What had this name is called {new.before} now. To drop that, one day:")
+        lines.append(f"DROP DATABASE {new.before};")
     if timescale and not new.works:
         if new.named:
             lines.append("It is whole. To have TimescaleDB's jobs run:")
@@ -3978,10 +4181,6 @@ def finish_restore(
                 paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
                 work = True
         left += hand_over(new, archive, work)
-    except BaseException:
-        with suppress(Failure):  # what the server was told last may have come about
-            new.named = not is_there(new.hub, new.scratch)
-        raise
     finally:
         called = identifier(new.name) if new.named else new.scratch
         facts = f"{archive.tables} tables"
@@ -3993,24 +4192,37 @@ def finish_restore(
     return left
 
 
-def restore(s: Settings, options: Options) -> int:
-    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
+def chosen_parts(options: Options) -> list[str]:
+    """The options by which pg_restore leaves out what the command line does not want."""
     name = options.database
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
-    hub = s.database().named("postgres")
-    cluster, new, steps = examine_cluster(hub), Target(hub, name), Steps()
+    without = [*NO_OWNER] if options.no_owner else []
+    if options.no_tablespaces:
+        without.append("--no-tablespaces")
+    return without
+
+
+def restore(s: Settings, options: Options) -> int:
+    """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
+    given = chosen_parts(options)
+    hub, cluster = examine_cluster(s.database(), options.database)
+    new, steps = Target(hub, options.database, options.replace), Steps()
+    if options.locale:
+        require_locale(hub, options.locale)
     source, checksum, version = options.file, "absent", ""
     with open(source, "rb") if source else tempfile.TemporaryFile(dir=s.backup_path) as file:
         if not source:
             s3 = S3(s, 60)
             backup = chosen(s3, options.name)
             source, version = backup.key, (backup.metadata or {}).get("timescaledb", "")
+            early = foreseen(s3, backup, file, given)
+            if early:
+                require_all(hub, cluster, early, options.locale)
             checksum = fetch(s3, backup, file, steps)
-        archive = Archive(file, NO_OWNER if options.no_owner else [], version)
-        require_needs(cluster, archive)
-        made = new_database(hub, new.scratch, creation(cluster, archive), options.keep)
-        with made, steps.timed("restore"):
+        archive = Archive(file, given, version)
+        create = require_all(hub, cluster, archive, options.locale)
+        with new_database(hub, new.scratch, create, options.keep), steps.timed("restore"):
             rebuild(hub.named(new.scratch), archive, options.jobs)
     # From here on nothing drops it.
     left = finish_restore(new, archive, options.pause_jobs, source, checksum, steps)
@@ -4088,30 +4300,28 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     yield {"verdict": verdict, "database_size": counted.size, "rows": counted.rows}
 
 
-def drop_scratch(s: Settings) -> Cluster:
-    """Drop what a crash of `verify` left on its server; what there is, then and before.
+def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
+    """Drop what a crash of `verify` left on its server; what there is, as examine_cluster has it.
 
     Ours are known by their connection limit, which no other installation has. Two of the same
     executor's name, database, folder and bucket do: one drops what the other is at work on, whose
     verify fails then. It may be what a pod left whose place it took.
     """
-    hub = s.verify_server()
-    cluster = examine_cluster(hub)
+    hub, cluster = examine_cluster(s.verify_server())
     for name, limit in cluster.limits.items():
         # -2: PostgreSQL's own mark of one that was being dropped.
         if limit in (s.mark, -2) and re.fullmatch("verify_[0-9]+", name):
             drop(hub, name)
-    return cluster
+    return hub, cluster
 
 
 def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> Counted:
     """Restore into a database of its own, count, and drop it."""
-    cluster = drop_scratch(s)
+    hub, cluster = drop_scratch(s)
     require_needs(cluster, archive)
-    hub = s.verify_server()
     scratch = hub.named(f"verify_{time.time_ns()}")  # nobody else's has that name
-    create = re.sub(f" TABLESPACE = {NAME}", "", creation(cluster, archive))
-    with new_database(hub, scratch.name, f"{create} CONNECTION LIMIT {s.mark}"):
+    create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
+    with new_database(hub, scratch.name, create):
         with steps.timed("restore"):
             rebuild(scratch, archive, 1)
         with steps.timed("count"):
@@ -4261,7 +4471,7 @@ def check_database(now: Checking) -> Lines:
 
 def check_left_out(now: Checking) -> Lines:
     """What a backup of one database does not hold of its server."""
-    cluster = examine_cluster(now.settings.database())
+    _, cluster = examine_cluster(now.settings.database())
     roles = [role for role in cluster.roles if not role.startswith("pg_")]
     others = len(cluster.limits) - 3  # but for two templates and ours
     text = f"no backup holds the server's {len(roles)} roles (pg_dumpall --globals-only does)"
@@ -4469,23 +4679,31 @@ policy runs. It changes one object in the bucket, PREFIX/verified.json, which `l
 that may not write it costs a warning. Without VERIFY_DB_HOST nothing of what the archive's tables
 and functions say is run.""",
     "restore": """
-It takes DB_HOST, DB_PORT, DB_USER and DB_PASSWORD: for another server or role, set these. The
-server is PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB,
-one with CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds
-several databases' backups, name one. A long restore belongs in tmux. In this order:
+It takes DB_HOST, DB_PORT, DB_USER and DB_PASSWORD: for another server or role, set these. It works
+from the database postgres, template1 or DB_DATABASE, the first that lets it in. The server is
+PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB, one with
+CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds several
+databases' backups, name one. A long restore belongs in tmux. In this order:
 
-  1. Is NEW free, or an empty database (extensions do not count)? Has the server the roles that own
-     or are granted something, and with TimescaleDB the backup's version, preloaded? Has BACKUP_PATH
-     room? Is pg_restore new enough? Is the SHA-256 right? Else it ends here: nothing is written.
-  2. It makes a database restore_SECONDS and restores into that. What fails, or is stopped, here is
-     dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP DATABASE
-     restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still end the
-     table or index that they are at.
+  1. Is NEW free, or an empty database (extensions do not count), or, with --replace, any? Who is in
+     that is named. Has the server the roles that own or are granted something, the tablespaces, the
+     locale, and with TimescaleDB the backup's version, preloaded? As a rule the first 16 MiB of the
+     backup say what it takes. Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256 right?
+     Else it ends here: nothing is written.
+  2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
+     restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
+     -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
+     pg_restore's workers, if there were several, still end the table or index that they are at.
+     Checks mean what the database's own settings say (TimeZone, …); those of its server are in no
+     backup: PGTZ sets the time zone.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted.
-  4. It gets the name NEW; an empty database that had it becomes before_restore_SECONDS. Sessions in
-     either are ended, as far as the role may. Where some stay for a minute, the statements that
-     name it are printed.
+     After a kill -9 here, name it yourself, and GRANT CONNECT ON DATABASE … TO PUBLIC.
+  4. It gets the name NEW; the database that had it becomes before_restore_SECONDS, and nothing
+     drops that. For the moment, at most 10 seconds, both are closed and sessions in them are ended,
+     as far as the role may; a backup of it, too. Where some stay for a minute, or a prepared
+     transaction does, all is as before, TimescaleDB's scheduler runs, and the statements that name
+     it are printed. In a database that was replaced its jobs run on, and its subscriptions.
   5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
      --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
      it has run, no job does. A kill -9 here leaves you to call it.
@@ -4540,6 +4758,9 @@ class Options:
     no_owner: bool = False
     pause_jobs: bool = False
     keep: bool = False
+    replace: bool = False
+    no_tablespaces: bool = False
+    locale: str = ""
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -4592,8 +4813,14 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
     verb.add_argument("--no-owner", action="store_true", help=text)
+    text = "put all into the default tablespace, where the server lacks the archive's"
+    verb.add_argument("--no-tablespaces", action="store_true", help=text)
+    text = "the C library's, in place of the archive's, where the server lacks that; it sorts texts"
+    verb.add_argument("--locale", default="", help=text)
     text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
     verb.add_argument("--pause-jobs", action="store_true", help=text)
+    text = "take the name of a database that holds something; that stays, as before_restore_…"
+    verb.add_argument("--replace", action="store_true", help=text)
     text = "keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
 

@@ -153,7 +153,8 @@ ALTER DEFAULT PRIVILEGES FOR ROLE {guest} REVOKE EXECUTE ON FUNCTIONS FROM PUBLI
 CREATE POLICY watched ON t TO {guest} USING (text <> ' TO nobody');
 CREATE POLICY added ON t FOR INSERT TO {guest} WITH CHECK (EXISTS (SELECT FROM t))"""
 PROPERTIES = """SELECT jsonb_build_object('limit', datconnlimit, 'owner', datdba, 'acl',
-    (SELECT json_agg(a::text ORDER BY a::text) FROM unnest(datacl) a), 'encoding', encoding,
+    (SELECT json_agg(a::text ORDER BY a::text) FROM unnest(coalesce(datacl,
+        acldefault('d', datdba))) a), 'encoding', encoding,
     'locale', json_build_array(datlocprovider, datcollate, datctype, datlocale, daticurules),
     'comment', shobj_description(oid, 'pg_database'), 'settings', (SELECT json_agg(
         json_build_array(setrole, setconfig) ORDER BY setrole) FROM pg_db_role_setting

@@ -243,6 +243,22 @@ class Timescale(Postgres):
         self.program.wait_for(mark)
         return [*self.earlier, *self.program.log.splitlines()][since:]
 
+    def idle(self, since: int) -> set[str]:
+        """The databases that had no scheduler any more after line SINCE of the log.
+
+        As in the real one, each RENAME stops that of its database, also one that is refused, and
+        start_background_workers() there brings it back, as timescaledb_post_restore() does.
+        """
+        found = set[str]()
+        for line in self.logged(since):
+            # Also within a DO, whose literal doubles quotation marks.
+            for renamed in re.findall(r'ALTER DATABASE (\S+|"[^"]+") RENAME TO (\S+);', line):
+                found |= {name.strip('"') for name in renamed}
+            started = re.match(r"(.*?): LOG:  (workers start|.*timescaledb_post_restore\(\))", line)
+            if started:
+                found.discard(started[1])
+        return found & self.databases()
+
     def text(self, database: str) -> str:
         """A database as pg_dump writes it, with all rows."""
         return re.sub(r"(?m)^\\(un)?restrict .*", "", self.run("pg_dump", database=database))
