@@ -3978,8 +3978,10 @@ def compare(
     if copied is None:
         return None, []
     known, compared = {table.key for table in tables}, dict[str, list[int]]()
-    gone = sorted(copied.keys() - known)
-    different = [f"{key}: {copied[key]} rows in the archive, and no such table" for key in gone]
+    different = list[str]()
+    for key in sorted(copied.keys() - known):
+        name = key.encode("latin-1").decode("utf-8", "replace")
+        different.append(f"the archive copies {copied[key]} rows into {name}, which is not there")
     for name, parts in copied_into(tables, copied).items():
         if any(part.why for part in parts):
             continue
