@@ -103,7 +103,17 @@ from faults import faults
 from image import ADMIN_PATH, IMAGE_PROGRAMS
 from mutations import mutations
 from proxies import Proxy, http_reply
-from restores import RICH, Proof, archive, called, databases, restored, same_databases, stored
+from restores import (
+    RESTORED,
+    RICH,
+    Proof,
+    archive,
+    called,
+    databases,
+    restored,
+    same_databases,
+    stored,
+)
 from servers import executor_environment
 from surroundings import (
     BRISK,
@@ -441,7 +451,7 @@ def test_a_report_says_what_was_proven_and_what_was_not(
     assert report["size"] == len(proof.objects()[name])
     assert re.fullmatch(r"1\.\d+-\d+", report["archive_version"])
     assert report["sha256"] == ("checked" if checksum else "absent")
-    assert report["verdict"] == ("restored" if where else "readable")
+    assert report["verdict"] == (RESTORED if where else "readable")
     assert report.get("rows") == ({"public.t": 500, "public.slow": 1, 'public."Odd ""one"': 0}
                                   if where else None)
     assert {"download", "read"} | ({"restore", "count"} if where else set()) <= set(

@@ -41,7 +41,7 @@ from proxies import (
     through,
 )
 from readme import by_hand, least_privileges
-from restores import archive, databases
+from restores import RESTORED, archive, databases
 from servers import (
     LIBC,
     Executor,
@@ -538,7 +538,7 @@ def test_readmes_roles_are_enough_for_every_command_and_each_line_is_needed(
                      "VERIFY_DB_PORT": str(server.port), "VERIFY_DB_USER": restorer,
                      "VERIFY_DB_PASSWORD": "change me"}
         restore = ["restore", "latest", "--no-owner", "--database", f"restored_{site.database}"]
-        assert json.loads(site.run("verify", **settings).stdout)["verdict"] == "restored"
+        assert json.loads(site.run("verify", **settings).stdout)["verdict"] == RESTORED
         site.run(*restore, **settings)
         assert server.sql("SELECT count(*) FROM t", restore[-1]) == "500"
         server.sql(f"DROP DATABASE {restore[-1]}; ALTER ROLE {restorer} NOCREATEDB")

@@ -7,7 +7,7 @@ import secrets
 import pytest
 
 from environment import POSTGRESQL
-from restores import RICH, same_databases, verifying
+from restores import RESTORED, RICH, same_databases, verifying
 from servers import SeaweedFS, temporary_folder
 from surroundings import FILLED, Generations, Scene
 
@@ -36,4 +36,4 @@ def test_the_main_path_by_a_servers_own_programs_and_by_the_newest(
         scene.run("restore", "latest", "--database", new, clients=NEWEST)
         same_databases(scene, new)
         report = json.loads(scene.run("verify", clients=NEWEST, **verifying(server)).stdout)
-        assert (report["verdict"], report["rows"]["public.kinds"]) == ("restored", 3001)
+        assert (report["verdict"], report["rows"]["public.kinds"]) == (RESTORED, 3001)

@@ -18,7 +18,7 @@ from hypothesis import strategies
 import backup_executor
 from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identity, recover, rfc3339
 from proxies import FOREVER, Proxy, http_reply, through
-from restores import Proof, restored, same_databases
+from restores import RESTORED, Proof, restored, same_databases
 from servers import (
     LOG_LINE,
     Executor,
@@ -430,7 +430,7 @@ def test_an_archives_programs_run_only_where_a_superuser_restores_it(
     assert re.match("failed: .*permission denied", proof.report(status=1, **as_role)["verdict"])
     assert not marker.exists()
     proof.scratch.sql(f"DROP ROLE {role}")
-    assert proof.report()["verdict"] == "restored"
+    assert proof.report()["verdict"] == RESTORED
     assert marker.exists()
 
 

@@ -18,7 +18,7 @@ from colonies import UNREGISTERED, WAITING, Standin
 from environment import EXECUTOR, FRONT
 from image import BASE, IMAGE, IN_IMAGE, Podman
 from readme import README, blocks, by_hand
-from restores import same_databases, verifying
+from restores import RESTORED, same_databases, verifying
 from servers import certificate
 from surroundings import Scene, Site, becomes_true, standin
 
@@ -33,7 +33,7 @@ def image_backs_up_and_verifies_as_an_unknown_user_on_a_read_only_root(
     assert result["pg_dump"].startswith("17.") and scene.files() == []
     same_databases(scene, scene.restored(result["filename"]))
     report = json.loads(run(*IN_IMAGE, "verify"))
-    assert (report["verdict"], report["rows"]) == ("restored", {"public.t": 500})
+    assert (report["verdict"], report["rows"]) == (RESTORED, {"public.t": 500})
 
 
 @standin()

@@ -14,6 +14,7 @@ import backup_executor
 from restores import (
     HEADER,
     PROPERTIES,
+    RESTORED,
     RICH,
     archive,
     called,
@@ -410,7 +411,7 @@ def test_postgresql_15_is_restored_and_verified_by_its_own_programs_and_by_newer
                              clients=clients, status=0 if whole else 1)
             assert whole or "picky" in ran.stderr
         if whole:
-            assert (report["verdict"], report["rows"]["public.t"]) == ("restored", 500)
+            assert (report["verdict"], report["rows"]["public.t"]) == (RESTORED, 500)
             properties = PROPERTIES.replace("datlocale, daticurules", "daticulocale")
             for name in ("by_1", "by_3"):
                 assert old.fingerprint(name) == old.fingerprint("source")

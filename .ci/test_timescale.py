@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from readme import least_privileges, restored_by_hand
-from restores import holding, identifier, paused, result_of, verifying
+from restores import RESTORED, holding, identifier, paused, result_of, verifying
 from servers import HELD_UP, Executor, programs, temporary_folder
 from surroundings import Scene, becomes_true
 from timescale import ALARMS_KEY, PAUSING, SENSORS_ROWS, Sensors, Timescale, ask
@@ -123,7 +123,7 @@ def test_a_timescaledb_archive_is_counted_right_by_verify_and_its_policies_do_no
         sensors: Sensors) -> None:
     before, since = sensors.server.databases(), len(sensors.server.logged())
     report = json.loads(sensors.run("verify", **verifying(sensors.server)).stdout)
-    assert report["verdict"] == "restored" and report["rows"] == SENSORS_ROWS
+    assert report["verdict"] == RESTORED and report["rows"] == SENSORS_ROWS
     log = sensors.server.logged(since)
     assert not any("post_restore" in line or "DELETE" in line for line in log)
     assert any("post_restore" in text for text in report["not_proven"])
@@ -246,7 +246,7 @@ def test_jobs_of_a_role_that_the_server_lacks_are_named_or_the_restoring_roles(
     assert timescale.sql(STATION_JOBS, target) == jobs.replace(name, "postgres")
     ran = station.run("verify", **verifying(timescale))
     report = json.loads(ran.stdout)
-    assert report["verdict"] == "restored" and said in ran.stderr
+    assert report["verdict"] == RESTORED and said in ran.stderr
     assert "the owners of 3 jobs of TimescaleDB" in report["not_proven"]
 
 

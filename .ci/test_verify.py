@@ -15,7 +15,7 @@ import pytest
 
 from colonies import CANCELLED, FAILED, WAITING
 from proxies import Proxy, http_reply, through
-from restores import Proof, holding, paused, tablespaces, verifying
+from restores import RESTORED, Proof, holding, paused, tablespaces, verifying
 from servers import HELD_UP, Executor, client_programs, descendants, handles_below, kill_child, run
 from surroundings import BRISK, GENERATIONS, Scene, Site, becomes_true, sha256_of, standin
 from timescale import PAUSING, Sensors
@@ -98,7 +98,7 @@ def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
         left = {name for name in proof.scratch.databases() if name.startswith("verify_")}
         assert programs and all(select.select([pid], [], [], 10)[0] for pid in programs)
     assert proof.files() == [] and len(left) == 1
-    assert proof.report()["verdict"] == "restored"
+    assert proof.report()["verdict"] == RESTORED
     assert not left & proof.scratch.databases()
 
 
@@ -108,7 +108,7 @@ def test_somebody_elses_databases_named_like_scratch_ones_are_left_alone(proof: 
         for name in names:
             proof.scratch.sql(f"CREATE DATABASE {name} TEMPLATE template0")
         proof.scratch.sql("COMMENT ON DATABASE verify_124 IS 'colonies-backup 0123456789ab'")
-        assert proof.report()["verdict"] == "restored"
+        assert proof.report()["verdict"] == RESTORED
         assert names <= proof.scratch.databases()
     finally:
         for name in names:
@@ -121,7 +121,7 @@ def test_what_was_half_dropped_when_it_was_stopped_is_dropped_by_the_next_verify
     with proof.scratch.dropping():
         proof.scratch.sql("CREATE DATABASE verify_7; CREATE DATABASE verify_x7")
         proof.scratch.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname ~ '^verify_x?7'")
-        assert proof.report()["verdict"] == "restored"
+        assert proof.report()["verdict"] == RESTORED
         assert proof.scratch.databases() & {"verify_7", "verify_x7"} == {"verify_x7"}
 
 
@@ -137,7 +137,7 @@ def test_a_verify_subscribes_to_nothing_needs_no_tablespace_and_works_in_its_own
         proof.postgres.drop(proof.database)
     since = len(proof.scratch.logged())
     report = proof.report()
-    assert (report["verdict"], report["rows"]["public.apart"]) == ("restored", 0)
+    assert (report["verdict"], report["rows"]["public.apart"]) == (RESTORED, 0)
     log = "\n".join(proof.scratch.logged(since))
     assert not re.search("SUBSCRIPTION|PUBLICATION|TABLESPACE", log), log
     [scratch] = set(re.findall(r"CREATE DATABASE (verify_\d+)", log))
@@ -161,7 +161,7 @@ def test_list_shows_when_each_backup_was_verified_and_how_that_went(proof: Proof
     proof.report(bad, status=1)
     last, first = json.loads(proof.run("list", "--json").stdout)
     assert abs(datetime.fromisoformat(first["verified"]["time"]).timestamp() - time.time()) < 60
-    assert first["verified"]["verdict"] == "restored"
+    assert first["verified"]["verdict"] == RESTORED
     assert re.match("failed.*SHA-256", last["verified"]["verdict"])
     lines = proof.run("list").stdout.splitlines()
     for line, row, word in ((lines[1], last, "failed"), (lines[2], first, "restored")):
@@ -228,7 +228,10 @@ def stuck_verify(folder: Path) -> tuple[str, Path]:
     """A PATH whose pg_restore reads no archive to its end, and the file it makes when it begins."""
     program, begun = folder / "pg_restore", folder / "begun"
     program.write_text(f"""#!/bin/sh
-        case "$*" in *--list*|*-l*|*--version*) exec '{client_programs()[0]}/pg_restore' "$@"; esac
+        case "$*" in
+            "-a -f- "*) ;;
+            *) exec '{client_programs()[0]}/pg_restore' "$@" ;;
+        esac
         echo >>'{begun}'
         exec sleep 600\n""")
     program.chmod(0o755)
