@@ -1,6 +1,8 @@
 """Tests of what a restore tells PostgreSQL, in which order, and of what it makes of refusals."""
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import secrets
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from restores import archive, identifier, refused, restored, stored
-from surroundings import Scene
+from servers import Postgres, SeaweedFS, temporary_folder
+from surroundings import FILLED, Generations, Scene
 
 # ---- Secrets of the database -------------------------------------------------------------------
 
@@ -126,3 +129,91 @@ def test_what_is_not_whole_is_dropped_also_with_a_subscription_whose_publisher_i
     backup = stored(scene, archive(scene))
     scene.sql(UNFEED.format(feed))
     assert "not here" in refused(scene, backup, "--database", new)
+
+
+# ---- What servers, roles and databases set -----------------------------------------------------
+
+@contextlib.contextmanager
+def scene_at(server: Postgres, s3: SeaweedFS) -> Iterator[Scene]:
+    """A scene on another server; what is made there is dropped."""
+    name = f"scene_{secrets.token_hex(4)}"
+    with temporary_folder() as folder, server.dropping():
+        server.run("createdb", name)
+        made = Scene(server, s3, folder, name, name)
+        made.sql(FILLED)
+        yield made
+
+
+@contextlib.contextmanager
+def role(server: Postgres, **settings: str) -> Iterator[dict[str, str]]:
+    """Settings of a superuser of whom the server has settings of its own."""
+    name = f"hindered_{secrets.token_hex(4)}"
+    server.sql(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'word'")
+    for setting, value in settings.items():
+        server.sql(f"ALTER ROLE {name} SET {setting} = '{value}'")
+    try:
+        yield {f"{of}_{what}": value for of in ("DB", "VERIFY_DB") for what, value in (
+            ("HOST", "127.0.0.1"), ("PORT", str(server.port)), ("USER", name),
+            ("PASSWORD", "word"))}
+    finally:
+        server.sql(f"REASSIGN OWNED BY {name} TO postgres; DROP ROLE {name}")
+
+
+LIMITS = dict.fromkeys(("idle_session_timeout", "idle_in_transaction_session_timeout",
+                        "statement_timeout", "lock_timeout"), "2s")
+# As it is copied, indexed and analyzed it takes longer than that, if tests.pause is set.
+LAZY = """CREATE FUNCTION lazy(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(coalesce(current_setting('tests.pause', true), '0')::int); RETURN i; END $$;
+    CREATE TABLE slow (i int CHECK (public.lazy(i) > 0)); INSERT INTO slow VALUES (1);
+    CREATE INDEX ON slow (public.lazy(i))"""
+
+
+@pytest.mark.parametrize("version", [15, 17])
+def test_limits_that_a_server_sets_do_not_end_a_restore(
+        generations: Generations, s3: SeaweedFS, version: int) -> None:
+    server = generations[version]
+    more = {"transaction_timeout": "2s"} if version == 17 else {}
+    with scene_at(server, s3) as scene, role(
+            server, **LIMITS, **more, default_transaction_read_only="on") as settings:
+        scene.sql(LAZY)
+        backup, new = stored(scene, archive(scene)), f"{scene.database}_new"
+        said = restored(scene, backup, "--database", new, "--jobs", "2", clients=17,
+                        PGOPTIONS="-c tests.pause=4", **settings).stdout
+        assert " 1  public.slow\n" in said
+        assert server.fingerprint(new) == server.fingerprint(scene.database)
+
+
+def test_a_trigger_that_lets_in_whom_it_knows_does_not_hinder_a_restore(
+        scene: Scene, new: str) -> None:
+    scene.sql("""CREATE TABLE known AS SELECT 'postgres'::name AS name;
+        CREATE FUNCTION guard() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF session_user NOT IN (SELECT name FROM public.known) THEN RAISE 'stranger'; END IF;
+        END $$; CREATE EVENT TRIGGER guard ON login EXECUTE FUNCTION guard();
+        ALTER EVENT TRIGGER guard ENABLE ALWAYS""")
+    backup = stored(scene, archive(scene))
+    with role(scene.postgres) as settings:
+        restored(scene, backup, "--database", new, **settings)
+        assert json.loads(scene.run("verify", **settings).stdout)["verdict"] == "restored"
+        with pytest.raises(RuntimeError, match="stranger"):
+            scene.postgres.run("psql", "-c", "SELECT 1",
+                               f"dbname={new} user={settings['DB_USER']} password=word")
+    assert scene.postgres.sql("SELECT count(*) FROM t", new) == "500"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
+        scene: Scene, generations: Generations, s3: SeaweedFS, tmp_path: Path, jobs: str) -> None:
+    older, file = generations[16], tmp_path / "archive"
+    restore = ["restore", "--file", str(file), "--no-owner", "--jobs", jobs, "--database"]
+    with scene_at(older, s3) as there:
+        file.write_bytes(archive(scene))
+        there.run(*restore, f"{there.database}_1", clients=17)
+        assert older.fingerprint(f"{there.database}_1") == scene.postgres.fingerprint(
+            scene.database)
+        scene.sql(f"""CREATE VIEW v AS SELECT i, '{"x" * 5000}' AS text
+            FROM JSON_TABLE('[1]', '$[*]' COLUMNS (i int PATH '$'))""")
+        file.write_bytes(archive(scene))
+        before = older.sql("SELECT count(*) FROM pg_database")
+        said = there.run(*restore, f"{there.database}_2", clients=17, status=1).stderr
+        assert "syntax error" in said and "Command was: CREATE VIEW public.v …" in said
+        assert older.sql("SELECT count(*) FROM pg_database") == before
