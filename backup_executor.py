@@ -337,6 +337,7 @@ class Database(NamedTuple):
     password: str  # "": libpq's own ways (a PGPASSFILE, …)
     name: str
     session: str  # application_name of our sessions, by which the server's are known to be ours
+    options: str = ""  # of libpq, for all our sessions there
 
     def named(self, name: str) -> Database:
         """Another database of the same server."""
@@ -583,7 +584,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subprocess.Popen[bytes]:
     """Start a program, from a list and never by a shell. It dies with us, even by kill -9.
 
-    Its stdin is empty and its stdout a pipe; MORE is for Popen.
+    Its stdin is empty, unless MORE, which is for Popen, says otherwise; its stdout is a pipe.
     """
     parent, libc = os.getpid(), ctypes.CDLL(None)
     # A Stop amid fork() is swallowed by what Python runs there (os.register_at_fork), or comes
@@ -602,11 +603,10 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
         program = subprocess.Popen(
             argv,
             env=env,
-            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             preexec_fn=die_with_parent,
             start_new_session=True,
-            **more,
+            **{"stdin": subprocess.DEVNULL, **more},
         )
     finally:
         try:
@@ -642,6 +642,9 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
         libpq = database and name.startswith("PG") and name not in ELSEWHERE
         if libpq or PASSED_ON.match(name):
             env[name] = value
+    if "LC_ALL" in env:
+        env["LANG"] = env.pop("LC_ALL")
+    env["LC_MESSAGES"] = "C"  # their words are read
     if database is None:
         return env
     env.setdefault("PGCONNECT_TIMEOUT", "30")
@@ -651,20 +654,30 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
         "PGUSER": database.user,
         "PGDATABASE": database.name,
         "PGAPPNAME": database.session,
-        "PGOPTIONS": f"{env.get('PGOPTIONS', '')} {options}",
+        "PGOPTIONS": f"{env.get('PGOPTIONS', '')} {database.options} {options}",
     }
     if database.password:
         env["PGPASSWORD"] = database.password
     return env
 
 
-def excerpt(stderr: bytes) -> str:
-    """What a program said, without our secrets: all of it, or its first and last 2 kB.
+# What PostgreSQL's programs repeat of a statement that was refused: some of its text, or all of it,
+# of which its first words stay, and the name of what it is about.
+LINE = re.compile(r"(?m)^LINE \d+: .*\n *\^$\n?")
+COMMAND = re.compile(
+    r"""(?ms)^(Command was: (?:[A-Z]+ )*(?:"[^"]*"|[^\s"'(;])*).*?(?=^pg_restore: |\Z)"""
+)
 
-    The reason stands at the beginning, before a statement that may name thousands of tables
-    (pg_dump), or at the end, after as many warnings (pg_restore).
+
+def excerpt(stderr: bytes) -> str:
+    """What a program said, without secrets: all else of it, or its first and last 2 kB.
+
+    The database's own secrets are in statements: a subscription's password for one. The reason
+    stands at the beginning, before a statement that may name thousands of tables (pg_dump), or at
+    the end, after as many warnings (pg_restore).
     """
     said = redacted(stderr.decode("utf-8", "replace"))
+    said = COMMAND.sub("\\1 …\n", LINE.sub("", said)).strip()
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
@@ -693,26 +706,28 @@ def run(
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
     heed: bool = False,
+    stdin: bytes | None = None,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
     called each second meanwhile, more often at first; what it raises stops the program. heed: log
-    what it warns of, if all goes well.
+    what it warns of, if all goes well. stdin: what it reads there; None: nothing.
 
     Raises Failure, with the program's own words, unless it exits with 0. Over a network that goes
     dead without a word it ends when TCP's keepalive gives up: by default in two hours (not tried).
     """
     log("debug", "Running", Step=step, Argv=" ".join(argv))
-    program = start(argv, environment(database, options), stderr=subprocess.PIPE)
+    pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+    program = start(argv, environment(database, options), stderr=subprocess.PIPE, stdin=pipe)
     end, pause = time.monotonic() + timeout, 0.1
     try:
         while True:
             try:
-                stdout, stderr = program.communicate(timeout=pause)
+                stdout, stderr = program.communicate(stdin, pause)
                 break
             except subprocess.TimeoutExpired:
-                pause = min(pause * 1.5, 1)
+                pause, stdin = min(pause * 1.5, 1), None  # it goes on with what it was given
             if tick:
                 tick()
             require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
@@ -727,8 +742,27 @@ def run(
     return stdout.decode("utf-8", "replace")
 
 
-# Options of our sessions: no limit but ours, and nobody's functions in place of PostgreSQL's.
-PLAIN = "-c statement_timeout=0 -c search_path=pg_catalog"
+# Options of our sessions, against what the server, a role or a database sets: no limit but ours;
+# and nobody's functions in place of PostgreSQL's.
+UNHINDERED = (
+    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 "
+    "-c default_transaction_read_only=off"
+)
+PLAIN = f"{UNHINDERED} -c search_path=pg_catalog"
+
+
+PSQL = ["psql", "-XAtqw", "-vON_ERROR_STOP=1"]
+
+
+def script(*queries: str) -> bytes:
+    """What psql is to read on stdin, for the server to run each of these as it stands.
+
+    An argument list shows to everybody on the machine. What is several statements stays one
+    transaction, as it would be with --command, and psql obeys nothing in it: a backslash, say, in
+    what an archive has for a statement.
+    """
+    line = r"SELECT convert_from(decode('{}', 'hex'), getdatabaseencoding()) \gexec"
+    return "".join(f"{line.format(os.fsencode(query).hex())}\n" for query in queries).encode()
 
 
 def psql(
@@ -739,14 +773,15 @@ def psql(
     options: str = "",
     first: str = "",
     tick: Callable[[], None] | None = None,
+    rows: bytes = b"",
 ) -> str:
     """What a query answers, without headings and alignment.
 
     No function of the database's own runs, but what it has for logins. first: a statement to run
-    before it, in a transaction of its own. tick: as for `run`.
+    before it, in a transaction of its own. tick: as for `run`. rows: for COPY, each with its end.
     """
-    argv = ["psql", "-XAtqw", *(f"--command={sql}" for sql in (first, query) if sql)]
-    return run(step, argv, database, f"{PLAIN} {options}", timeout, tick)
+    stdin = script(*filter(None, (first, query))) + rows
+    return run(step, PSQL, database, f"{PLAIN} {options}", timeout, tick, stdin=stdin)
 
 
 def read_json(database: Database, step: str, query: str, **more: Any) -> Any:
@@ -1521,13 +1556,16 @@ def hold(
     statement failed, or said nothing for PATIENCE seconds.
     """
     then = ("SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
-    commands = [f"--command={statement}" for statement in (*statements, *then)]
     session = start(
-        ["psql", "-XAtqw", "-vON_ERROR_STOP=1", *commands],
+        PSQL,
         environment(database, f"{PLAIN} -c client_min_messages=error {options}"),
+        stdin=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
     try:
+        if session.stdin:
+            with suppress(BrokenPipeError), session.stdin as pipe:
+                pipe.write(script(*statements, *then))
         return session, said_until(session, HELD, patience)
     except BaseException:
         stop(session, signal.SIGINT)
@@ -3561,6 +3599,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
 
 CLUSTER = """SELECT json_build_object(
     'major', current_setting('server_version_num')::int / 10000,
+    'superuser', (SELECT rolsuper FROM pg_roles WHERE rolname = user),
     'limits', (SELECT json_object_agg(datname, datconnlimit) FROM pg_database),
     'roles', (SELECT json_agg(rolname) FROM pg_roles),
     'tablespaces', (SELECT json_agg(spcname) FROM pg_tablespace),
@@ -3666,17 +3705,35 @@ NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catal
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
 # A chunk would be made in one that is not there, so no row would get in.
 DETACH = "DELETE FROM _timescaledb_catalog.tablespace"
+SUBSCRIBED = """SELECT count(*) FROM pg_subscription
+    WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = {})"""
+SUBSCRIPTIONS = """SELECT string_agg(format('%s of the slot %s', subname, subslotname), ', ')
+    FROM pg_subscription
+    WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+# A database with a subscription can't be dropped; and the slot at the publisher is another's.
+UNSUBSCRIBE = """DO $$
+    DECLARE
+        name name;
+    BEGIN
+        FOR name IN SELECT subname FROM pg_subscription
+                WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+        LOOP
+            EXECUTE format('ALTER SUBSCRIPTION %I DISABLE', name);
+            EXECUTE format('ALTER SUBSCRIPTION %I SET (slot_name = NONE)', name);
+            EXECUTE format('DROP SUBSCRIPTION %I', name);
+        END LOOP;
+    END $$"""
 ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
 AS_THEY_LIE = "-c timescaledb.restoring=on"  # in tables, as a dump has them
 ALL_POLICIES = "-c row_security=off"  # an error, not a part
-WRITING = "-c default_transaction_read_only=off"  # against the database's own setting
-PUBLIC = f"-c search_path=public {WRITING}"
+PUBLIC = "-c search_path=public"
 
 
 class Cluster(NamedTuple):
     """What a restore has to know of a server."""
 
     major: int  # its version
+    superuser: bool  # the role that looks
     limits: dict[str, int]  # of its databases: how many connections each takes
     roles: list[str]
     tablespaces: list[str]
@@ -3707,6 +3764,21 @@ def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]
         except Failure as error:
             errors.append(error)
     raise errors[0]
+
+
+def unhindered(database: Database, cluster: Cluster, archive: Archive) -> Database:
+    """The same, where sessions, pg_restore's too, are not ended or refused by what a server sets.
+
+    An unknown setting would refuse them. TimescaleDB's event triggers are of use to a restore.
+    """
+    options = ""
+    if cluster.major >= 14:
+        options += " -c idle_session_timeout=0"
+    if cluster.major >= 17:
+        options += " -c transaction_timeout=0"
+    if cluster.major >= 17 and cluster.superuser and not archive.timescaledb:
+        options += " -c event_triggers=off"  # one for logins locks out whom it does not know
+    return database._replace(options=options)
 
 
 def creation(cluster: Cluster, archive: Archive, locale: str = "") -> str:
@@ -3801,7 +3873,10 @@ def new_database(hub: Database, name: str, create: str, keep: bool = False) -> I
 
 def drop(hub: Database, name: str) -> None:
     """Drop a database, and end all sessions in it. Raises Failure."""
-    psql(hub, "Dropping a database", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
+    step = "Dropping a database"
+    if psql(hub, step, SUBSCRIBED.format(literal(name))).strip() != "0":
+        psql(hub.named(name), step, UNSUBSCRIBE)
+    psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
 
 
 def decisive_settings(target: Database, archive: Archive) -> str:
@@ -3827,25 +3902,34 @@ def rebuild(target: Database, archive: Archive, jobs: int) -> None:
     step, many = "Restoring", f"--jobs={jobs}"
     setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
     argv = ["pg_restore", f"--dbname={target.name}", "--no-password"]
-    # pg_restore 17 sets it on older servers, too, which is no reason to stop.
-    if archive.pg_restore < 17 or psql(target, step, setting).strip():
+    # pg_restore 17 and 18 set it on servers before 17, too, which is no reason to stop.
+    known = archive.pg_restore >= 17 and not psql(target, step, setting).strip()
+    if not known:
         argv.append("--exit-on-error")
     settings = decisive_settings(target, archive)
 
     def restore_part(*part: str, options: str = "") -> None:
-        """Restore what these options of pg_restore choose."""
+        """Restore what these options of pg_restore choose.
+
+        It counts once that it could not set this, with workers once more, as it connects anew after
+        them; theirs it does not count (17.10 and 18.6, at 14 to 16, each of our passes).
+        """
+        times = 2 if many in part and jobs > 1 else 1
         try:
-            run(step, [*argv, *part, *archive.options, archive.path], target, settings + options)
+            more = f"{UNHINDERED} {settings} {options}"
+            run(step, [*argv, *part, *archive.options, archive.path], target, more)
         except Failure as error:
-            said = str(error)
-            other = said.count(": error: ") > said.count('"transaction_timeout"')
-            if other or not re.search("ignored on restore: [12]$", said):
+            if not known or not str(error).endswith(f"errors ignored on restore: {times}"):
                 raise
 
     if archive.timescaledb:
         restore_timescaledb(target, archive, archive.timescaledb, many, restore_part)
     else:
         restore_part(many)
+    made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
+    if made:  # as pg_dump 14 to 18 writes them; else two databases would share a slot
+        text = "Subscriptions are disabled: enable them when nobody else has their slots"
+        log("warning", text, Subscriptions=made)
 
 
 def restore_timescaledb(
@@ -3901,24 +3985,20 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
     # latin-1, whatever encoding it is in: no byte is lost.
     with tempfile.NamedTemporaryFile("w+", encoding="latin-1", newline="") as file:
         archive.read("-a", f"--file={file.name}", *OF_CATALOG, "-tbgw_job")
-        script = file.read()
-        jobs = copied(script, "bgw_job")
-        for row, owner in zip(jobs.rows, timescale.jobs.values("owner")):
-            job = f"{row['id']} of {unquoted(owner)}"
-            if GONE.fullmatch(owner):
-                row["scheduled"] = "f"
-                job += " (switched off)"
-            if owner in timescale.adopted and owner != ours:
-                row["owner"] = written
-                moved.append(job)
-        file.seek(0)
-        file.truncate()
-        for row in jobs.rows:
-            print(*row.values(), sep="\t", file=file)
-        file.flush()
-        encoding = re.findall(r"SET client_encoding = '(\w+)'", script)[0]
-        copy = f"\\copy {jobs.table} ({jobs.columns}) FROM '{file.name}' (ENCODING '{encoding}')"
-        psql(target, "Restoring the jobs", copy, options=PUBLIC)
+        dumped = file.read()
+    jobs = copied(dumped, "bgw_job")
+    for row, owner in zip(jobs.rows, timescale.jobs.values("owner")):
+        job = f"{row['id']} of {unquoted(owner)}"
+        if GONE.fullmatch(owner):
+            row["scheduled"] = "f"
+            job += " (switched off)"
+        if owner in timescale.adopted and owner != ours:
+            row["owner"] = written
+            moved.append(job)
+    encoding = re.findall(r"SET client_encoding = '(\w+)'", dumped)[0]
+    copy = f"COPY {jobs.table} ({jobs.columns}) FROM STDIN (ENCODING '{encoding}')"
+    rows = "".join("\t".join(row.values()) + "\n" for row in jobs.rows) + "\\.\n"
+    psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=rows.encode("latin-1"))
     if moved:
         text = "Jobs of TimescaleDB are the restoring role's now"
         log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
@@ -3937,9 +4017,9 @@ def for_each(target: Database, step: str, sql: str, options: str) -> tuple[int, 
 
 def analyze(target: Database, archive: Archive) -> list[str]:
     """Have the planner know the tables. What did not come about, a line each."""
-    step, sql, options, left = "Not analyzed", ANALYZE, WRITING, list[str]()
+    step, sql, options, left = "Not analyzed", ANALYZE, "", list[str]()
     if archive.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
-        sql, options = "ANALYZE", f"{ALL_ROWS} {WRITING}"
+        sql, options = "ANALYZE", ALL_ROWS
     with noting(left):
         _, answers = for_each(target, step, sql, options)
         left += [f"{table}: {step.lower()}: {why}" for table, _, why in answers if why]
@@ -4295,8 +4375,22 @@ def set_properties(new: Target, archive: Archive) -> list[str]:
         try:
             psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
         except Failure as error:
-            left.append(f"{before}…{after} {error}")
+            left.append(without_value(f"{before}…", after, str(error)))
     return left
+
+
+def without_value(before: str, after: str, error: str) -> str:
+    """A statement that was refused, and why; of a setting without its value, perhaps a secret."""
+    setting = re.match(f"(?s)( SET {NAME} TO )(.*);", after)
+    if not setting:
+        return f"{before}{after} {error}"
+    values = {setting[2]}
+    for quote in "'\"":
+        for value in re.findall(f"{quote}((?:[^{quote}]|{quote * 2})*){quote}", setting[2]):
+            values.add(value.replace(quote * 2, quote))
+    for value in sorted(filter(None, values), key=len, reverse=True):
+        error = error.replace(value, "***")
+    return f"{before}{setting[1]}*** {error}"
 
 
 def start_workers(there: Database) -> None:
@@ -4461,6 +4555,7 @@ def restore(s: Settings, options: Options) -> int:
             checksum = fetch(s3, backup, file, steps)
         archive = Archive(file, given, version)
         create = require_all(hub, cluster, archive, options.locale)
+        new.hub = hub = unhindered(hub, cluster, archive)
         with archive.counting() as copied:
             made = new_database(hub, new.scratch, create, options.keep)
             with made, steps.timed("restore"):
@@ -4568,6 +4663,7 @@ def restore_scratch(
     """Restore into a database of its own, count, and drop it. COPIED is for `count_rows`."""
     hub, cluster = drop_scratch(s)
     require_needs(cluster, archive)
+    hub = unhindered(hub, cluster, archive)
     scratch = hub.named(f"verify_{time.time_ns()}")  # nobody else's has that name
     create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
     with new_database(hub, scratch.name, create):

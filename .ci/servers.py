@@ -542,6 +542,16 @@ def programs(folder: Path, **scripts: str) -> str:
     return f"{folder}:{client_programs()[0]}:{SYSTEM_PATH}"
 
 
+# The beginning and the end of a script in psql's place. What psql is asked comes on its stdin.
+ASKED = "#!/bin/sh\nasked=$(cat)"
+PASSING_ON = """exec '{}/psql' "$@" <<END\n$asked\nEND\n"""
+
+
+def asking(words: str) -> str:
+    """What stands in $asked where psql is asked something with these words in it."""
+    return words.encode().hex()
+
+
 def memory(pid: int, field: str = "VmRSS") -> float:
     """MB of a process's memory, as /proc/PID/status has them."""
     status = Path(f"/proc/{pid}/status").read_text()

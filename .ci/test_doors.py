@@ -43,11 +43,14 @@ from proxies import (
 from readme import by_hand, least_privileges
 from restores import RESTORED, archive, databases
 from servers import (
+    ASKED,
     LIBC,
+    PASSING_ON,
     Executor,
     Postgres,
     Program,
     SeaweedFS,
+    asking,
     client_programs,
     descendants,
     executor_environment,
@@ -184,12 +187,12 @@ def test_a_link_that_appears_where_pg_dump_is_about_to_write_is_not_followed(
     target = tmp_path / "target"
     target.write_text("precious")
     # psql is the last that runs before the name of the dump is taken
-    path = programs(tmp_path / "bin", psql=f"""#!/bin/sh
+    path = programs(tmp_path / "bin", psql=f"""{ASKED}
         now=$(date +%s)
-        case "$*" in *pg_terminate*) for soon in 0 1 2 3 4 5 6 7 8 9; do
+        case "$asked" in *{asking('pg_terminate')}*) for soon in 0 1 2 3 4 5 6 7 8 9; do
             ln -s '{target}' {scene.folder}/backup_$((now + soon - 5)).bak.partial
         done ;; esac
-        exec '{client_programs()[0]}/psql' "$@"\n""")
+        {PASSING_ON.format(client_programs()[0])}""")
     error = scene.failure(PATH=path)
     assert ".bak.partial: File exists" in error and target.read_text() == "precious"
     assert not scene.objects() and not [name for name in scene.files() if "json" in name]

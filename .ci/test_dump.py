@@ -18,9 +18,12 @@ from proxies import COMPLETING, FORBIDDEN, PART, Proxy, through
 from readme import least_privileges
 from restores import result_of, same_databases, with_little_room
 from servers import (
+    ASKED,
+    PASSING_ON,
     Executor,
     Postgres,
     SeaweedFS,
+    asking,
     client_programs,
     descendants,
     handles_below,
@@ -532,10 +535,9 @@ def test_pg_dump_is_stopped_before_the_database_runs_out_of_room(
         scene: Scene, tmp_path: Path) -> None:
     """Also while the server does not answer what pg_dump is at."""
     real, stuck = client_programs()[0], tmp_path / "psql"
-    stuck.write_text(f"""#!/bin/sh
-case $* in *pg_blocking_pids*) exec sleep 600;; esac
-exec '{real}/psql' "$@"
-""")
+    stuck.write_text(f"""{ASKED}
+case $asked in *{asking('pg_blocking_pids')}*) exec sleep 600;; esac
+{PASSING_ON.format(real)}""")
     stuck.chmod(0o755)
     with scene.locked(), with_little_room(
             scene, 4, PATH=f"{tmp_path}:{real}:/usr/bin:/bin") as executor:

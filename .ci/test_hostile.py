@@ -20,8 +20,11 @@ from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identit
 from proxies import FOREVER, Proxy, http_reply, through
 from restores import RESTORED, Proof, restored, same_databases
 from servers import (
+    ASKED,
     LOG_LINE,
+    PASSING_ON,
     Executor,
+    asking,
     client_programs,
     executor_environment,
     programs,
@@ -265,8 +268,9 @@ def test_a_process_is_closed_with_what_an_odd_database_server_caused(
 def test_something_else_that_answers_in_a_servers_place_is_named_with_the_step(
         scene: Scene, tmp_path: Path, about: str, step: str) -> None:
     real = client_programs()[0]
-    path = programs(tmp_path / "odd", psql=f"""#!/bin/sh
-        case $* in *{about}*) echo gateway;; *) exec '{real}/psql' "$@";; esac""")
+    path = programs(tmp_path / "odd", psql=f"""{ASKED}
+        case $asked in *{asking(about)}*) echo gateway; exit;; esac
+        {PASSING_ON.format(real)}""")
     error = scene.failure(PATH=path, BACKUP_TIME_SCALE="0.01")
     server = f"127.0.0.1:{scene.postgres.port}"
     assert f"{step}: {server} gives an answer that cannot be read: 'gateway" in error

@@ -13,7 +13,7 @@ import pytest
 
 from readme import least_privileges, restored_by_hand
 from restores import RESTORED, holding, identifier, paused, result_of, verifying
-from servers import HELD_UP, Executor, programs, temporary_folder
+from servers import ASKED, HELD_UP, PASSING_ON, Executor, asking, programs, temporary_folder
 from surroundings import Scene, becomes_true
 from timescale import ALARMS_KEY, PAUSING, SENSORS_ROWS, Sensors, Timescale, ask
 
@@ -218,12 +218,13 @@ def test_a_timescaledb_restore_finds_the_extensions_schema_its_jobs_and_odd_name
 def test_a_server_soon_notices_that_the_client_of_a_dumps_session_is_gone(
         station: Scene, tmp_path: Path) -> None:
     """Of pg_dump's, which may wait for locks, and of those that hold something for it."""
-    real, asked = station.postgres.bin, "SHOW client_connection_check_interval"
-    path = programs(tmp_path / "bin", **{
-        program: f"""#!/bin/sh
-            case "$*" in *{mark}*) '{real}/psql' -XAtqc '{asked}' >'{tmp_path}/{program}';; esac
-            exec '{real}/{program}' "$@"\n"""
-        for program, mark in (("pg_dump", "-Fc"), ("psql", "'held'"))})
+    real = station.postgres.bin
+    look = f"'{real}/psql' -XAtqc 'SHOW client_connection_check_interval' >'{tmp_path}'"
+    path = programs(tmp_path / "bin", pg_dump=f"""#!/bin/sh
+        case "$*" in *-Fc*) {look}/pg_dump;; esac
+        exec '{real}/pg_dump' "$@"\n""", psql=f"""{ASKED}
+        case $asked in *{asking("'held'")}*) {look}/psql;; esac
+        {PASSING_ON.format(real)}""")
     station.run("backup", PATH=path)
     assert [(tmp_path / name).read_text() for name in ("pg_dump", "psql")] == ["10s\n"] * 2
 

@@ -1,0 +1,219 @@
+"""Tests of what a restore tells PostgreSQL, in which order, and of what it makes of refusals."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restores import archive, identifier, refused, restored, stored
+from servers import Postgres, SeaweedFS, temporary_folder
+from surroundings import FILLED, Generations, Scene
+
+# ---- Secrets of the database -------------------------------------------------------------------
+
+WRAPPER = """CREATE FUNCTION may(text[], oid) RETURNS void LANGUAGE plpgsql AS
+    $$ BEGIN IF current_database() LIKE 'restore%' AND $1 <> '{{}}' THEN RAISE 'not here';
+    END IF; END $$;
+    CREATE FOREIGN DATA WRAPPER w VALIDATOR may; CREATE SERVER s FOREIGN DATA WRAPPER w;
+    CREATE USER MAPPING FOR PUBLIC SERVER s OPTIONS (password '{}')"""
+FEED = "CREATE SUBSCRIPTION {0} CONNECTION 'host=x password={1}' PUBLICATION p WITH (connect=false)"
+UNFEED = """ALTER SUBSCRIPTION {0} DISABLE; ALTER SUBSCRIPTION {0} SET (slot_name = NONE);
+    DROP SUBSCRIPTION {0}"""
+
+
+@pytest.fixture
+def feed(scene: Scene) -> Iterator[str]:
+    """A subscription's name: wherever a test made it, it is gone at its end."""
+    name = f"feed_{secrets.token_hex(4)}"
+    yield name
+    for database in scene.postgres.sql(f"""SELECT datname FROM pg_database d JOIN pg_subscription
+            ON subdbid = d.oid WHERE subname = '{name}'""").splitlines():
+        scene.postgres.sql(UNFEED.format(name), database)
+
+
+class Arguments(threading.Thread):
+    """All that the machine's lists of processes show meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen, self.over = set[bytes](), threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    self.seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
+                except OSError:  # it has ended
+                    continue
+
+    def __enter__(self) -> Arguments:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+
+
+def without(ran: subprocess.CompletedProcess[str], *hidden: str) -> str:
+    """The log of a command in whose output none of these shows."""
+    said = ran.stdout + ran.stderr
+    assert not [each for each in hidden if each in said], said
+    return ran.stderr
+
+
+def test_no_secret_of_the_database_shows_while_it_is_restored(
+        scene: Scene, new: str, feed: str) -> None:
+    password, token, odd, comment = (f"hush{secrets.token_hex(8)}" for _ in range(4))
+    name = identifier(scene.database)
+    scene.sql(f"""{FEED.format(feed, password)}; ALTER DATABASE {name} SET "app.jwt" = '{token}';
+        ALTER DATABASE {name} SET work_mem = '7MB'; COMMENT ON DATABASE {name} IS '{comment}';
+        UPDATE pg_db_role_setting SET setconfig[2] = 'work_mem=it''s "{odd}"' WHERE setdatabase =
+        (SELECT oid FROM pg_database WHERE datname = current_database())""")
+    backup = stored(scene, archive(scene))
+    scene.sql(UNFEED.format(feed))
+    with Arguments() as arguments:
+        ran = restored(scene, backup, "--database", new, status=1, LOG_LEVEL="debug")
+    said = without(ran, password, token, odd, comment)
+    assert re.search(r"level=error .* SET work_mem TO \*\*\* .*invalid value for parameter "
+                     r'\\"work_mem\\": \\"\*\*\*\\""', said)
+    shown = b"\n".join(arguments.seen).decode(errors="replace")
+    assert "pg_restore" in shown  # identifier(new): which no statement lacks that names it
+    assert not re.search(f"{password}|{token}|{odd}|{comment}|{identifier(new)}", shown)
+    assert scene.postgres.sql("SHOW app.jwt", new) == token
+    assert scene.postgres.sql("SELECT subenabled FROM pg_subscription WHERE subname = "
+                              f"'{feed}'", new) == "f"
+    assert re.search(f'level=warning msg="Subscriptions .*{feed} of the slot {feed}', said)
+
+
+def test_of_a_statement_that_is_refused_the_log_has_its_first_words(
+        scene: Scene, new: str, feed: str, restorer: dict[str, str]) -> None:
+    password = f"hush{secrets.token_hex(8)}"
+    scene.sql(FEED.format(feed, password))
+    backup = stored(scene, archive(scene))
+    ran = restored(scene, backup, "--database", new, "--no-owner", status=1, **restorer)
+    assert f"Command was: CREATE SUBSCRIPTION {feed} …" in without(ran, password)
+    scene.sql(f"{UNFEED.format(feed)}; {WRAPPER.format(password)}")
+    backup = stored(scene, archive(scene), 1700000001)
+    said = without(restored(scene, backup, "--database", new, status=1), password)
+    assert "not here" in said and "Command was: CREATE USER MAPPING FOR public …" in said
+
+
+def test_what_an_archive_has_for_a_statement_is_no_command_of_psqls(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    """Not even in one that somebody has made by hand."""
+    mark = tmp_path / "mark"
+    scene.sql("ALTER DATABASE {} SET work_mem = '{:<200}'".format(
+        identifier(scene.database), "7MB"))
+    body = archive(scene)
+    [statement] = re.findall(rb"(?<= SET )work_mem TO '7MB *';", body)
+    made = f"x \\! touch {mark}\n".encode()
+    backup = stored(scene, body.replace(statement, made.ljust(len(statement) - 1) + b";"))
+    said = restored(scene, backup, "--database", new, status=1).stderr
+    assert "syntax error" in said and not mark.exists()
+
+
+def test_what_is_not_whole_is_dropped_also_with_a_subscription_whose_publisher_is_away(
+        scene: Scene, new: str, feed: str) -> None:
+    scene.sql(f"""{FEED.format(feed, "x")}; CREATE FUNCTION one() RETURNS int LANGUAGE plpgsql AS
+        $$ BEGIN IF current_database() LIKE 'restore%' THEN RAISE 'not here'; END IF; RETURN 1;
+        END $$; CREATE MATERIALIZED VIEW latest AS SELECT one()""")
+    backup = stored(scene, archive(scene))
+    scene.sql(UNFEED.format(feed))
+    assert "not here" in refused(scene, backup, "--database", new)
+
+
+# ---- What servers, roles and databases set -----------------------------------------------------
+
+@contextlib.contextmanager
+def scene_at(server: Postgres, s3: SeaweedFS) -> Iterator[Scene]:
+    """A scene on another server; what is made there is dropped."""
+    name = f"scene_{secrets.token_hex(4)}"
+    with temporary_folder() as folder, server.dropping():
+        server.run("createdb", name)
+        made = Scene(server, s3, folder, name, name)
+        made.sql(FILLED)
+        yield made
+
+
+@contextlib.contextmanager
+def role(server: Postgres, **settings: str) -> Iterator[dict[str, str]]:
+    """Settings of a superuser of whom the server has settings of its own."""
+    name = f"hindered_{secrets.token_hex(4)}"
+    server.sql(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'word'")
+    for setting, value in settings.items():
+        server.sql(f"ALTER ROLE {name} SET {setting} = '{value}'")
+    try:
+        yield {f"{of}_{what}": value for of in ("DB", "VERIFY_DB") for what, value in (
+            ("HOST", "127.0.0.1"), ("PORT", str(server.port)), ("USER", name),
+            ("PASSWORD", "word"))}
+    finally:
+        server.sql(f"REASSIGN OWNED BY {name} TO postgres; DROP ROLE {name}")
+
+
+LIMITS = dict.fromkeys(("idle_session_timeout", "idle_in_transaction_session_timeout",
+                        "statement_timeout", "lock_timeout"), "2s")
+# As it is copied, indexed and analyzed it takes longer than that, if tests.pause is set.
+LAZY = """CREATE FUNCTION lazy(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(coalesce(current_setting('tests.pause', true), '0')::int); RETURN i; END $$;
+    CREATE TABLE slow (i int CHECK (public.lazy(i) > 0)); INSERT INTO slow VALUES (1);
+    CREATE INDEX ON slow (public.lazy(i))"""
+
+
+@pytest.mark.parametrize("version", [15, 17])
+def test_limits_that_a_server_sets_do_not_end_a_restore(
+        generations: Generations, s3: SeaweedFS, version: int) -> None:
+    server = generations[version]
+    more = {"transaction_timeout": "2s"} if version == 17 else {}
+    with scene_at(server, s3) as scene, role(
+            server, **LIMITS, **more, default_transaction_read_only="on") as settings:
+        scene.sql(LAZY)
+        backup, new = stored(scene, archive(scene)), f"{scene.database}_new"
+        said = restored(scene, backup, "--database", new, "--jobs", "2", clients=17,
+                        PGOPTIONS="-c tests.pause=4", **settings).stdout
+        assert " 1  public.slow\n" in said
+        assert server.fingerprint(new) == server.fingerprint(scene.database)
+
+
+def test_a_trigger_that_lets_in_whom_it_knows_does_not_hinder_a_restore(
+        scene: Scene, new: str) -> None:
+    scene.sql("""CREATE TABLE known AS SELECT 'postgres'::name AS name;
+        CREATE FUNCTION guard() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF session_user NOT IN (SELECT name FROM public.known) THEN RAISE 'stranger'; END IF;
+        END $$; CREATE EVENT TRIGGER guard ON login EXECUTE FUNCTION guard();
+        ALTER EVENT TRIGGER guard ENABLE ALWAYS""")
+    backup = stored(scene, archive(scene))
+    with role(scene.postgres) as settings:
+        restored(scene, backup, "--database", new, **settings)
+        assert json.loads(scene.run("verify", **settings).stdout)["verdict"] == "restored"
+        with pytest.raises(RuntimeError, match="stranger"):
+            scene.postgres.run("psql", "-c", "SELECT 1",
+                               f"dbname={new} user={settings['DB_USER']} password=word")
+    assert scene.postgres.sql("SELECT count(*) FROM t", new) == "500"
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
+        scene: Scene, generations: Generations, s3: SeaweedFS, tmp_path: Path, jobs: str) -> None:
+    older, file = generations[16], tmp_path / "archive"
+    restore = ["restore", "--file", str(file), "--no-owner", "--jobs", jobs, "--database"]
+    with scene_at(older, s3) as there:
+        file.write_bytes(archive(scene))
+        there.run(*restore, f"{there.database}_1", clients=17)
+        assert older.fingerprint(f"{there.database}_1") == scene.postgres.fingerprint(
+            scene.database)
+        scene.sql(f"""CREATE VIEW v AS SELECT i, '{"x" * 5000}' AS text
+            FROM JSON_TABLE('[1]', '$[*]' COLUMNS (i int PATH '$'))""")
+        file.write_bytes(archive(scene))
+        before = older.sql("SELECT count(*) FROM pg_database")
+        said = there.run(*restore, f"{there.database}_2", clients=17, status=1).stderr
+        assert "syntax error" in said and "Command was: CREATE VIEW public.v …" in said
+        assert older.sql("SELECT count(*) FROM pg_database") == before
