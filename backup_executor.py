@@ -2250,7 +2250,8 @@ def roles_beside(s3: S3, dump: Dump, key: str) -> bool:
     dump.save(roles=name)  # known, so that a later run can remove them where it takes another name
     try:
         if before and before != name:
-            remove_roles(s3, before, {"backup-id": dump.id})
+            with allowing(403):  # of another prefix, perhaps
+                remove_roles(s3, before, {"backup-id": dump.id})
         return store_roles(s3, dump, name)
     except Failure as error:
         if error.again:
@@ -4831,8 +4832,8 @@ several databases' backups, name one. A long restore belongs in tmux. In this or
      or are granted something, and with TimescaleDB the backup's version, preloaded? Has BACKUP_PATH
      room? Is pg_restore new enough? Is the SHA-256 right? Else it ends here: nothing is written.
      With --roles it then makes those that the server lacks, and no others, as the backup brings
-     them: with passwords if it has them, settings, and memberships of new roles. What is refused is
-     named, a line each. They stay, whatever comes of the rest.
+     them: with passwords if it has them, settings, and memberships of new roles, superusers too.
+     What is refused is named, a line each. They stay, whatever comes of the rest.
   2. It makes a database restore_SECONDS and restores into that. What fails, or is stopped, here is
      dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP DATABASE
      restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still end the
