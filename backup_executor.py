@@ -13,14 +13,15 @@ What happens at night, in this order:
     backup, staging, sweep                          alone on the volume; what crashes left
     make_dump, examine_database, require_room       may it begin?
     dump_every_row, dump_once, Window, seal         the archive, and what it is
+    take_roles, roles_beside                        what makes the server's roles, beside it
     upload, store, check_stored                     the proof, before anything goes
     finish, prune, superseded, remove               then the file, then what is too old
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
 Where data goes away: files on the volume by Dump.remove, clear, finish and, of a void dump,
-dump_every_row; old backups by remove, which prune alone calls; an object that is not what was sent
-by check_stored; the parts of an upload by abort; check's own small object by check_bucket;
-databases that we have made by drop.
+dump_every_row; old backups by remove, which prune alone calls; roles without their archive by
+remove_roles; an object that is not what was sent by check_stored; the parts of an upload by abort;
+check's own small object by check_bucket; databases that we have made by drop.
 
 The words: a *dump* is a file on the staging volume, a *backup* an object in the bucket. It is
 *proven* if its metadata have a SHA-256, the server's system identifier and the database's name, and
@@ -321,6 +322,7 @@ VERIFY_DB_PORT||port|5432|its port
 VERIFY_DB_USER||text|postgres|the role that restores there
 VERIFY_DB_PASSWORD||secret||its password
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
+BACKUP_ROLES||roles|auto|the server's roles: auto (passwords if readable), no-passwords or off
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
 LOG_LEVEL||level|info|debug, info, warning or error
 """.strip().splitlines()
@@ -383,6 +385,7 @@ class Settings(NamedTuple):
     verify_db_user: str
     verify_db_password: str
     backup_compression: str
+    backup_roles: str
     backup_alive_file: str
     log_level: str
 
@@ -439,6 +442,7 @@ PATTERNS = {
         "host[:port], a URL",
     ),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
+    "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
 }
 ANYTHING = (r"[^\0]*", "free of NUL")
@@ -828,6 +832,7 @@ class Backup(NamedTuple):
     # them, so nothing may be concluded, and the object is left alone.
     metadata: dict[str, str] | None
     etag: str = ""  # as listed, bare; "" where that is not known
+    written: datetime.datetime | None = None  # as listed, by the clock of S3
 
 
 def body(answer: Any) -> bytes:
@@ -1006,10 +1011,13 @@ class S3:
         cut = code == "SSLError" and CUT_OVER_TLS.search(str(error))
         return S3Failure(text, status, bool(cut) or may_pass(status, code))
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write a small object, with the Content-MD5 that AWS asks for where it locks objects."""
-        md5 = hashlib.md5(data, usedforsecurity=False)
-        self.call("put_object", Key=key, Body=data, ContentMD5=content_md5(md5.digest()))
+    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> None:
+        """Write a small object, with the Content-MD5 that AWS asks for where it locks objects.
+
+        more: arguments of PutObject.
+        """
+        md5 = content_md5(hashlib.md5(data, usedforsecurity=False).digest())
+        self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
 
     def key(self, name: str) -> str:
         """The key of what is called NAME under the prefix."""
@@ -1042,10 +1050,10 @@ class S3:
             log("warning", f"{self.where}: {most} names are looked at, no more")
         return sorted(found)
 
-    def listed(self) -> Iterator[Backup]:
-        """What ListObjectsV2 says of the names that are a backup's."""
+    def listed(self, ending: str = r"\.bak") -> Iterator[Backup]:
+        """What ListObjectsV2 says of the names that are a backup's, or have another ENDING."""
         prefix = self.key("backup_")
-        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.bak")
+        name = re.compile(re.escape(prefix) + "([0-9]{1,18})" + ending)
         last, more = "", True
         while more:
             before = last
@@ -1054,7 +1062,8 @@ class S3:
                 last = item["Key"]
                 match = name.fullmatch(last)
                 if match:
-                    yield Backup(int(match[1]), last, item["Size"], None, plain_etag(item))
+                    etag, written = plain_etag(item), item.get("LastModified")
+                    yield Backup(int(match[1]), last, item["Size"], None, etag, written)
             more = page["IsTruncated"]
             require(last > before or not more, f"{self.where}: its listing does not go on")
 
@@ -1235,6 +1244,66 @@ def known_backups(s3: S3) -> list[Backup]:
     return found
 
 
+ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
+UNDER_WAY = datetime.timedelta(days=1)  # how long roles may well be there before their archive is
+
+
+def beside(key: str) -> str:
+    """The key of the roles that belong to an archive's key."""
+    return key.removesuffix(".bak") + ROLES
+
+
+def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> None:
+    """Remove roles if their metadata say all of WHOSE, and their archive is gone.
+
+    Raises S3Failure.
+    """
+    head = s3.head(name)
+    metadata = head["Metadata"] if head else {}
+    known = metadata.get("backup-id")
+    if not known or not whose.items() <= metadata.items():
+        return
+    archive = s3.head(name.removesuffix(ROLES) + ".bak")
+    if not archive or archive["Metadata"].get("backup-id") != known:
+        s3.call("delete_object", Key=name)
+        log("info", "Removed roles without an archive", Key=name)
+
+
+def roles_left(s3: S3, new: str) -> list[str]:
+    """Keys of roles whose archive is gone, by a crash or by hand, or comes yet; 100 at most.
+
+    None that another executor's upload has just put: all are a day older than the NEW ones, by the
+    clock of S3. Raises S3Failure.
+    """
+    before = s3.call("head_object", Key=new)["LastModified"] - UNDER_WAY
+    listed = itertools.islice(s3.listed(r"\.(?:bak|roles\.sql)"), 2 * NAMES)
+    there = {each.key: each.written for each in listed}
+    left = [
+        key
+        for key, written in there.items()
+        if key.endswith(ROLES)
+        and key.removesuffix(ROLES) + ".bak" not in there
+        and written
+        and written < before
+    ]
+    return random.sample(left, min(HEADS, len(left)))
+
+
+def prune_roles(s3: S3, made: Dump, gone: list[str]) -> None:
+    """Remove this database's roles whose archives are GONE, or were lost before.
+
+    What goes wrong is a warning, and the next backup's to do.
+    """
+    database = urllib.parse.quote(made.database, safe="")
+    whose = {"system-identifier": made.system_identifier, "database": database}
+    try:
+        left = roles_left(s3, made.roles) if made.roles else []
+        for name in [*map(beside, gone), *left]:
+            remove_roles(s3, name, whose)
+    except Exception as error:
+        log("warning", "Cannot remove old roles", Error=error)
+
+
 def prune(s3: S3, made: Dump) -> dict[str, Any]:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
@@ -1310,10 +1379,17 @@ class Dump:
     postgresql: str
     timescaledb: str | None
     pg_dump: str
+    other_databases: int | None = None  # that its server has; None: it is not known
+    # What makes the server's roles, which it may hold hashes of their passwords with; "": nothing,
+    # or S3 has it. It is known as long as the file is, and no longer.
+    roles_sql: str = ""
+    roles_sha256: str = ""
+    role_passwords: bool | None = None  # whether it holds them; None: there are no roles
 
     # Of one whose upload has begun.
     upload: Mapping[str, str] = {}  # Key and UploadId; whether it was completed is not known
     etag: str = ""  # of its object, by the MD5s of all parts; "": the server's are no MD5s
+    roles: str | None = None  # the key where its roles are, or were to be; None: nowhere
 
     # Of a stored one.
     filename: str  # in S3: another name, where somebody had taken its own
@@ -1402,7 +1478,7 @@ def all_dumps(s: Settings) -> list[Dump]:
         if re.fullmatch(r"backup_[0-9]+\.bak\.json", name):
             dump = Dump(os.path.join(s.backup_path, name.removesuffix(".json")))
             with suppress(Exception), open(dump.journal, "rb", opener=guarded) as file:
-                told = json.loads(file.read(MIB))  # whatever somebody put there
+                told = json.loads(file.read(8 * ROLES_MOST))  # whatever somebody put there
                 fields = Dump.__annotations__.keys() & told.keys()
                 vars(dump).update({name: told[name] for name in fields})
             found.append(dump)
@@ -1458,10 +1534,13 @@ def free_bytes(s: Settings) -> tuple[int, int]:
 
 # ---- A backup: the dump --------------------------------------------------------------------------
 FACTS = ("database", "system_identifier", "postgresql", "timescaledb", "pg_dump")
+ROLES_MOST = 4 * MIB  # characters of SQL, some 15,000 roles; in a journal one has 6 bytes at most
 LOOK = """SELECT json_build_object('database', current_database(), 'size', pg_database_size(
     current_database()), 'postgresql', current_setting('server_version'), 'system_identifier',
     (SELECT system_identifier::text FROM pg_control_system()), 'timescaledb', (SELECT extversion
-    FROM pg_extension WHERE extname = 'timescaledb'))"""
+    FROM pg_extension WHERE extname = 'timescaledb'), 'other_databases', (SELECT count(*)
+    FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
+    'reads_passwords', has_table_privilege('pg_authid', 'SELECT'))"""
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
@@ -1501,6 +1580,8 @@ class Server(NamedTuple):
     system_identifier: str  # of its initdb: what tells one server from another
     timescaledb: str | None  # the extension's version; None: it is not there
     pg_dump: str  # "17.2"
+    other_databases: int | None = None  # of the server
+    reads_passwords: bool = False  # whether our role may: their hashes
 
     @property
     def major(self) -> int:
@@ -1960,6 +2041,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     into `made_again`. Raises Failure: the third one failed, too, or one for good.
     """
     for pause in (*PAUSES, None):
+        take_roles(s, server, dump)
         try:
             dump_once(s, server, dump, expected)
             return
@@ -1988,6 +2070,36 @@ def open_window(
         log("debug", "Cannot share a snapshot with pg_dump", Reason=why)
         release()
         return Window(database, options, share=False)
+
+
+# Options of pg_dumpall by BACKUP_ROLES, to be tried in this order. The database is PGDATABASE's:
+# without the empty option it would connect to "postgres".
+GLOBALS = ["--globals-only", "--no-password", "--database=", "--encoding=UTF8"]
+HASHLESS = [*GLOBALS, "--no-role-passwords"]
+ROLES_BY = {"auto": (GLOBALS, HASHLESS), "no-passwords": (HASHLESS,), "off": ()}
+
+
+def take_roles(s: Settings, server: Server, dump: Dump) -> str:
+    """Have a dump bring what makes the server's roles; why it does not, where it was refused.
+
+    Who may read all data reads the hashes of their passwords, too (14 to 18).
+    """
+    dump.roles_sql, dump.role_passwords, why = "", None, ""
+    for options in ROLES_BY[s.backup_roles]:
+        if options is GLOBALS and not server.reads_passwords:
+            continue  # the server would log an error each night
+        try:
+            sql = run("Reading the roles", ["pg_dumpall", *options], s.database(), PLAIN, 120)
+            require(len(sql) <= ROLES_MOST, f"its roles take more than {ROLES_MOST} characters")
+            require("\ufffd" not in sql, "its roles have names in no known encoding")
+        except (Failure, OSError) as error:
+            why = str(error)
+            continue
+        dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
+        return ""
+    if why:
+        log("warning", "The backup is without the server's roles", Reason=why)
+    return why
 
 
 def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
@@ -2053,6 +2165,8 @@ def seal(server: Server, dump: Dump, took: int, tables: int) -> None:
         sha256=digest(dump.partial),
         id=os.urandom(16).hex(),
         tables=tables,
+        roles_sha256=hashlib.sha256(dump.roles_sql.encode()).hexdigest(),
+        other_databases=server.other_databases,
         **{name: getattr(server, name) for name in FACTS},
     )
 
@@ -2094,6 +2208,10 @@ def upload(s3: S3, dump: Dump) -> None:
     begun = time.monotonic()
     key, head = store(s3, dump)
     check_stored(s3, dump, key, head)
+    # Still: from now on nobody takes them for ones left behind.
+    if dump.roles and not roles_beside(s3, dump, key):
+        log("warning", "The backup's roles were overwritten: give each its own prefix", Key=key)
+        dump.roles = None
     took, size = int(time.monotonic() - begun), head["ContentLength"]
     log(
         "info",
@@ -2107,6 +2225,7 @@ def upload(s3: S3, dump: Dump) -> None:
         filepath_s3=f"/{key}",
         size_s3=size,
         exectime_upload_s3=took,
+        roles_sql="",
     )
 
 
@@ -2136,6 +2255,9 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
             continue
         if parts.get("Key") != key:
+            if not roles_beside(s3, dump, key):
+                seconds += 1  # nor is that
+                continue
             parts = send_parts(s3, dump, key)
             if sent_to != key:
                 sent_to, end = key, time.monotonic() + s3.patience * TIME_SCALE
@@ -2154,6 +2276,60 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             time.sleep(next(pauses))
 
 
+def roles_beside(s3: S3, dump: Dump, key: str) -> bool:
+    """Put a dump's roles beside where its archive is to be; False: others' have that name.
+
+    What S3 refuses for good, a policy for archives alone for one, is no reason for no backup.
+    Raises Failure where S3 is away.
+    """
+    if not dump.roles_sql:
+        return True
+    name, before = beside(key), dump.roles
+    dump.save(roles=name)  # known, so that a later run can remove them where it takes another name
+    try:
+        if before and before != name:
+            with allowing(403):  # of another prefix, perhaps
+                remove_roles(s3, before, {"backup-id": dump.id})
+        return store_roles(s3, dump, name)
+    except Failure as error:
+        if error.again:
+            raise
+        log("warning", "The backup is without the server's roles", Reason=error)
+    dump.save(roles=None)
+    return True
+
+
+def store_roles(s3: S3, dump: Dump, name: str) -> bool:
+    """Have the roles in S3, under this key; False: what is there is another's.
+
+    As for archives, each round begins by asking what is there. Raises Failure.
+    """
+    data = dump.roles_sql.encode()
+    metadata = {**metadata_of(dump), "sha256": dump.roles_sha256}
+    condition = {"IfNoneMatch": "*"}
+    end, why = time.monotonic() + s3.patience * TIME_SCALE, "S3 has nothing there"
+    for pause in itertools.chain([0.0], backoff()):
+        head = s3.head(name)
+        if head:
+            whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
+            ours, same = bool(whose == dump.id), size == len(data)
+            text = f"{s3.where}: {name}: {size} bytes, of backup-id {whose!r}; sent: {len(data)}"
+            require(same == ours or whose not in ("", dump.id), text)
+            return ours
+        if time.monotonic() > end:
+            break
+        try:
+            s3.put(name, data, 0, Metadata=metadata, **condition)
+        except S3Failure as error:
+            why = str(error)
+            if error.status == 501 and condition:
+                condition = {}  # this server knows none
+            elif not error.again:
+                raise
+        time.sleep(pause)
+    raise S3Failure(f"{s3.where}: {name}: cannot put it: {why}", again=True)
+
+
 def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     """Whether S3 has what was sent, by size and, where that is one of MD5s, by ETag.
 
@@ -2164,8 +2340,10 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     other = "-" in etag and sent and etag != sent
     if size == dump.size and not other:
         return
+    whose = {"backup-id": dump.id}
     dump.save(id=os.urandom(16).hex())
     s3.call("delete_object", Key=key)
+    remove_roles(s3, beside(key), whose)
     raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
 
@@ -2191,6 +2369,8 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         if value is not None:
             metadata[name.replace("_", "-")] = str(value)
     metadata["database"] = urllib.parse.quote(dump.database, safe="")
+    if dump.roles:
+        metadata["roles-sha256"] = dump.roles_sha256
     return metadata
 
 
@@ -2253,6 +2433,9 @@ RESULT = (
     "sha256",
     *FACTS,
     "tables",
+    "roles",
+    "role_passwords",
+    "other_databases",
     "starttime",
     "made_again",
 )
@@ -2313,7 +2496,9 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
             os.unlink(dump.file)
         log("info", "Removed local backup file", Filepath=dump.file)
         dump.save(gone=True)
-    result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump)
+    pruned = prune(s3, dump)
+    prune_roles(s3, dump, pruned["removed"])  # after the archives: none is left without its roles
+    result = {name: getattr(dump, name) for name in RESULT} | pruned
     if not dump.process:
         dump.remove()  # else it is kept until the process is closed
     return result
@@ -3595,6 +3780,21 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
     return "checked"
 
 
+def roles_of(s3: S3, backup: Backup) -> str:
+    """What makes the roles that a backup brings. Raises Failure: it brings none, or they are lost.
+
+    S3Failure: that is not known.
+    """
+    name, sha256 = beside(backup.key), (backup.metadata or {}).get("roles-sha256")
+    require(sha256, f"{s3.where}: {backup.key} brings no roles: see BACKUP_ROLES")
+    data = b""
+    with allowing(404):
+        data = s3.call("get_object", Key=name)
+    text = f"{s3.where}: {name} is gone or damaged: its SHA-256 is not that of the roles"
+    require(hashlib.sha256(data).hexdigest() == sha256, text)
+    return str(data, "utf-8", "replace")
+
+
 # ---- Restore -------------------------------------------------------------------------------------
 
 CLUSTER = """SELECT json_build_object(
@@ -3630,6 +3830,44 @@ EMPTY = """
             AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = o.classid
                             AND d.objid = o.objid AND deptype IN ('a', 'e', 'i', 'P', 'S'))))
 """
+# Statements of pg_dumpall on a role: how much of them is no secret, whose they are, and the rest.
+OF_ROLE = re.compile(
+    rf"(?s)((?:ALTER|(?:COMMENT|SECURITY LABEL FOR {NAME}) ON) ROLE ({NAME})(?: SET {NAME})?) (.*)"
+)
+GRANTED = re.compile(rf"(GRANT ({NAME}|[A-Z, ]+ ON PARAMETER {NAME}) TO ({NAME}))( .*)?;")
+# Each step for itself, but for those of a role that could not be made, and all or none to a crash.
+# A message alone is told: a statement, as psql or its context shows it, may hold a password.
+MAKE_ROLES = """
+    DECLARE
+        step record;
+        way text;
+        why text;
+        lost text[] := ARRAY[]::text[];
+        refused json[] := ARRAY[]::json[];
+    BEGIN
+        FOR step IN SELECT value, ordinality FROM json_array_elements({}) WITH ORDINALITY LOOP
+            CONTINUE WHEN step.value->>0 = ANY (lost);
+            why := NULL;
+            FOR way IN SELECT json_array_elements_text(step.value->2) LOOP
+                BEGIN
+                    EXECUTE way;
+                    why := NULL;
+                    EXIT;
+                EXCEPTION WHEN others THEN
+                    why := coalesce(why, SQLERRM);
+                END;
+            END LOOP;
+            IF why IS NOT NULL THEN
+                refused := array_append(refused, json_build_array(step.ordinality, why));
+                IF step.value->>1 LIKE 'CREATE ROLE %' THEN
+                    lost := array_append(lost, step.value->>0);
+                END IF;
+            END IF;
+        END LOOP;
+        PERFORM set_config('colonies_backup.refused', array_to_json(refused)::text, false);
+    END
+"""
+REFUSED = "SELECT current_setting('colonies_backup.refused')"
 # Something for each of PARTS in a transaction of its own, which then lets go of its locks: a server
 # may have no room for those of all tables. An error is noted, and the others have their turn.
 FOR_EACH = """
@@ -3740,6 +3978,10 @@ class Cluster(NamedTuple):
     preloaded: str  # whether TimescaleDB's library is: "yes", "no", or who may know
     versions: list[str]  # of TimescaleDB that it can make
 
+    def having(self, made: list[Making]) -> Cluster:
+        """The same, with the roles that are to be made."""
+        return self._replace(roles=self.roles + [step.role for step in made])
+
 
 @contextmanager
 def noting(left: list[str]) -> Iterator[None]:
@@ -3822,7 +4064,7 @@ def require_needs(cluster: Cluster, archive: Archive) -> None:
     require(
         not missing,
         f"the server lacks these roles, or the owners of these: {', '.join(missing)}; "
-        "`pg_dumpall --globals-only` writes how to make them, --no-owner goes on without",
+        "--roles makes those that the backup brings, --no-owner goes on without",
     )
     if not archive.timescaledb:
         return
@@ -3847,6 +4089,73 @@ def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) 
     for each in re.findall(" (?:LOCALE|LC_COLLATE|LC_CTYPE) = '([^']+)'", create):
         require_locale(hub, each)
     return create
+
+
+class Making(NamedTuple):
+    """A step in making a role."""
+
+    role: str
+    what: str  # the statement, as far as it is no secret
+    ways: list[str]  # statements, of which one will do
+    given: str = ""  # the role that it becomes a member of
+
+
+def making(sql: str) -> list[Making]:
+    """How to make roles, from a script of pg_dumpall; tablespaces are left out."""
+    steps = []
+    for statement in statements(sql):
+        own, granted = OF_ROLE.fullmatch(statement), GRANTED.fullmatch(statement)
+        if own:
+            what, role, rest = own.groups()
+            if rest.startswith("WITH "):
+                what = f"CREATE ROLE {role}"  # at once with all that it is, or not at all
+            steps.append(Making(unquoted(role), what, [f"{what} {rest}"]))
+        elif granted:
+            what, given, role, rest = granted.groups(default="")
+            # Who granted it may be none here; and before 16 there is no INHERIT, which is the rule.
+            plain = re.sub(rf" GRANTED BY {NAME}$", "", rest)
+            older = re.sub("(,| WITH) INHERIT TRUE$", "", plain)
+            ways = [f"{what}{each}" for each in (rest, plain, older)]
+            steps.append(Making(unquoted(role), what, ways, unquoted(given)))
+    return steps
+
+
+def only_new(steps: list[Making], there: Sequence[str]) -> list[Making]:
+    """Those that make roles that are not there; nothing is done to others.
+
+    So a membership of one that is there, in a new one, is logged and no more.
+    """
+    new = {step.role for step in steps if step.what.startswith("CREATE ROLE ")} - {*there}
+    passed = [step.what for step in steps if step.role in there and step.given in new]
+    if passed:
+        text = "Roles that were there get no membership in new ones"
+        log("warning", text, Statements="; ".join(passed))
+    return [step for step in steps if step.role in new]
+
+
+def make_roles(hub: Database, steps: list[Making]) -> list[str]:
+    """Make roles, all in one transaction; what was refused, a line each, which is logged, too.
+
+    Raises Failure; then none is made.
+    """
+    left = []
+    names = ", ".join(dict.fromkeys(step.role for step in steps))
+    do = f"DO {literal(MAKE_ROLES.format(literal(json.dumps(steps))))}"
+    refused = read_json(hub, "Making roles", REFUSED, first=do)
+    for number, why in refused:
+        what, ways = steps[number - 1][1:3]
+        reason = str(why)
+        for text in re.findall("'((?:[^']|'')*)'", ways[0]):
+            if len(text) > 3:
+                reason = reason.replace(text.replace("''", "'"), "***")
+        left.append(f"{what}: not done: {reason}")
+        log("warning", left[-1])
+    if names:
+        text = "Made the roles that were missing; they stay, whatever comes of the restore"
+        log("info", text, Roles=names)
+        if not any(" PASSWORD '" in step.ways[0] for step in steps):
+            log("warning", "None of them has a password", Roles=names)
+    return left
 
 
 @contextmanager
@@ -4477,20 +4786,24 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted, paused: str
     say(text + "\n")
 
 
+class Source(NamedTuple):
+    """What is restored."""
+
+    name: str  # its key, or its path
+    checksum: str  # its state
+    archive: Archive
+    roles: list[Making]  # to be made before
+
+
 def finish_restore(
-    new: Target,
-    archive: Archive,
-    copied: Future[dict[str, int] | None],
-    pause: bool,
-    source: str,
-    checksum: str,
-    steps: Steps,
+    new: Target, source: Source, copied: Future[dict[str, int] | None], pause: bool, steps: Steps
 ) -> list[str]:
     """Complete what is whole, name it, and tell so: also of what a signal leaves to do.
 
-    copied: the rows in the archive, as `count_copied` has them. source: what was restored.
-    checksum: its state. What did not come about, a line each.
+    copied: the rows in the archive, as `count_copied` has them. What did not come about, a line
+    each.
     """
+    archive = source.archive
     log("info", "What was restored is whole", Database=new.scratch)
     there = new.hub.named(new.scratch)
     counted, paused, work = Counted(None, {}, [], None, []), "", True
@@ -4519,8 +4832,8 @@ def finish_restore(
         if counted.size:
             facts += f", {sum(counted.rows.values())} rows, {sum(steps.seconds.values()):.0f}"
             facts += f" seconds, {counted.size} bytes"
-        proof = f"checksum: {checksum}; {counted.verdict()}"
-        made = f"Restored {source} into {called}: {facts}; {proof}."
+        proof = f"checksum: {source.checksum}; {counted.verdict()}"
+        made = f"Restored {source.name} into {called}: {facts}; {proof}."
         tell(new, archive, made, counted, paused)
     return left
 
@@ -4536,35 +4849,53 @@ def chosen_parts(options: Options) -> list[str]:
     return without
 
 
+def obtain(
+    s: Settings,
+    options: Options,
+    hub: Database,
+    cluster: Cluster,
+    file: IO[bytes],
+    steps: Steps,
+) -> Source:
+    """Have an archive in FILE. Failure: it can't be had, or the server lacks what it takes."""
+    parts, roles = chosen_parts(options), list[Making]()
+    if options.file:
+        return Source(options.file, "absent", Archive(file, parts), roles)
+    s3 = S3(s, 60)
+    backup = chosen(s3, options.name)
+    if options.roles:
+        roles = only_new(making(roles_of(s3, backup)), cluster.roles)
+    early = foreseen(s3, backup, file, parts)
+    if early:
+        require_all(hub, cluster.having(roles), early, options.locale)
+    checksum = fetch(s3, backup, file, steps)
+    version = (backup.metadata or {}).get("timescaledb", "")
+    return Source(backup.key, checksum, Archive(file, parts, version), roles)
+
+
 def restore(s: Settings, options: Options) -> int:
     """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
-    given = chosen_parts(options)
+    chosen_parts(options)
     hub, cluster = examine_cluster(s.database(), options.database)
     new, steps = Target(hub, options.database, options.replace), Steps()
     if options.locale:
         require_locale(hub, options.locale)
-    source, checksum, version = options.file, "absent", ""
-    with open(source, "rb") if source else tempfile.TemporaryFile(dir=s.backup_path) as file:
-        if not source:
-            s3 = S3(s, 60)
-            backup = chosen(s3, options.name)
-            source, version = backup.key, (backup.metadata or {}).get("timescaledb", "")
-            early = foreseen(s3, backup, file, given)
-            if early:
-                require_all(hub, cluster, early, options.locale)
-            checksum = fetch(s3, backup, file, steps)
-        archive = Archive(file, given, version)
-        create = require_all(hub, cluster, archive, options.locale)
+    path = options.file
+    with open(path, "rb") if path else tempfile.TemporaryFile(dir=s.backup_path) as file:
+        source = obtain(s, options, hub, cluster, file, steps)
+        archive = source.archive
+        create = require_all(hub, cluster.having(source.roles), archive, options.locale)
+        left = [archive.unread] if archive.unread else []
+        if source.roles:
+            left += make_roles(hub, source.roles)
+            require_needs(examine_cluster(hub)[1], archive)
         new.hub = hub = unhindered(hub, cluster, archive)
         with archive.counting() as copied:
             made = new_database(hub, new.scratch, create, options.keep)
             with made, steps.timed("restore"):
                 rebuild(hub.named(new.scratch), archive, options.jobs)
             # From here on nothing drops it.
-            pause = options.pause_jobs
-            left = finish_restore(new, archive, copied, pause, source, checksum, steps)
-    if archive.unread:
-        left.insert(0, archive.unread)
+            left += finish_restore(new, source, copied, options.pause_jobs, steps)
     for text in left:
         log("error", text)
     return 1 if left else 0
@@ -4589,6 +4920,8 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
         try:
             for share in prove(s3, backup, file, steps):
                 report |= share
+            steps.current = "roles"
+            require(report["roles"] in ("checked", "absent"), report["roles"])
         except Failure as error:
             if steps.current in ("", "download") or " connection " in str(error):
                 raise
@@ -4610,7 +4943,18 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     """
     yield {"sha256": fetch(s3, backup, file, steps)}
     metadata = backup.metadata or {}
-    unproven = ["what no dump holds: roles, other databases"]
+    roles, unproven = "absent", ["what no dump holds: other databases"]
+    if "roles-sha256" in metadata:
+        unproven.append("that its roles can be made")
+        try:
+            roles = "checked" if roles_of(s3, backup) else ""
+        except S3Failure:
+            raise
+        except Failure as error:
+            roles = str(error)
+    else:
+        unproven[0] += ", roles"
+    yield {"roles": roles}
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
@@ -4733,6 +5077,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
             "doubtful": backup.key in doubts,
             "verified": verdicts.get(name),
             "database": urllib.parse.unquote(metadata.get("database", "")) or None,
+            "roles": "roles-sha256" in metadata,  # in JSON alone
         }
         rows.append(row)
     if as_json:
@@ -4816,11 +5161,18 @@ def check_database(now: Checking) -> Lines:
 
 def check_left_out(now: Checking) -> Lines:
     """What a backup of one database does not hold of its server."""
-    _, cluster = examine_cluster(now.settings.database())
-    roles = [role for role in cluster.roles if not role.startswith("pg_")]
-    others = len(cluster.limits) - 3  # but for two templates and ours
-    text = f"no backup holds the server's {len(roles)} roles (pg_dumpall --globals-only does)"
-    yield "ok", f"{text} or its {others} other databases"
+    s, dump = now.settings, Dump("")
+    _, cluster = examine_cluster(s.database())
+    count = sum(not role.startswith("pg_") for role in cluster.roles)
+    text = f"no backup holds the server's {len(cluster.limits) - 3} other databases"
+    without = take_roles(s, now.server, dump) if now.server else UNKNOWN[1]
+    if dump.roles_sql:
+        passwords = "with" if dump.role_passwords else "without"
+        yield "ok", f"{text}; it brings the server's {count} roles, {passwords} their passwords"
+    elif without:
+        yield "warn", f"{text}, or its {count} roles: {without}"
+    else:
+        yield "ok", f"{text}, or its {count} roles (BACKUP_ROLES)"
 
 
 def check_bucket(now: Checking) -> Lines:
@@ -4975,15 +5327,24 @@ stdout has the result alone, as one JSON text; in Colonies it is the process's o
   timescaledb          that extension
   pg_dump
   tables               of how many tables the archive lists rows
+  roles                the key of what makes the server's roles, SQL of pg_dumpall; null: off, or
+                       refused, as a warning in the log says
+  role_passwords       whether it holds the hashes of their passwords; null: there are no roles
+  other_databases      how many the server has beside this one: no backup holds them
   starttime            when Colonies started the process; "" for a backup by hand
   made_again           why a dump was void and made again, a text for each; mostly empty
-  removed              keys of the objects that retention removed
+  removed              keys of the objects that retention removed, roles among them
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
                        good one's size), not removed (and why), no metadata (and what it may be)
 
 One that fails prints none. Its dump, if it was finished, stays on BACKUP_PATH, and the next backup,
 an idle executor, or --resume uploads it. It exits with 1 while another backup or verify is running
-on the same BACKUP_PATH; --resume leaves its work to that one.""",
+on the same BACKUP_PATH; --resume leaves its work to that one.
+
+The roles are in PREFIX/backup_SECONDS.roles.sql. Who can read that object has the hashes of all
+passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BACKUP_PATH they are in
+the dump's journal, for its owner alone, until S3 has them. They go with their backup. Those that a
+crash, or somebody, left without one go when they are a day old.""",
     "list": """
 CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
 the database was emptied. VERIFIED: how the last verify of it went, and when; that is forgotten when
@@ -5006,6 +5367,8 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   object, size         which backup: its key, and bytes
   seconds              of each step: download (with the checksum), read, restore, count
   sha256               "checked"; "absent": an older executor's backup carries none
+  roles                its roles, by their SHA-256: "checked"; "absent": it brings none; else what
+                       is wrong with them, and the verdict is then "failed: " and that
   archive_version      of the archive's format
   tables               of how many tables it lists rows
   verdict              "readable", "restored, row for row in number", "restored, not all counted",
@@ -5038,7 +5401,10 @@ databases' backups, name one. A long restore belongs in tmux. In this order:
      that is named. Has the server the roles that own or are granted something, the tablespaces, the
      locale, and with TimescaleDB the backup's version, preloaded? As a rule the first 16 MiB of the
      backup say what it takes. Has BACKUP_PATH room? Is pg_restore new enough? Is the SHA-256 right?
-     Else it ends here: nothing is written.
+     Else it ends here: nothing is written. With --roles it then makes those that the server lacks,
+     and no others, as the backup brings them: with passwords if it has them, settings, and
+     memberships of new roles, superusers too. What is refused is named, a line each. They stay,
+     whatever comes of the rest.
   2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
      restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
      -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
@@ -5107,6 +5473,7 @@ class Options:
     database: str = ""
     jobs: int = 4
     no_owner: bool = False
+    roles: bool = False
     pause_jobs: bool = False
     keep: bool = False
     replace: bool = False
@@ -5168,6 +5535,8 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--no-tablespaces", action="store_true", help=text)
     text = "the C library's, in place of the archive's, where the server lacks that; it sorts texts"
     verb.add_argument("--locale", default="", help=text)
+    text = "make the roles that the server lacks, as the backup brings them"
+    verb.add_argument("--roles", action="store_true", help=text)
     text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
     verb.add_argument("--pause-jobs", action="store_true", help=text)
     text = "take the name of a database that holds something; that stays, as before_restore_…"
@@ -5234,6 +5603,8 @@ def prepare() -> None:
 def settings_for(options: Options) -> Settings:
     """The settings that a command takes. Raises WrongSettings."""
     serve = options.command == "serve"
+    if options.roles and options.file:
+        raise WrongSettings("--roles is for backups in the bucket; beside --file use `psql -X -f`")
     if options.command == "check":
         serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
     s = read_settings(os.environ, options.command, serve, s3=not options.file)

@@ -251,7 +251,8 @@ def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
         postgres = stack.enter_context(Postgres(folder / "postgres"))
         s3 = stack.enter_context(SeaweedFS(folder / "s3"))
         s3.client().create_bucket(Bucket="backup")
-        worlds = [stack.enter_context(World(postgres, s3, folder, rows=30000)) for _ in range(3)]
+        worlds = [stack.enter_context(World(postgres, s3, folder, rows=30000, roles="auto"))
+                  for _ in range(3)]
 
         def work(world: World) -> None:
             try:

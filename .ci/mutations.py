@@ -39,6 +39,8 @@ ROOMS = ("Retention", "The staging volume", "A backup: the dump", "A backup: upl
          "A backup: as a whole", "The executor")
 # The tests that are to notice a change of these functions; the first line that fits counts.
 FITTING = (
+    (".*roles|beside", r"test_roles\.py::(?!.*crash)"),
+    (".*roles.*|beside", r"test_roles\.py::(?!.*crash)"),
     ("by_database|proven|doubtful|superseded|remove|known_backups|prune",
      r"::test_retention|test_retention\.py"),
     ("archive_origin|unlike|beginnings|strangers", r"test_retention\.py::.*(archive|head|forgot)"),

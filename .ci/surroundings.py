@@ -362,7 +362,7 @@ class World(Site):
     """
 
     def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, rows: int = 300,
-                 generation: int = 2026) -> None:
+                 generation: int = 2026, roles: str = "off") -> None:
         colony = Standin(generation=generation).colony()
         super().__init__(colony, postgres, s3, folder, rows)
         self.wire, self.store = Proxy(postgres.port), Proxy(s3.port)
@@ -371,7 +371,7 @@ class World(Site):
             self.front.port, DB_PORT=str(self.wire.port), PGSSLMODE="disable",
             FULL_BACKUPS=str(FAULT_KEEP),
             AWS_S3_ENDPOINT=f"127.0.0.1:{self.store.port}", BACKUP_CRON="0 0 3 * * *",
-            BACKUP_TIME_SCALE=FAULT_SCALE)
+            BACKUP_TIME_SCALE=FAULT_SCALE, BACKUP_ROLES=roles)
         self.proven: dict[str, str] = {}  # each object's ETag, when it was looked at
         self.dumps = self.uploaded = 0
         self.lost = 0  # faults at what begins an upload: nobody may know of it
@@ -443,7 +443,8 @@ class World(Site):
     def looked_at(self) -> dict[str, Any]:
         """What has a final name; each new one is looked at."""
         listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
-        found = {item["Key"]: item for item in listed.get("Contents", [])}
+        found = {item["Key"]: item for item in listed.get("Contents", [])
+                 if not item["Key"].endswith(".roles.sql")}  # which `prove` looks at
         for key, item in found.items():
             if self.proven.get(key) != item["ETag"]:
                 assert key not in self.proven, f"{key} was overwritten"
@@ -465,6 +466,10 @@ class World(Site):
         answer = self.s3_client.get_object(Bucket="backup", Key=key)
         body = answer["Body"].read()
         assert sha256_of(body) == answer["Metadata"]["sha256"], key
+        if self.settings["BACKUP_ROLES"] != "off":  # it is never there without them
+            roles = self.s3_client.get_object(Bucket="backup", Key=f"{key[:-4]}.roles.sql")
+            assert sha256_of(roles["Body"].read()) == answer["Metadata"]["roles-sha256"], key
+            assert roles["Metadata"]["backup-id"] == answer["Metadata"]["backup-id"], key
         folder, env = client_programs(self.postgres.version)
         with tempfile.NamedTemporaryFile() as file:
             file.write(body)

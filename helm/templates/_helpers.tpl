@@ -191,6 +191,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
   (list "FULL_BACKUPS" (int .fullBackups))
   (list "BACKUP_PATH" .path)
   (list "BACKUP_COMPRESSION" .compression)
+  (list "BACKUP_ROLES" .roles)
   (list "BACKUP_ALIVE_FILE" .aliveFile)
   (list "LOG_LEVEL" .logLevel)
 }}
