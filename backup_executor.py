@@ -3687,22 +3687,53 @@ class Steps:
         self.seconds[step] = round(time.monotonic() - begun, 1)
 
 
-def chosen(s3: S3, name: str, database: str = "") -> Backup:
+def server_of(backup: Backup) -> str:
+    """The system identifier of a backup's server; "" where it is not known."""
+    return (backup.metadata or {}).get("system-identifier", "")
+
+
+def short_server(backup: Backup) -> str:
+    """The end of that, as people are shown it: one server in a million has the same."""
+    return server_of(backup)[-6:]
+
+
+def described(backup: Backup) -> str:
+    """What one chooses a backup by, as `list` shows it."""
+    known = backup.metadata or {}
+    return (
+        f"{os.path.basename(backup.key)} ({moment(backup.seconds)}, {backup.size} bytes, "
+        f"{known.get('tables', '?')} tables, server {short_server(backup) or '?'})"
+    )
+
+
+def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     """The backup of this name, or the `latest` one of a database. Raises Failure.
 
-    A name is found also where it is not among those that `backups` looks at.
+    A name is found also where it is not among those that `backups` looks at. server: the end of its
+    server's identifier; "" if there is one server's alone.
     """
     if name == "latest":
-        return latest(s3, database)
+        newest, doubts = newest_good(s3, database, server)
+        several = "; ".join(
+            described(each) + (": doubtful" if each.key in doubts else "") for each in newest
+        )
+        require(
+            len(newest) == 1,
+            f"{s3.where}: backups of several servers are there; "
+            f"give the name of one, or its server by --server: {several}",
+        )
+        return newest[0]
     plain = name.removeprefix(s3.key(""))
     made = re.fullmatch(r"backup_([0-9]{1,18})\.bak", plain)
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    return Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], head["Metadata"])
+    backup = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], head["Metadata"])
+    require(server_of(backup).endswith(server), f"{described(backup)}: that is no server {server}")
+    return backup
 
 
-def latest(s3: S3, database: str) -> Backup:
-    """The newest good backup of a database; of two servers with such a one, the newer one's.
+def backups_of(s3: S3, database: str) -> list[list[Backup]]:
+    """The backups of a database, oldest first, those of each server by themselves.
 
     Where there is none of it, or database is "", all have to be one database's. Of objects without
     metadata the newest 100 are asked whose they are, for databases of which there is no proven one.
@@ -3716,15 +3747,32 @@ def latest(s3: S3, database: str) -> Backup:
         name, _ = archive_origin(s3.beginning(backup))
         if name and name not in known:
             whose.setdefault(("", name), []).append(backup)
-    sorts = [whose[of] for of in whose if of[1] == database]
-    if not sorts:
-        sorts = [*whose.values()] or [found]
-        require(len(sorts) == 1, f"{s3.where}: several databases' backups are there: name one")
-    backups = max(sorts, key=lambda sort: sort[-1])
-    doubts = doubtful(backups)
-    while backups[-1].key in doubts:
-        log("warning", "Passing over a doubtful backup", Key=backups.pop().key)
-    return backups[-1]
+    names = {of for _, of in whose}
+    if database not in names:
+        text = f"{s3.where}: several databases' backups are there, and none of {database!r}"
+        require(len(names) <= 1, f"{text}: name one, or set DB_DATABASE")
+        return [*whose.values()] or [found]
+    return [whose[of] for of in whose if of[1] == database]
+
+
+def newest_good(s3: S3, database: str, server: str) -> tuple[list[Backup], set[str]]:
+    """The newest good backup of a database at each server, oldest first; keys of the doubtful.
+
+    A backup is good by what its own server's are. It may be doubtful all the same: by those of
+    another, which was lost perhaps. server: the end of identifiers. Raises Failure.
+    """
+    sorts = [
+        backups for backups in backups_of(s3, database) if server_of(backups[0]).endswith(server)
+    ]
+    require(sorts, f"{s3.where}: there is no backup of a server {server}")
+    newest = []
+    for backups in sorts:
+        doubts = doubtful(backups)
+        good = [backup for backup in backups if backup.key not in doubts]
+        for backup in backups[backups.index(good[-1]) + 1 :]:
+            log("warning", "Passing over a doubtful backup", Key=backup.key)
+        newest.append(good[-1])
+    return sorted(newest), doubtful(sorted(itertools.chain(*sorts)))
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> tuple[int, int]:
@@ -3760,6 +3808,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
         Size=f"{backup.size} bytes",
         Time=moment(backup.seconds),
         Database=urllib.parse.unquote(metadata.get("database", "unknown")),
+        Server=short_server(backup) or "unknown",
     )
     pg_restore_for(metadata.get("pg-dump", ""))
     require_room(s3.s, backup.size, 0)
@@ -4862,7 +4911,7 @@ def obtain(
     if options.file:
         return Source(options.file, "absent", Archive(file, parts), roles)
     s3 = S3(s, 60)
-    backup = chosen(s3, options.name)
+    backup = chosen(s3, options.name, s.db_database, options.server)
     if options.roles:
         roles = only_new(making(roles_of(s3, backup)), cluster.roles)
     early = foreseen(s3, backup, file, parts)
@@ -4903,6 +4952,7 @@ def restore(s: Settings, options: Options) -> int:
 
 # ---- The command verify --------------------------------------------------------------------------
 
+WHOSE = "SELECT system_identifier FROM pg_control_system()"
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
 
@@ -4914,8 +4964,9 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     """
     s3, steps = S3(s), Steps()
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
-        backup = chosen(s3, name, s.db_database)
+        backup = chosen(s3, name) if name != "latest" else to_verify(s3)
         report: dict[str, Any] = {"object": backup.key, "size": backup.size}
+        report["server"] = short_server(backup) or None
         report["seconds"] = steps.seconds
         try:
             for share in prove(s3, backup, file, steps):
@@ -4931,6 +4982,26 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
         except Failure as error:
             log("warning", "Cannot note the verdict", Error=error)
     return report
+
+
+def to_verify(s3: S3) -> Backup:
+    """The newest good backup of DB_DATABASE; of several servers', DB_HOST's if that has a good one.
+
+    Nobody may be there to be asked. Only then is DB_HOST asked which it is, and it may be away.
+    """
+    newest, doubts = newest_good(s3, s3.s.db_database, "")
+    ours = ""
+    if len(newest) > 1:
+        several = "; ".join(map(described, newest))
+        log("info", "Backups of several servers are there", Newest=several)
+        try:
+            ours = psql(s3.s.database(), "Looking at the server", WHOSE).strip()
+        except Failure as error:
+            log("warning", "Taking any server's, the newest good one", Error=error)
+    for backup in newest:
+        if backup.key in doubts:
+            log("warning", "Passing over a doubtful backup", Key=backup.key)
+    return max(newest, key=lambda each: (each.key not in doubts, server_of(each) == ours, each))
 
 
 def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dict[str, Any]]:
@@ -5059,33 +5130,75 @@ def moment(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 
 
+def doubtful_anywhere(whose: Mapping[tuple[str, str], list[Backup]]) -> set[str]:
+    """The keys of those that are doubtful by their own server's, or by another's of this name.
+
+    A new server's first nights come after those of a lost one. Retention heeds the former alone.
+    """
+    doubts = set()
+    of_name: dict[str, list[Backup]] = {}
+    for (_, name), backups in whose.items():
+        doubts |= doubtful(backups)
+        of_name.setdefault(name, []).extend(backups)
+    for backups in of_name.values():
+        doubts |= doubtful(sorted(backups))
+    return doubts
+
+
+class Row(NamedTuple):
+    """What `list` shows of a backup. None: it is not known."""
+
+    name: str
+    time: str
+    size: int  # bytes
+    checksum: bool
+    doubtful: bool
+    verified: dict[str, str] | None
+    change: float | None  # per cent of the size of the one before it, of this server and database
+    tables: int | None
+    server: str | None  # the end of its system identifier
+    postgresql: str | None
+    timescaledb: str | None
+    database: str | None
+    roles: bool  # whether it brings its server's; in JSON alone
+
+
+def as_row(backup: Backup, before: int, doubts: set[str], verdicts: Mapping[str, Any]) -> Row:
+    """A backup's row. before: the size of the one before it; 0: there is none."""
+    metadata, name = backup.metadata or {}, os.path.basename(backup.key)
+    tables = re.fullmatch("[0-9]{1,9}", metadata.get("tables", ""))
+    return Row(
+        name,
+        moment(backup.seconds),
+        backup.size,
+        "sha256" in metadata,
+        backup.key in doubts,
+        verdicts.get(name),
+        round(100 * (backup.size / before - 1), 1) if before else None,
+        int(tables[0]) if tables else None,
+        short_server(backup) or None,
+        metadata.get("postgresql", "").partition(" ")[0] or None,
+        metadata.get("timescaledb"),
+        urllib.parse.unquote(metadata.get("database", "")) or None,
+        "roles-sha256" in metadata,
+    )
+
+
 def list_backups(s: Settings, as_json: bool) -> None:
     """Print what the bucket has under the prefix, newest first."""
     s3 = S3(s, 10)
     backups, verdicts = s3.backups(), verified(s3) or {}
-    doubts: set[str] = set()
-    for ours in by_database(backups).values():
-        doubts |= doubtful(ours)
-    rows = []
-    for backup in reversed(backups):
-        metadata, name = backup.metadata or {}, os.path.basename(backup.key)
-        row = {
-            "name": name,
-            "time": moment(backup.seconds),
-            "size": backup.size,
-            "checksum": "sha256" in metadata,
-            "doubtful": backup.key in doubts,
-            "verified": verdicts.get(name),
-            "database": urllib.parse.unquote(metadata.get("database", "")) or None,
-            "roles": "roles-sha256" in metadata,  # in JSON alone
-        }
-        rows.append(row)
+    whose = by_database(backups)
+    doubts, before = doubtful_anywhere(whose), dict[str, int]()
+    for ours in whose.values():
+        before |= {new.key: old.size for old, new in itertools.pairwise(ours)}
+    rows = [as_row(each, before.get(each.key, 0), doubts, verdicts) for each in reversed(backups)]
     if as_json:
-        say(json.dumps(rows, indent=4) + "\n")
+        say(json.dumps([row._asdict() for row in rows], indent=4) + "\n")
         return
-    form = "{:<24} {:<26} {:>14} {:<9} {:<9} {:<58} {}\n"
-    lines = [form.format("NAME", "TIME", "SIZE", "CHECKSUM", "DOUBTFUL", "VERIFIED", "DATABASE")]
-    lines += [form.format(*map(as_cell, row.values())) for row in rows]
+    form = "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {:>9} {:>6} {:<6} {:<10} {:<11} {}\n"
+    lines = [form.format(*map(str.upper, Row._fields))]
+    lines += [form.format(*map(as_cell, row)) for row in rows]
     say("".join(lines))
 
 
@@ -5096,7 +5209,9 @@ def as_cell(value: object) -> str:
     if isinstance(value, dict):
         kind = value["verdict"].partition(":")[0]
         return printable(f"{kind} {value['time']}")
-    return printable(str(value or "-"))
+    if isinstance(value, float):
+        return f"{value:+.1f}%"
+    return printable("-" if value is None else str(value))
 
 
 # `next` is NULL for a job that has not run yet: it starts at once.
@@ -5347,9 +5462,13 @@ the dump's journal, for its owner alone, until S3 has them. They go with their b
 crash, or somebody, left without one go when they are a day old.""",
     "list": """
 CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
-the database was emptied. VERIFIED: how the last verify of it went, and when; that is forgotten when
-retention removes the backup. SIZE is in bytes, TIME when it began. The newest 10,000 names are
-looked at, or three times FULL_BACKUPS; restore and verify find the others by name.""",
+the database was emptied, or it is a new server's, while the good ones are another's that was lost.
+(Retention counts each server's by themselves.) VERIFIED: how the last verify of it went, and when;
+that is forgotten when retention removes the backup. SIZE is in bytes, TIME when it began. CHANGE is
+by how much it is larger than the one before it, of the same server and database. SERVER: the last
+six digits of its server's system identifier, as pg_controldata has it; pg_upgrade and initdb make a
+new one, a replica and a clone of its files have the same. The newest 10,000 names are looked at, or
+three times FULL_BACKUPS; restore and verify find the others by name.""",
     "check": """
 A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
 registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps
@@ -5362,9 +5481,13 @@ verify_NUMBER, counts the rows of each table, compares them, and drops it. That 
 and as much WAL, as the database has. It takes a role with CREATEDB; with TimescaleDB a superuser,
 and the backup's version of it preloaded.
 
+Where several servers have backups of DB_DATABASE, it takes those of the one that is at DB_HOST; if
+that is away, or its newest is doubtful by the others', the newest good one.
+
 stdout has the report alone, as one JSON text; in Colonies it is the process's output:
 
   object, size         which backup: its key, and bytes
+  server               the end of its server's system identifier; null: not known
   seconds              of each step: download (with the checksum), read, restore, count
   sha256               "checked"; "absent": an older executor's backup carries none
   roles                its roles, by their SHA-256: "checked"; "absent": it brings none; else what
@@ -5394,8 +5517,10 @@ and functions say is run.""",
 It takes DB_HOST, DB_PORT, DB_USER and DB_PASSWORD: for another server or role, set these. It works
 from the database postgres, template1 or DB_DATABASE, the first that lets it in. The server is
 PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB, one with
-CREATEDB. `latest` passes over what is doubtful (see `list --help`); where a prefix holds several
-databases' backups, name one. A long restore belongs in tmux. In this order:
+CREATEDB. `latest` is the newest backup of DB_DATABASE that is not doubtful by its server's others
+(see `list --help`). Where several servers have backups of it, a lost one and its successor, it
+names them and asks for one: give a name, or --server. A long restore belongs in tmux. In this
+order:
 
   1. Is NEW free, or an empty database (extensions do not count), or, with --replace, any? Who is in
      that is named. Has the server the roles that own or are granted something, the tablespaces, the
@@ -5475,6 +5600,7 @@ class Options:
     no_owner: bool = False
     roles: bool = False
     pause_jobs: bool = False
+    server: str = ""
     keep: bool = False
     replace: bool = False
     no_tablespaces: bool = False
@@ -5528,6 +5654,8 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     text = "a local archive: it takes no settings for S3, and no checksum of it is known"
     which.add_argument("--file", metavar="PATH", help=text)
     verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
+    text = "its server, as `list` shows it: the end of the system identifier"
+    verb.add_argument("--server", default="", metavar="ID", help=text)
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
     verb.add_argument("--no-owner", action="store_true", help=text)

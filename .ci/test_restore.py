@@ -278,16 +278,6 @@ def test_a_senseless_restore_is_an_error_of_the_command_line(
     assert databases(scene.postgres) == before
 
 
-@pytest.mark.parametrize("other", [{"database": "another"}, {"system-identifier": "1"}])
-def test_latest_of_several_databases_wants_a_name(
-        scene: Scene, new: str, other: dict[str, str]) -> None:
-    name = stored(scene, archive(scene))
-    stored(scene, b"another's", 1700000001, **other)
-    assert "several" in refused(scene, "latest", "--database", new)
-    restored(scene, name, "--database", new)
-    same_databases(scene, new)
-
-
 def test_latest_of_a_server_that_forgot_the_metadata_takes_no_other_databases_archive(
         scene: Scene, new: str) -> None:
     scene.postgres.sql(f"CREATE DATABASE {new}_b")
@@ -295,11 +285,14 @@ def test_latest_of_a_server_that_forgot_the_metadata_takes_no_other_databases_ar
     there = Scene(scene.postgres, scene.s3, scene.folder, f"{new}_b", scene.prefix)
     scene.put("backup_1700000000.bak", archive(scene))
     scene.put("backup_1700000001.bak", archive(there))
-    assert "several" in refused(scene, "latest", "--database", new)
+    neither = {"DB_DATABASE": "neither"}
+    assert "several" in refused(scene, "latest", "--database", new, **neither)
     verified = json.loads(scene.run("verify").stdout)["object"]
     assert verified == f"{scene.prefix}/backup_1700000000.bak"
     stored(there, archive(there), 1700000002)  # the only one of which it is known whose it is
-    assert "several" in refused(scene, "latest", "--database", new)
+    assert "several" in refused(scene, "latest", "--database", new, **neither)
+    said = restored(scene, "latest", "--database", new).stdout
+    assert "backup_1700000000.bak" in said
     scene.postgres.sql(f"DROP DATABASE {new}_b")
 
 
