@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colonies import SUCCESS, Standin
 from environment import FRONT
-from servers import Executor, Postgres, SeaweedFS, backup_settings, temporary_folder
+from servers import BY_PATH, Executor, Postgres, SeaweedFS, backup_settings, temporary_folder
 
 DEMO_DATABASE = "shop"
 DEMO_SQL = """
@@ -69,7 +69,8 @@ def demonstrate(folder: Path) -> int:
         demo_colony = server.colony()
         executor = stack.enter_context(Executor({
             **demo_colony.settings(), **backup_settings(postgres, s3, staging, DEMO_DATABASE),
-            "COLONIES_EXECUTOR_NAME": "backup-demo", "BACKUP_CRON": "0 0 1 * * *"}, echo="    "))
+            "COLONIES_EXECUTOR_NAME": "backup-demo", "BACKUP_CRON": "0 0 1 * * *"}, echo="    ",
+            by=BY_PATH))
         server.wait_call("addcronmsg")
         server.wait_call("assignprocessmsg", status=0)
         client = demo_colony.client()

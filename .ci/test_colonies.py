@@ -233,6 +233,7 @@ def test_without_the_owners_key_a_dropped_executor_keeps_its_backup_until_somebo
 @standin()
 def test_a_key_that_changed_is_taken_from_its_file_without_a_restart(
         site: Site, tmp_path: Path) -> None:
+    site.standin.longest = 0.5  # it is told so at its next poll
     other, file = VECTORS[3][0], tmp_path / "key"
     file.write_text(EXECUTOR_KEY + "\n")
     site.admit()

@@ -45,7 +45,6 @@ from restores import archive, databases
 from servers import (
     LIBC,
     Executor,
-    Postgres,
     Program,
     SeaweedFS,
     client_programs,
@@ -53,10 +52,18 @@ from servers import (
     executor_environment,
     programs,
     run,
-    temporary_folder,
     tool,
 )
-from surroundings import BRISK, EXECUTOR_KEY, FILLED, Scene, Site, standin, stuck_upload
+from surroundings import (
+    BRISK,
+    EXECUTOR_KEY,
+    FILLED,
+    Generations,
+    Scene,
+    Site,
+    standin,
+    stuck_upload,
+)
 
 # Starts a program with all doors open: it may make core files, which everybody may read.
 OPEN_DOORS = ["sh", "-c", 'umask 0; ulimit -c "$(ulimit -Hc)"; exec "$@"', "sh", sys.executable]
@@ -479,16 +486,13 @@ TAKEN = {  # README's statements, what takes each back, and what is said without
 
 @pytest.mark.parametrize("version", [15, 17])
 def test_readmes_roles_are_enough_for_every_command_and_each_line_is_needed(
-        scene: Scene, version: int) -> None:
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(temporary_folder())
-        server = scene.postgres if version == 17 else stack.enter_context(
-            Postgres(folder / "old", version))
+        scene: Scene, generations: Generations, version: int) -> None:
+    server = generations[version]
+    with server.dropping(), contextlib.ExitStack() as stack:
         site = Scene(server, scene.s3, scene.folder, scene.database, f"{scene.prefix}_roles")
         role, restorer, owner = (f"{x}_{scene.database}" for x in ("backup", "restorer", "owner"))
         if version != 17:
-            server.sql(f"CREATE DATABASE {site.database}")
-            site.sql(FILLED)
+            server.make(site.database, FILLED)
         site.sql(PRIVATE.format(owner=owner, database=site.database))
 
         def drop() -> None:

@@ -55,8 +55,7 @@ def aged(request: pytest.FixtureRequest, generations: Generations,
     """A database that is backed up by the role that README has for it."""
     name, server = f"aged_{secrets.token_hex(4)}", generations[request.param]
     with temporary_folder() as folder, server.dropping():
-        server.sql(f"CREATE DATABASE {name}")
-        server.sql(f"{FILLED}; {TABLES}", name)
+        server.make(name, f"{FILLED}; {TABLES}")
         server.sql(re.sub(r"\b(sensors|backup)\b", name, least_privileges("sql")[0]))
         scene = Scene(server, s3, folder, name, name)
         scene.settings |= {"DB_USER": name, "DB_PASSWORD": "change me", "BACKUP_TIME_SCALE": "0.05"}
@@ -133,8 +132,7 @@ def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """A database of its own whose dump takes seconds, most of them to copy t."""
     name = f"slow_{secrets.token_hex(4)}"
     with temporary_folder() as folder, backup_servers[0].dropping():
-        backup_servers[0].sql(f"CREATE DATABASE {name}")
-        backup_servers[0].sql(f"{BIG.replace('(1, 100)', '(1, 40)')}; {TABLES}", name)
+        backup_servers[0].make(name, f"{BIG.replace('(1, 100)', '(1, 40)')}; {TABLES}")
         scene = Scene(*backup_servers, folder, name, name)
         scene.settings |= {"BACKUP_COMPRESSION": "gzip:9", "BACKUP_TIME_SCALE": "0.05"}
         yield scene
@@ -273,10 +271,12 @@ def test_an_old_pg_dump_is_refused_with_both_versions(scene: Scene) -> None:
     assert not scene.objects() and not scene.files()
 
 
-def test_a_newer_pg_dump_warns_and_an_equal_one_is_silent(scene: Scene) -> None:
-    with temporary_folder() as folder, Postgres(folder / "old", 15) as old:
-        before = Scene(old, scene.s3, scene.folder, "postgres", f"{scene.prefix}_15")
-        old.sql(FILLED)
+def test_a_newer_pg_dump_warns_and_an_equal_one_is_silent(
+        scene: Scene, generations: Generations) -> None:
+    old, name = generations[15], f"{scene.database}_15"
+    with old.dropping():
+        old.make(name, FILLED)
+        before = Scene(old, scene.s3, scene.folder, name, name)
         warned = before.run("backup", clients=17)
         assert re.search(r"level=warning .*\b17\..*\b15\.", warned.stderr)
         for compression in ("auto", "gzip:6", "none"):  # which that pg_dump spells otherwise

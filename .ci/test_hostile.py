@@ -183,6 +183,7 @@ ODD_PROCESSES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("odd", [ODD_IDS, LONG_IDS, ODD_PROCESSES], ids=["ids", "long", "others"])
 def test_odd_processes_that_stay_assigned_to_it_keep_no_other_waiting(
         site: Site, odd: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    site.standin.longest = 0.5  # it looks again when a poll has ended
     real, listed = site.standin.on_getprocess, site.standin.on_getprocesses
     with site.serve(BACKUP_TIME_SCALE="0.01") as executor:
         site.polling()
@@ -205,6 +206,7 @@ def test_odd_processes_that_stay_assigned_to_it_keep_no_other_waiting(
 
 @standin()
 def test_a_process_too_long_to_be_read_keeps_no_other_waiting(site: Site) -> None:
+    site.standin.longest = 0.5  # it looks when a poll has ended
     with site.serve(BACKUP_TIME_SCALE="0.05") as executor:
         site.polling()
         site.submit(args=["x" * (17 << 20)])

@@ -167,6 +167,7 @@ def test_an_answer_that_cannot_be_written_is_a_failure_that_says_so_and_a_log_is
 @pytest.mark.parametrize("what", ["full", "away"])
 def test_serve_outlives_its_staging_volume_and_the_next_process_succeeds(
         site: Site, tmp_path: Path, what: str, when: str) -> None:
+    site.standin.longest = 0.5  # it looks at its volume again when a poll has ended
     wrong, right, says = {
         "full": (FILL, "rm $0/filler", "bytes are free|bytes left"),
         "away": ('umount -l "$0"; mv "$0" "$0.away"', BACK, f"{site.folder}.*No such file")}[what]
@@ -499,6 +500,7 @@ def test_a_namesake_on_another_host_does_not_end_the_session_of_a_dump(
 @pytest.mark.parametrize("how", ["one database", "two databases", "one volume"])
 def test_namesakes_close_each_process_once_and_with_a_good_backup(
         site: Site, tmp_path: Path, how: str) -> None:
+    site.standin.longest = 0.5  # who is not known any more is told so at its next poll
     site.postgres.sql(f'CREATE DATABASE "{site.name}_b" TEMPLATE "{site.name}"')
     more = {"DB_DATABASE": f"{site.name}_b"} if how == "two databases" else {}
     one, two = hosts(site.environ(BACKUP_TIME_SCALE=BRISK, FULL_BACKUPS="99"), tmp_path,

@@ -365,6 +365,7 @@ def test_between_a_killed_child_and_the_next_colonies_is_heard(site: Site, tmp_p
 @standin()
 def test_what_was_left_is_tried_once_in_a_while_where_that_kills(
         site: Site, tmp_path: Path) -> None:
+    site.standin.longest = 0.5
     with Proxy(site.s3.port) as proxy:
         proxy.reply(PART, FORBIDDEN, 100)
         endpoint = f"127.0.0.1:{proxy.port}"
