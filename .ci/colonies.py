@@ -314,7 +314,7 @@ class Standin(Server):
         return Colony("127.0.0.1", self.port, COLONY_NAME, self.owner, OWNER_KEY, USER_KEY,
                       self.generation, self)
 
-    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 30) -> None:
+    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 60) -> None:
         """Wait until COUNT messages of a type have been answered with a status, since the start."""
         with self.lock:
             if not self.changed.wait_for(lambda: count <= sum(

@@ -123,7 +123,7 @@ class Machine:
         command = how["arguments"]
         ran = subprocess.run(
             ["sh", "-c", f'{before} exec "$@"', "-", *command] if before else command, text=True,
-            capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL, env=how["env"])
+            capture_output=True, check=False, timeout=120, stdin=subprocess.DEVNULL, env=how["env"])
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
 

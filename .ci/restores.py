@@ -23,7 +23,7 @@ from servers import (
     free_ports,
     temporary_folder,
 )
-from surroundings import FILLED, Scene, becomes_true, sha256_of
+from surroundings import FILLED, Scene, becomes_true, proven_backup, sha256_of
 from timescale import PAUSE, Timescale
 
 # ---- Backups and restores ----------------------------------------------------------------------
@@ -265,20 +265,8 @@ PROVEN = f"""{FILLED}; {PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()))
     INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()"""
 
 
-@pytest.fixture(scope="session")
-def proven(backup_servers: tuple[Postgres, SeaweedFS]) -> tuple[bytes, dict[str, str]]:
-    """A backup's bytes and metadata."""
-    with temporary_folder() as folder, backup_servers[0].dropping():
-        backup_servers[0].make("proven", PROVEN)
-        made = Scene(*backup_servers, folder, "proven", "proven")
-        # gzip, as older executors do; its data have checksums
-        name = made.backup(BACKUP_COMPRESSION="gzip")["filename"]
-        return made.objects()[name], made.head(name)["Metadata"]
-
-
 @pytest.fixture
-def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale,
-          proven: tuple[bytes, dict[str, str]]) -> Iterator[Proof]:
+def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale) -> Iterator[Proof]:
     """At its end, what `verify` made on the server and on BACKUP_PATH has to be gone."""
     name = f"proof_{secrets.token_hex(4)}"
     before = timescale.databases()
@@ -286,7 +274,9 @@ def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale,
         backup_servers[0].make(name, PROVEN)
         made = Proof(*backup_servers, folder, name, name)
         made.scratch = timescale
-        made.put(f"backup_{int(time.time())}.bak", proven[0], **proven[1] | {"database": name})
+        # gzip, as older executors do; its data have checksums
+        body, metadata = proven_backup(*backup_servers, PROVEN, BACKUP_COMPRESSION="gzip")
+        made.put(f"backup_{int(time.time())}.bak", body, **metadata | {"database": name})
         made.settings |= verifying(timescale, DB_PORT=str(free_ports(1)[0]))
         yield made
         left = timescale.databases() - before

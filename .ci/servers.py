@@ -116,7 +116,7 @@ class Program:
             reader.join(5)
         return status
 
-    def stop(self, sig: int = signal.SIGTERM, timeout: float = 15) -> int:
+    def stop(self, sig: int = signal.SIGTERM, timeout: float = 60) -> int:
         """Ask it to stop; return its exit status. It is an error if it takes longer."""
         self.process.send_signal(sig)
         try:
@@ -310,7 +310,7 @@ class Postgres(Server):
                 with contextlib.suppress(ProcessLookupError):
                     handle = os.pidfd_open(pid)
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
-                    select.select([handle], [], [], 10)
+                    select.select([handle], [], [], 60)
                     os.close(handle)
 
     def run(self, program: str, *arguments: str, stdin: str = "",

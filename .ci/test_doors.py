@@ -277,7 +277,7 @@ def test_no_redirection_by_colonies_is_followed_whatever_was_asked(
 @pytest.mark.parametrize("status", STATUSES)
 def test_no_redirection_by_s3_is_followed_whatever_was_asked(
         scene: Scene, meddler: Proxy, status: int) -> None:
-    name = scene.backup()["filename"]
+    name = scene.given_backup()
     asked = [("backup", rb"^HEAD "), ("backup", rb"^POST \S+\?uploads"), ("backup", PART),
              ("backup", COMPLETING), ("verify", rb"^GET \S+list-type=2"),
              ("verify", rb"^GET \S+\.bak "), ("check", rb"^PUT "), ("check", rb"^DELETE ")]
@@ -434,7 +434,7 @@ def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
     "s3:ListBucket without a prefix", "s3:PutObject to another prefix"])
 def test_what_lacks_of_readmes_policy_is_named_and_makes_no_half_backup(
         scene: Scene, lacking: str) -> None:
-    before = scene.backup()["filename"]
+    before = scene.given_backup()
     guard = Guard(scene)
     with guard.proxy() as proxy:
         whole = json.loads(json.dumps(guard.policy))

@@ -115,7 +115,7 @@ def test_a_kept_dump_on_a_full_disk_stays_and_leaves_no_upload_in_s3(
                          ids=lambda command: command[0])
 def test_a_disk_that_gets_full_during_a_download_is_no_fault_of_s3(
         scene: Scene, meddler: Proxy, tmp_path: Path, command: list[str], pages: int) -> None:
-    scene.backup()
+    scene.given_backup()
     with Machine(scene.settings, tmp_path, TMPFS) as machine:
         def fill(data: bytes) -> bytes:
             if re.search(rb"(?i)^GET .*\n(.*\n)*range: ", data):
@@ -212,7 +212,7 @@ def test_any_small_number_of_open_files_is_enough_or_a_clear_failure(
         scene: Scene, tmp_path: Path, command: list[str], step: int) -> None:
     machine, new = Machine(scene.settings, tmp_path), f"new_{secrets.token_hex(4)}"
     before = databases(scene.postgres)
-    scene.backup()
+    scene.given_backup()
     for number in range(6, 40, step):
         ran = machine.run(*(each.format(new) for each in command), BACKUP_TIME_SCALE="0.001",
                           before=f"ulimit -n {number};")
@@ -243,7 +243,7 @@ def test_serve_without_files_to_open_waits_until_there_are_some(site: Site) -> N
 @pytest.mark.parametrize("command", ["backup", "verify"])
 def test_a_thread_that_cannot_be_started_is_a_clear_failure(
         scene: Scene, tmp_path: Path, command: str) -> None:
-    scene.backup()
+    scene.given_backup()
     machine = Machine(scene.settings, tmp_path)
     for which, where in (("1", "S3 at"), ("3", "S3 at"), ("1", "load in progress")):
         names = "ThreadPool" if "progress" in where else "Thread-"

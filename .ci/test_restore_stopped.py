@@ -80,7 +80,7 @@ def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
     with shut(scene, *lock) as release, Executor(
             {**scene.settings, **through(meddler)}, "restore", name, "--database", new) as executor:
         if stage == "download":
-            assert asked.wait(30)
+            assert asked.wait(60)
         else:
             at_the_gate(scene)
         children = descendants(executor.pid)
@@ -111,7 +111,7 @@ def test_kill_9_leaves_no_program_that_goes_on_restoring(scene: Scene, new: str)
         at_the_gate(scene)
         started = descendants(executor.pid)
         executor.process.kill()
-        becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in started), 5)
+        becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in started))
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
