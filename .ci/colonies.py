@@ -185,6 +185,7 @@ class Standin(Server):
         self.logs: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str, int]] = []
         self.heard: dict[str, float] = {}      # executor's name -> when it last asked for work
+        self.closed: dict[str, tuple[str, int]] = {}  # process id -> by whom, after how many calls
         self.deadlines: dict[str, float] = {}  # process id -> when it is taken back or failed
         self.longest = float("inf")
         self.stopping = threading.Event()
@@ -324,8 +325,12 @@ class Standin(Server):
     def wait_state(self, identifier: str, states: tuple[int, ...], timeout: float) -> None:
         """Wait until a process is in one of the states, or for so many seconds."""
         with self.lock:
-            self.changed.wait_for(
-                lambda: self.processes[identifier]["state"] in states, max(timeout, 0))
+            process = self.processes[identifier]
+            self.changed.wait_for(lambda: process["state"] in states, max(timeout, 0))
+            caller, calls = self.closed.get(identifier, ("", 0))
+            # Who closed it has forgotten it by its next message; it may be gone, and send none.
+            self.changed.wait_for(lambda: not caller or caller in [
+                call[1] for call in self.calls[calls:]], 3)
 
     def _colony(self, fields: dict[str, Any]) -> None:
         known = (fields["colonyname"] == COLONY_NAME if self.generation == 2026
@@ -516,6 +521,7 @@ class Standin(Server):
             raise Refused(400, "Tried to set failed or cancelled process as successful")
         if "\\u0000" in json.dumps(fields["out"]):
             raise Refused(400, "pq: unsupported Unicode escape sequence")
+        self.closed[process["processid"]] = caller, len(self.calls) + 1  # and this one
         self._end(process, SUCCESS, out=fields["out"])
         return {}
 
@@ -526,6 +532,7 @@ class Standin(Server):
         if any("\0" in text for text in fields["errors"]):
             self._end(process, FAILED, errors=[])
             raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
+        self.closed[process["processid"]] = caller, len(self.calls) + 1
         self._end(process, FAILED, errors=fields["errors"])
         return {}
 
@@ -696,8 +703,8 @@ class Client:
     def __init__(self, host: str, port: int, key: str = USER_KEY, owner_key: str = OWNER_KEY,
                  colony_name: str = COLONY_NAME, colony_id: str = "",
                  standin: Standin | None = None) -> None:
-        self.standin = standin
         self.url, self.key, self.owner_key = f"http://{host}:{port}/api", key, owner_key
+        self.standin = standin
         self.colony = {"colonyname": colony_name, "colonyid": colony_id or identity(owner_key)}
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

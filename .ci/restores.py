@@ -23,7 +23,7 @@ from servers import (
     free_ports,
     temporary_folder,
 )
-from surroundings import FILLED, Scene, becomes_true, proven_backup, sha256_of
+from surroundings import FILLED, UNTIL, Scene, proven_backup, sha256_of
 from timescale import PAUSE, Timescale
 
 # ---- Backups and restores ----------------------------------------------------------------------
@@ -201,7 +201,7 @@ def paused(server: Postgres, otherwise: str = "false") -> str:
     """Wait until a session is in pause(), or waits OTHERWISE; its database."""
     asked = f"""SELECT datname FROM pg_stat_activity WHERE pid <> pg_backend_pid()
         AND (wait_event = 'PgSleep' OR {otherwise})"""
-    becomes_true(lambda: server.sql(asked))
+    server.sql(UNTIL.format(f"EXISTS ({asked})"))
     return server.sql(asked)
 
 

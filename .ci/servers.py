@@ -163,9 +163,10 @@ class Server:
 def free_ports(count: int) -> list[int]:
     """Free TCP ports below those that outgoing connections take, so that a restart finds them."""
     ports: list[int] = []
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # they share no port
+    # The processes of one run share no port, and those of several runs at once hardly any.
+    which = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + os.getppid()
     while len(ports) < count:
-        port = random.randrange(12000 + worker % 8, 32000, 8)
+        port = random.randrange(12000 + which % 8, 32000, 8)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):

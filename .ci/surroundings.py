@@ -81,7 +81,7 @@ LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
 WAITS = """SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND pid <> {} AND
     database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 UNTIL = """DO $$ BEGIN FOR tries IN 1..3000 LOOP IF {} THEN RETURN; END IF;
-    PERFORM pg_sleep(0.02);  -- PostgreSQL tells nobody who waits
+    PERFORM pg_sleep(0.02), pg_stat_clear_snapshot();  -- PostgreSQL tells nobody who waits
     END LOOP; RAISE 'not within 60 s'; END $$"""
 FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
     ALTER TABLE t ADD PRIMARY KEY (id)"""

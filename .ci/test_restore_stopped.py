@@ -25,7 +25,7 @@ from restores import (
     stored,
 )
 from servers import HELD_UP, Executor, Postgres, descendants, run
-from surroundings import Scene, becomes_true
+from surroundings import UNTIL, Scene, becomes_true
 
 # ---- Restores that fail or are stopped
 
@@ -57,7 +57,7 @@ def at_the_gate(scene: Scene) -> str:
     """Wait for a session that waits for a lock, in whatever database; its process id."""
     waiting = (f"SELECT pid FROM pg_stat_activity WHERE {HELD_UP}"
                " AND backend_type = 'client backend'")  # autovacuum waits for some, too
-    becomes_true(lambda: scene.postgres.sql(waiting))
+    scene.postgres.sql(UNTIL.format(f"EXISTS ({waiting})"))
     return scene.postgres.sql(waiting).split()[0]
 
 
