@@ -155,10 +155,10 @@ def colonies(arguments: list[str]) -> int:
 def run_tests(arguments: list[str]) -> NoReturn:
     """Become pytest on all tests, which writes nothing beside them; ARGUMENTS are pytest's.
 
-    Without any, three processes share all the tests, most of which wait for most of their time.
+    Without any, four processes take one test after the other; most wait for half of their time.
     """
     os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                              str(PROJECT), *(arguments or ["-n", "3"])])
+                              str(PROJECT), *(arguments or ["-n", "4", "--maxschedchunk", "1"])])
 
 
 def run_python(arguments: list[str]) -> NoReturn:
@@ -223,7 +223,7 @@ def test_it_registers_is_the_same_after_a_restart_and_deregisters(site: Site) ->
                 assert (known["executorid"], known["executortype"], known["state"]) == (
                     identity(f"{derived:064x}"), site.name, APPROVED)
             if last != signal.SIGKILL:
-                assert executor.stop(last, 10) == 0
+                assert executor.stop(last) == 0
                 assert all(each["state"] == UNREGISTERED
                            for each in site.standin.executors.values())
                 assert site.where.generation == 2026 or not site.standin.executors
@@ -271,14 +271,14 @@ def test_a_submitted_process_is_closed_with_the_result_and_the_steps_are_logged(
 
 
 @standin(None)
-def test_a_process_submitted_while_it_waits_has_begun_within_a_second(site: Site) -> None:
+def test_a_process_submitted_while_it_waits_has_begun_before_the_poll_is_over(site: Site) -> None:
     with site.serve() as executor:
         site.polling()
         process = site.submit()
         executor.wait_for("Backing up database")
         begun = site.client.process(process)
         assert backup_executor.server_time(begun["starttime"]) - backup_executor.server_time(
-            begun["submissiontime"]) < 10**9
+            begun["submissiontime"]) < 8 * 10**9  # a poll takes 10 s
 
 
 @standin(None)

@@ -26,6 +26,7 @@ from colonies import SUCCESS, Standin
 from environment import FRONT, cache_lock, make_environment
 from readme import markdown
 from servers import (
+    BY_PATH,
     LIBC,
     PR_SET_PDEATHSIG,
     Executor,
@@ -359,7 +360,7 @@ class Bench:
         """Ours, waiting for processes."""
         with Standin() as server, Executor(
                 {**server.colony().settings(), **self.settings(s3), "PATH": path or self.path,
-                 }) as executor:
+                 }, by=BY_PATH) as executor:
             server.wait_call("assignprocessmsg", status=0)
             yield executor, server
 
@@ -593,7 +594,8 @@ def measure_restore(bench: Bench, size: float) -> Iterator[Sample]:
         for _ in bench.times(size):
             os.sync()
             begun = time.monotonic()
-            with Executor(bench.settings(s3), "verify", os.path.basename(stored)) as program:
+            with Executor(bench.settings(s3), "verify", os.path.basename(stored),
+                          by=BY_PATH) as program:
                 program.wait_for('msg="Download ')
                 found = time.monotonic()
                 program.wait_for('msg="Read ', 3600)

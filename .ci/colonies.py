@@ -168,7 +168,7 @@ class Standin(Server):
 
     .executors (by name), .functions, .processes (by id, as submitted), .crons (by id), .logs and
     .calls (type, identity, HTTP status; status 0 says that a long poll begins to wait) are its
-    state: read them under .lock.
+    state: read them under .lock. It holds a long poll for .longest seconds at most.
     """
 
     def __init__(self, port: int = 0, generation: int = 2026, stale: float = 600.0,
@@ -185,7 +185,9 @@ class Standin(Server):
         self.logs: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str, int]] = []
         self.heard: dict[str, float] = {}      # executor's name -> when it last asked for work
+        self.closed: dict[str, tuple[str, int]] = {}  # process id -> by whom, after how many calls
         self.deadlines: dict[str, float] = {}  # process id -> when it is taken back or failed
+        self.longest = float("inf")
         self.stopping = threading.Event()
         self.server: http.server.ThreadingHTTPServer | None = None
 
@@ -313,12 +315,22 @@ class Standin(Server):
         return Colony("127.0.0.1", self.port, COLONY_NAME, self.owner, OWNER_KEY, USER_KEY,
                       self.generation, self)
 
-    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 30) -> None:
+    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 60) -> None:
         """Wait until COUNT messages of a type have been answered with a status, since the start."""
         with self.lock:
             if not self.changed.wait_for(lambda: count <= sum(
                     (call[0], call[2]) == (kind, status) for call in self.calls), timeout):
                 raise AssertionError(f"no {count} {kind} with {status} among {self.calls[-50:]}")
+
+    def wait_state(self, identifier: str, states: tuple[int, ...], timeout: float) -> None:
+        """Wait until a process is in one of the states, or for so many seconds."""
+        with self.lock:
+            process = self.processes[identifier]
+            self.changed.wait_for(lambda: process["state"] in states, max(timeout, 0))
+            caller, calls = self.closed.get(identifier, ("", 0))
+            # Who closed it has forgotten it by its next message; it may be gone, and send none.
+            self.changed.wait_for(lambda: not caller or caller in [
+                call[1] for call in self.calls[calls:]], 3)
 
     def _colony(self, fields: dict[str, Any]) -> None:
         known = (fields["colonyname"] == COLONY_NAME if self.generation == 2026
@@ -463,7 +475,7 @@ class Standin(Server):
         executor["lastheardfromtime"] = rfc3339()
         which = "executorname" if self.generation == 2026 else "executorid"
         stopping = self.stopping
-        deadline = time.monotonic() + max(fields["timeout"], 0)
+        deadline = time.monotonic() + max(min(fields["timeout"], self.longest), 0)
         waiting = False
         while True:
             for process in self.processes.values():
@@ -509,6 +521,7 @@ class Standin(Server):
             raise Refused(400, "Tried to set failed or cancelled process as successful")
         if "\\u0000" in json.dumps(fields["out"]):
             raise Refused(400, "pq: unsupported Unicode escape sequence")
+        self.closed[process["processid"]] = caller, len(self.calls) + 1  # and this one
         self._end(process, SUCCESS, out=fields["out"])
         return {}
 
@@ -519,6 +532,7 @@ class Standin(Server):
         if any("\0" in text for text in fields["errors"]):
             self._end(process, FAILED, errors=[])
             raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
+        self.closed[process["processid"]] = caller, len(self.calls) + 1
         self._end(process, FAILED, errors=fields["errors"])
         return {}
 
@@ -684,11 +698,13 @@ class StandinRequest(http.server.BaseHTTPRequestHandler):
 
 
 class Client:
-    """A member of the colony who submits work and looks at it."""
+    """A member of the colony who submits work and looks at it; STANDIN is its server, if known."""
 
     def __init__(self, host: str, port: int, key: str = USER_KEY, owner_key: str = OWNER_KEY,
-                 colony_name: str = COLONY_NAME, colony_id: str = "") -> None:
+                 colony_name: str = COLONY_NAME, colony_id: str = "",
+                 standin: Standin | None = None) -> None:
         self.url, self.key, self.owner_key = f"http://{host}:{port}/api", key, owner_key
+        self.standin = standin
         self.colony = {"colonyname": colony_name, "colonyid": colony_id or identity(owner_key)}
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -727,10 +743,13 @@ class Client:
     def wait(self, identifier: str, states: Any = (SUCCESS, FAILED, CANCELLED),
              timeout: float = 60) -> dict[str, Any]:
         """Wait until a process is in one of the states; return it."""
+        wanted = (states,) if isinstance(states, int) else states
         deadline = time.monotonic() + timeout
         while True:
+            if self.standin:
+                self.standin.wait_state(identifier, wanted, deadline - time.monotonic())
             process = self.process(identifier)
-            if process["state"] in ((states,) if isinstance(states, int) else states):
+            if process["state"] in wanted:
                 return process
             if time.monotonic() > deadline:
                 raise AssertionError(f"not in state {states} after {timeout} s: {process}")
@@ -762,7 +781,7 @@ class Colony(NamedTuple):
 
     def client(self, port: int = 0) -> Client:
         return Client(self.host, port or self.port, self.user_key, self.owner_key, self.name,
-                      self.id)
+                      self.id, self.standin)
 
     def settings(self, port: int = 0) -> dict[str, str]:
         """An executor's settings for it; PORT that of a proxy in front of it."""

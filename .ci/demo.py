@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colonies import SUCCESS, Standin
 from environment import FRONT
-from servers import Executor, Postgres, SeaweedFS, backup_settings, temporary_folder
+from servers import BY_PATH, Executor, Postgres, SeaweedFS, backup_settings, temporary_folder
 
 DEMO_DATABASE = "shop"
 DEMO_SQL = """
@@ -70,7 +70,7 @@ def demonstrate(folder: Path) -> int:
         executor = stack.enter_context(Executor({
             **demo_colony.settings(), **backup_settings(postgres, s3, staging, DEMO_DATABASE),
             "COLONIES_EXECUTOR_NAME": "backup-demo", "BACKUP_CRON": "0 0 1 * * *",
-            "BACKUP_ROLES": "auto"}, echo="    "))
+            "BACKUP_ROLES": "auto"}, echo="    ", by=BY_PATH))
         server.wait_call("addcronmsg")
         server.wait_call("assignprocessmsg", status=0)
         client = demo_colony.client()

@@ -184,14 +184,15 @@ def every_case(world: World) -> list[Case]:
 
 
 def some_of_each(cases: list[Case], dice: random.Random) -> list[Case]:
-    """At random, so many that each kind of them is there."""
+    """At random, so many that each kind of them is there: first those that are new in both ways."""
     seen = set[tuple[object, ...]]()
     chosen = []
-    for case in dice.sample(cases, len(cases)):
-        kinds = case.kinds()
-        if not kinds <= seen:
-            seen |= kinds
-            chosen.append(case)
+    shuffled = dice.sample(cases, len(cases))
+    for news in (2, 1):
+        for case in shuffled:
+            if len(case.kinds() - seen) >= news:
+                seen |= case.kinds()
+                chosen.append(case)
     return chosen
 
 

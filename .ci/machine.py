@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from environment import EXECUTOR, ROOT
-from servers import SYSTEM_PATH, Program, executor_environment
+from environment import ROOT
+from servers import SYSTEM_PATH, Program, compiled, executor_environment
 from surroundings import sha256_of
 
 # A sitecustomize.py, by which something happens to the machine under an executor that knows nothing
@@ -109,7 +108,7 @@ class Machine:
                        env={"PATH": f"/usr/sbin:/sbin:{SYSTEM_PATH}"})
 
     def started(self, *arguments: str, **settings: str) -> dict[str, Any]:
-        return {"arguments": [*self.enter, sys.executable, str(EXECUTOR), *arguments],
+        return {"arguments": [*self.enter, *compiled(), *arguments],
                 "env": executor_environment({
                     **self.settings, "TMPDIR": f"{self.home}/tmp", "PYTHONPATH": str(self.home),
                     "PYTHONDONTWRITEBYTECODE": "1", **settings}, str(self.home), 17)}
@@ -124,7 +123,7 @@ class Machine:
         command = how["arguments"]
         ran = subprocess.run(
             ["sh", "-c", f'{before} exec "$@"', "-", *command] if before else command, text=True,
-            capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL, env=how["env"])
+            capture_output=True, check=False, timeout=120, stdin=subprocess.DEVNULL, env=how["env"])
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
 

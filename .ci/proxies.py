@@ -181,7 +181,7 @@ class Proxy(Server):
         with self.changed:
             return sum(bool(re.search(pattern, request)) for request in self.requests)
 
-    def wait_seen(self, pattern: bytes, count: int = 1, timeout: float = 30) -> None:
+    def wait_seen(self, pattern: bytes, count: int = 1, timeout: float = 60) -> None:
         """Wait until COUNT requests have matched, from the start."""
         with self.changed:
             if not self.changed.wait_for(lambda: self.seen(pattern) >= count, timeout):

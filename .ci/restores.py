@@ -6,23 +6,24 @@ import json
 import re
 import secrets
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from environment import EXECUTOR, ROOT
+from environment import ROOT
 from servers import (
     Executor,
     Postgres,
     Program,
     SeaweedFS,
+    compiled,
     executor_environment,
     free_ports,
     temporary_folder,
 )
-from surroundings import FILLED, Scene, becomes_true, sha256_of
+from surroundings import FILLED, UNTIL, Scene, proven_backup, sha256_of
 from timescale import PAUSE, Timescale
 
 # ---- Backups and restores ----------------------------------------------------------------------
@@ -76,7 +77,7 @@ def with_little_room(scene: Scene, mebibytes: int, *command: str, **settings: st
     arguments = ["unshare", "-m" if ROOT else "-rm", "sh", "-c", """
         mount -t tmpfs -o size=$0m tmpfs "$BACKUP_PATH" || exit 99
         "$@"; status=$?; echo LEFT: $(ls -A "$BACKUP_PATH"); exit $status""",
-                 str(mebibytes), sys.executable, str(EXECUTOR), *(command or ["backup"])]
+                 str(mebibytes), *compiled(), *(command or ["backup"])]
     return Program(arguments, executor_environment(
         {**scene.settings, **settings}, str(scene.folder), 17))
 
@@ -204,7 +205,7 @@ def paused(server: Postgres, otherwise: str = "false") -> str:
     """Wait until a session is in pause(), or waits OTHERWISE; its database."""
     asked = f"""SELECT datname FROM pg_stat_activity WHERE pid <> pg_backend_pid()
         AND (wait_event = 'PgSleep' OR {otherwise})"""
-    becomes_true(lambda: server.sql(asked))
+    server.sql(UNTIL.format(f"EXISTS ({asked})"))
     return server.sql(asked)
 
 
@@ -264,19 +265,22 @@ class Proof(Scene):
                 for row in json.loads(self.run("list", "--json").stdout)}
 
 
+PROVEN = f"""{FILLED}; {PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
+    INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()"""
+
+
 @pytest.fixture
 def proof(backup_servers: tuple[Postgres, SeaweedFS], timescale: Timescale) -> Iterator[Proof]:
     """At its end, what `verify` made on the server and on BACKUP_PATH has to be gone."""
     name = f"proof_{secrets.token_hex(4)}"
     before = timescale.databases()
     with temporary_folder() as folder, backup_servers[0].dropping():
-        backup_servers[0].sql(f"CREATE DATABASE {name}")
-        backup_servers[0].sql(FILLED, name)
-        backup_servers[0].sql(f"""{PAUSE}; CREATE TABLE slow (i int CHECK (public.pause()));
-            INSERT INTO slow VALUES (1); CREATE TABLE "Odd ""one" ()""", name)
+        backup_servers[0].make(name, PROVEN)
         made = Proof(*backup_servers, folder, name, name)
         made.scratch = timescale
-        made.backup(BACKUP_COMPRESSION="gzip")  # as older executors do; its data have checksums
+        # gzip, as older executors do; its data have checksums
+        body, metadata = proven_backup(*backup_servers, PROVEN, BACKUP_COMPRESSION="gzip")
+        made.put(f"backup_{int(time.time())}.bak", body, **metadata | {"database": name})
         made.settings |= verifying(timescale, DB_PORT=str(free_ports(1)[0]))
         yield made
         left = timescale.databases() - before

@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import hashlib
 import os
 import pwd
+import py_compile
 import random
 import re
 import secrets
@@ -113,7 +116,7 @@ class Program:
             reader.join(5)
         return status
 
-    def stop(self, sig: int = signal.SIGTERM, timeout: float = 15) -> int:
+    def stop(self, sig: int = signal.SIGTERM, timeout: float = 60) -> int:
         """Ask it to stop; return its exit status. It is an error if it takes longer."""
         self.process.send_signal(sig)
         try:
@@ -160,9 +163,10 @@ class Server:
 def free_ports(count: int) -> list[int]:
     """Free TCP ports below those that outgoing connections take, so that a restart finds them."""
     ports: list[int] = []
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # they share no port
+    # The processes of one run share no port, and those of several runs at once hardly any.
+    which = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + os.getppid()
     while len(ports) < count:
-        port = random.randrange(12000 + worker % 8, 32000, 8)
+        port = random.randrange(12000 + which % 8, 32000, 8)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
@@ -237,6 +241,15 @@ def client_programs(version: int = 17) -> tuple[Path, dict[str, str]]:
 HELD_UP = "wait_event_type = 'Lock' AND query <> ''"
 
 
+# A query for each table, which psql then asks, and one for all sequences.
+FINGERPRINT = r"""SELECT format('SELECT %L || count(*) || '' rows, '' || coalesce(md5(string_agg('
+    'md5(t::text), '''' ORDER BY t::text COLLATE "C")), ''-'') FROM %I.%I t',
+    format('%I.%I|', schemaname, tablename), schemaname, tablename) FROM pg_tables
+    WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1 \gexec
+    SELECT format('%I.%I|', schemaname, sequencename) || coalesce(last_value::text, '')
+    FROM pg_sequences;"""
+
+
 class Postgres(Server):
     """A PostgreSQL server on 127.0.0.1; its superuser is postgres."""
 
@@ -245,6 +258,7 @@ class Postgres(Server):
         self.bin, self.env = client_programs(version)
         self.port = free_ports(1)[0]
         self.password = password or secrets.token_urlsafe(12)
+        self.templates, self.making = set[str](), threading.Lock()
 
     def start(self) -> Postgres:
         if not (self.folder / "data").exists():
@@ -297,7 +311,7 @@ class Postgres(Server):
                 with contextlib.suppress(ProcessLookupError):
                     handle = os.pidfd_open(pid)
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
-                    select.select([handle], [], [], 10)
+                    select.select([handle], [], [], 60)
                     os.close(handle)
 
     def run(self, program: str, *arguments: str, stdin: str = "",
@@ -316,16 +330,26 @@ class Postgres(Server):
         return self.run("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "-", stdin=text,
                         database=database)
 
+    def make(self, database: str, content: str) -> None:
+        """Make a database by CONTENT's statements, or copy one that was made so: half the work."""
+        template = f"made_{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        with self.making:
+            if template not in self.templates:
+                self.sql(f"CREATE DATABASE {template} IS_TEMPLATE true")
+                self.sql(content, template)
+                self.templates.add(template)
+        self.sql(f'CREATE DATABASE "{database}" TEMPLATE {template} STRATEGY file_copy')
+
     @contextlib.contextmanager
     def dropping(self) -> Iterator[None]:
-        """Drop what databases were made meanwhile, and are there at the end."""
+        """Drop what databases were made meanwhile, and are there at the end; no templates."""
         before = self.sql("SELECT string_agg(oid::text, ',') FROM pg_database")
         try:
             yield
         finally:
             if self.running:
                 self.sql("SELECT format('DROP DATABASE %I WITH (FORCE)', datname) FROM pg_database"
-                         f" WHERE oid NOT IN ({before}) \\gexec")
+                         f" WHERE NOT datistemplate AND oid NOT IN ({before}) \\gexec")
 
     def drop(self, *databases: str) -> None:
         """Drop those databases that are there, and end the sessions in them."""
@@ -334,18 +358,24 @@ class Postgres(Server):
 
     def fingerprint(self, database: str) -> dict[str, str]:
         """Each table's rows, counted and hashed in order, and each sequence's last value."""
-        tables = self.sql(
-            "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname"
-            " NOT IN ('pg_catalog', 'information_schema') ORDER BY 1", database).splitlines()
-        found = {table: self.sql(
-            "SELECT count(*) || ' rows, ' || coalesce(md5(string_agg(md5(t::text), '' ORDER BY"
-            f" t::text COLLATE \"C\")), '-') FROM {table} t", database) for table in tables}
-        return found | dict(line.split("|") for line in self.sql(
-            "SELECT format('%I.%I', schemaname, sequencename), last_value FROM pg_sequences",
-            database).splitlines())
+        found = self.sql(FINGERPRINT, database).splitlines()
+        return {name: said for name, _, said in (line.rpartition("|") for line in found)}
 
 
 # ---- S3 ----------------------------------------------------------------------------------------
+
+@functools.cache  # boto3 takes a seventh of a second of work for each
+def s3_client(url: str, access_key: str, secret_key: str, ca_file: str | None) -> Any:
+    """A boto3 client that tries once."""
+    return boto3.session.Session().client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key, verify=ca_file,
+        config=botocore.config.Config(
+            s3={"addressing_style": "path"}, retries={"total_max_attempts": 1},
+            connect_timeout=5, read_timeout=60, proxies={},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required"))
+
 
 class S3Server(Server):
     """What the S3 servers have in common: random keys, an endpoint, clients."""
@@ -387,16 +417,8 @@ class S3Server(Server):
 
     def client(self, access_key: str = "", secret_key: str = "", endpoint: str = "") -> Any:
         """A boto3 client that tries once."""
-        return boto3.session.Session().client(
-            "s3", endpoint_url=endpoint or self.url, region_name="us-east-1",
-            aws_access_key_id=access_key or self.access_key,
-            aws_secret_access_key=secret_key or self.secret_key,
-            verify=self.https[0] if self.https else None,
-            config=botocore.config.Config(
-                s3={"addressing_style": "path"}, retries={"total_max_attempts": 1},
-                connect_timeout=5, read_timeout=60, proxies={},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required"))
+        return s3_client(endpoint or self.url, access_key or self.access_key,
+                         secret_key or self.secret_key, self.https[0] if self.https else None)
 
     def rclone_environment(self) -> dict[str, str]:
         """Variables by which rclone knows this server as `:s3:`."""
@@ -491,13 +513,32 @@ def executor_environment(settings: dict[str, str], home: str, clients: int) -> d
     return {"PATH": f"{folder}:/usr/bin:/bin", "HOME": home, "TMPDIR": home, **needed, **settings}
 
 
+BY_PATH = [sys.executable, str(EXECUTOR)]
+COMPILED = tempfile.TemporaryDirectory(prefix="backup-executor-")
+
+
+def compiled() -> list[str]:
+    """What starts the executor by its bytecode, which the image has, too.
+
+    By its path each start, of its children also, compiles it: a third of a short command's work.
+    """
+    source = hashlib.sha256(EXECUTOR.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
+    program = Path(COMPILED.name, f"{source[:16]}.pyc")
+    if not program.exists():
+        py_compile.compile(str(EXECUTOR), str(program), doraise=True)
+    return [sys.executable, str(program)]
+
+
 class Executor(Program):
-    """`python backup_executor.py ARGUMENTS`, as a process, as in a container."""
+    """`python backup_executor.py ARGUMENTS`, as a process, as in a container.
+
+    BY says what starts it: `compiled`, if nothing else.
+    """
 
     def __init__(self, settings: dict[str, str], *arguments: str, clients: int = 17,
-                 echo: str | None = None) -> None:
+                 echo: str | None = None, by: list[str] | None = None) -> None:
         self.home = tempfile.TemporaryDirectory(prefix="backup-executor-")
-        super().__init__([sys.executable, str(EXECUTOR), *arguments],
+        super().__init__([*(by or compiled()), *arguments],
                          executor_environment(settings, self.home.name, clients), echo=echo)
 
     def kill(self) -> None:
@@ -517,7 +558,7 @@ def run(settings: dict[str, str], *arguments: str, clients: int = 17,
     """`python backup_executor.py ARGUMENTS` to its end."""
     with tempfile.TemporaryDirectory(prefix="backup-executor-") as home:
         return subprocess.run(
-            [sys.executable, str(EXECUTOR), *arguments], text=True, capture_output=True,
+            [*compiled(), *arguments], text=True, capture_output=True,
             env=executor_environment(settings, home, clients), stdin=subprocess.DEVNULL,
             check=False, timeout=timeout)
 

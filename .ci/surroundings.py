@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -79,9 +80,9 @@ def generations(postgres: Postgres) -> Iterator[Generations]:
 LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
 WAITS = """SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND pid <> {} AND
     database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-UNTIL = """DO $$ BEGIN FOR tries IN 1..1500 LOOP IF {} THEN RETURN; END IF;
-    PERFORM pg_sleep(0.02);  -- PostgreSQL tells nobody who waits
-    END LOOP; RAISE 'not within 30 s'; END $$"""
+UNTIL = """DO $$ BEGIN FOR tries IN 1..3000 LOOP IF {} THEN RETURN; END IF;
+    PERFORM pg_sleep(0.02), pg_stat_clear_snapshot();  -- PostgreSQL tells nobody who waits
+    END LOOP; RAISE 'not within 60 s'; END $$"""
 FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
     ALTER TABLE t ADD PRIMARY KEY (id)"""
 # Incompressible, 20 MB: pg_dump makes 40 MB of it.
@@ -106,13 +107,20 @@ class Scene:
         server's, if nothing else is said.
         """
         status, clients = settings.pop("status", 0), settings.pop("clients", self.postgres.version)
-        result = run({**self.settings, **settings}, *arguments, clients=clients, timeout=60)
+        result = run({**self.settings, **settings}, *arguments, clients=clients)
         assert result.returncode == status, result.stdout + result.stderr
         assert "Traceback" not in result.stderr
         return result
 
     def backup(self, **settings: str) -> dict[str, Any]:
         return json.loads(self.run("backup", **settings).stdout)
+
+    def given_backup(self) -> str:
+        """Put a backup of its table, that another test may have made, into the bucket; its name."""
+        body, metadata = proven_backup(self.postgres, self.s3)
+        name = f"backup_{int(time.time())}.bak"
+        self.put(name, body, **metadata | {"database": self.database})
+        return name
 
     def failure(self, **settings: Any) -> str:
         """The one error line of a backup that fails."""
@@ -198,6 +206,30 @@ class Scene:
         self.sql(UNTIL.format(f"NOT EXISTS ({WAITS.format(0)})"))
 
 
+@functools.cache
+def proven_backup(postgres: Postgres, s3: S3Server, content: str = FILLED,
+                  **settings: str) -> tuple[bytes, dict[str, str]]:
+    """The bytes and the metadata of a backup of a database with this CONTENT."""
+    name = f"proven_{secrets.token_hex(4)}"
+    with temporary_folder() as folder, postgres.dropping():
+        postgres.make(name, content)
+        made = Scene(postgres, s3, folder, name, name)
+        stored = made.backup(**settings)["filename"]
+        return made.objects()[stored], made.head(stored)["Metadata"]
+
+
+@contextlib.contextmanager
+def removing(s3: S3Server, prefix: str) -> Iterator[None]:
+    """At the end remove the objects whose keys begin so; what S3 does not give back stays."""
+    yield
+    client = s3.client()
+    with contextlib.suppress(botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="backup", Prefix=prefix)
+        for found in [page["Contents"] for page in pages if "Contents" in page]:
+            client.delete_objects(Bucket="backup", Delete={
+                "Objects": [{"Key": each["Key"]} for each in found], "Quiet": True})
+
+
 class Site(Scene):
     """A Scene in a colony, where its executor has the name of its database."""
 
@@ -206,8 +238,7 @@ class Site(Scene):
         self.where, self.client, self.name = where, where.client(), f"site-{secrets.token_hex(4)}"
         self.alive = folder / "alive"
         (folder / self.name).mkdir()
-        postgres.run("createdb", self.name)
-        postgres.sql(FILLED.replace("500", str(rows)), self.name)
+        postgres.make(self.name, FILLED.replace("500", str(rows)))
         super().__init__(postgres, s3, folder / self.name, self.name, self.name)
 
     @property
@@ -278,7 +309,9 @@ def site(request: pytest.FixtureRequest, postgres: Postgres, s3: SeaweedFS,
     """A Site in any colony, or in a stand-in's with the options that `standin` gives."""
     options = getattr(request, "param", None)
     with postgres.dropping(), colony() if options is None else Standin(**options) as where:
-        yield Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
+        site = Site(where if isinstance(where, Colony) else where.colony(), postgres, s3, tmp_path)
+        with removing(s3, site.name):
+            yield site
 
 
 def standin(*options: dict[str, Any] | None) -> Any:
@@ -290,7 +323,7 @@ def standin(*options: dict[str, Any] | None) -> Any:
 GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
 
 
-def becomes_true(condition: Callable[[], Any], timeout: float = 30) -> None:
+def becomes_true(condition: Callable[[], Any], timeout: float = 60) -> None:
     """Wait for something that announces itself to nobody."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -311,9 +344,9 @@ def scene(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     """A small database of its own; its table is t."""
     name = f"small_{secrets.token_hex(4)}"
     with temporary_folder() as folder, backup_servers[0].dropping():
-        backup_servers[0].sql(f"CREATE DATABASE {name}")
-        backup_servers[0].sql(FILLED, name)
-        yield Scene(*backup_servers, folder, name, name)
+        backup_servers[0].make(name, FILLED)
+        with removing(backup_servers[1], name):
+            yield Scene(*backup_servers, folder, name, name)
 
 
 @pytest.fixture
@@ -322,7 +355,8 @@ def big(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
     with temporary_folder() as folder, backup_servers[0].dropping():
         made = Scene(*backup_servers, folder, "big", f"big_{secrets.token_hex(4)}")
         made.settings["BACKUP_COMPRESSION"] = "none"
-        yield made
+        with removing(backup_servers[1], made.prefix):
+            yield made
 
 
 @pytest.fixture
@@ -365,6 +399,7 @@ class World(Site):
                  generation: int = 2026, roles: str = "off") -> None:
         colony = Standin(generation=generation).colony()
         super().__init__(colony, postgres, s3, folder, rows)
+        self.standin.longest = 3  # an idle executor looks for what is left when a poll has ended
         self.wire, self.store = Proxy(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(colony.port), Proxy(s3.port)
         self.settings = self.environ(
@@ -422,7 +457,7 @@ class World(Site):
         below = handles_below(self.executor.pid)
         self.executor.process.kill()
         for handle in below:
-            assert select.select([handle], [], [], 10)[0], "something outlived the executor"
+            assert select.select([handle], [], [], 60)[0], "something outlived the executor"
             os.close(handle)
         self.executor.kill()
         self.go()

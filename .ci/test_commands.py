@@ -92,7 +92,7 @@ def test_check_finds_out_what_a_key_may_not_do(scene: Scene, meddler: Proxy, ver
 
 def test_check_fails_where_the_bucket_gives_back_other_bytes_and_leaves_none_there(
         scene: Scene, meddler: Proxy) -> None:
-    scene.backup()
+    scene.given_backup()
     before = scene.objects()
     meddler.change(rb"^GET \S*/check_", lambda answer: iter([
         answer[:-1] + bytes([answer[-1] ^ 1])]))

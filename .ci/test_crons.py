@@ -79,6 +79,7 @@ def test_a_cron_that_cannot_be_removed_keeps_no_new_one_away(
 @standin()
 def test_a_cron_that_is_refused_when_the_former_one_is_gone_is_made_within_a_minute(
         site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.standin.longest = 0.5  # it looks again when a poll has ended
     real = site.standin.on_addcron
 
     def refuse_once(caller: str, fields: dict[str, Any]) -> Any:
@@ -152,6 +153,7 @@ def test_two_installations_with_defaults_each_back_up_at_each_run_of_their_crons
 
 @standin(*GENERATIONS)
 def test_a_cron_that_names_nobody_is_taken_over_where_nobody_else_is(site: Site) -> None:
+    site.standin.longest = 0.5  # it looks again when a poll has ended
     site.admit(name="elsewhere")
     cron = made_by_hand(site)
     warning = f"backupcron.*elsewhere.*--cronid {cron}"
@@ -198,6 +200,7 @@ def test_a_cron_that_somebody_made_for_more_than_that_is_never_touched(site: Sit
 @standin(*GENERATIONS)
 def test_an_executor_with_another_key_or_name_has_its_cron_and_leaves_no_former_ones(
         site: Site) -> None:
+    site.standin.longest = 0.5  # it looks again when a poll has ended
     def served(name: str, key: str, **crons: Any) -> None:
         with site.serve(BACKUP_CRON=DAILY, COLONIES_EXECUTOR_NAME=name,
                         COLONIES_EXECUTOR_PRVKEY=key, BACKUP_TIME_SCALE="0.001") as executor:

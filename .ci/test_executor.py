@@ -75,6 +75,7 @@ def test_the_alive_file_is_touched_while_processes_come_in(
 
 @standin()
 def test_each_call_to_colonies_is_logged_for_who_debugs_without_what_it_says(site: Site) -> None:
+    site.standin.longest = 0.5
     with site.serve(LOG_LEVEL="debug") as executor:
         site.succeeds(site.submit())
         for kind, status in (("assignprocessmsg", 403), ("addexecutormsg", 200),

@@ -12,10 +12,10 @@ from timescale import Timescale
 
 def test_each_fault_at_a_call_of_a_backup_comes_to_what_is_promised(
         backup_servers: tuple[Postgres, SeaweedFS]) -> None:
-    """A sixth of the cases; `faults` has them all."""
+    """A seventh of the cases; `faults` has them all."""
     seed = secrets.randbits(32)
     _, wrong = break_calls(*backup_servers,
-                           lambda cases: some_of_each(cases, random.Random(seed)))
+                           lambda cases: some_of_each(cases, random.Random(seed)), worlds=4)
     assert not wrong, f"seed {seed}: " + "\n".join(wrong)
 
 

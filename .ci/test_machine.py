@@ -115,7 +115,7 @@ def test_a_kept_dump_on_a_full_disk_stays_and_leaves_no_upload_in_s3(
                          ids=lambda command: command[0])
 def test_a_disk_that_gets_full_during_a_download_is_no_fault_of_s3(
         scene: Scene, meddler: Proxy, tmp_path: Path, command: list[str], pages: int) -> None:
-    scene.backup()
+    scene.given_backup()
     with Machine(scene.settings, tmp_path, TMPFS) as machine:
         def fill(data: bytes) -> bytes:
             if re.search(rb"(?i)^GET .*\n(.*\n)*range: ", data):
@@ -167,6 +167,7 @@ def test_an_answer_that_cannot_be_written_is_a_failure_that_says_so_and_a_log_is
 @pytest.mark.parametrize("what", ["full", "away"])
 def test_serve_outlives_its_staging_volume_and_the_next_process_succeeds(
         site: Site, tmp_path: Path, what: str, when: str) -> None:
+    site.standin.longest = 0.5  # it looks at its volume again when a poll has ended
     wrong, right, says = {
         "full": (FILL, "rm $0/filler", "bytes are free|bytes left"),
         "away": ('umount -l "$0"; mv "$0" "$0.away"', BACK, f"{site.folder}.*No such file")}[what]
@@ -211,7 +212,7 @@ def test_any_small_number_of_open_files_is_enough_or_a_clear_failure(
         scene: Scene, tmp_path: Path, command: list[str], step: int) -> None:
     machine, new = Machine(scene.settings, tmp_path), f"new_{secrets.token_hex(4)}"
     before = databases(scene.postgres)
-    scene.backup()
+    scene.given_backup()
     for number in range(6, 40, step):
         ran = machine.run(*(each.format(new) for each in command), BACKUP_TIME_SCALE="0.001",
                           before=f"ulimit -n {number};")
@@ -242,7 +243,7 @@ def test_serve_without_files_to_open_waits_until_there_are_some(site: Site) -> N
 @pytest.mark.parametrize("command", ["backup", "verify"])
 def test_a_thread_that_cannot_be_started_is_a_clear_failure(
         scene: Scene, tmp_path: Path, command: str) -> None:
-    scene.backup()
+    scene.given_backup()
     machine = Machine(scene.settings, tmp_path)
     for which, where in (("1", "S3 at"), ("3", "S3 at"), ("1", "load in progress")):
         names = "ThreadPool" if "progress" in where else "Thread-"
@@ -499,6 +500,7 @@ def test_a_namesake_on_another_host_does_not_end_the_session_of_a_dump(
 @pytest.mark.parametrize("how", ["one database", "two databases", "one volume"])
 def test_namesakes_close_each_process_once_and_with_a_good_backup(
         site: Site, tmp_path: Path, how: str) -> None:
+    site.standin.longest = 0.5  # who is not known any more is told so at its next poll
     site.postgres.sql(f'CREATE DATABASE "{site.name}_b" TEMPLATE "{site.name}"')
     more = {"DB_DATABASE": f"{site.name}_b"} if how == "two databases" else {}
     one, two = hosts(site.environ(BACKUP_TIME_SCALE=BRISK, FULL_BACKUPS="99"), tmp_path,

@@ -105,7 +105,7 @@ def test_a_journal_whose_process_came_to_another_end_is_kept_for_a_day(scene: Sc
     b"<html>"])
 def test_a_list_of_verdicts_that_is_none_is_left_as_it_is_and_named(
         scene: Scene, found: bytes) -> None:
-    scene.backup()
+    scene.given_backup()
     scene.put("verified.json", found)
     ran = scene.run("verify")
     assert json.loads(ran.stdout)["verdict"] == "readable"

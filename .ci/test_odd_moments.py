@@ -263,7 +263,7 @@ def test_a_kept_dump_is_uploaded_while_colonies_is_away(site: Site) -> None:
     [name, _] = site.files()
     site.standin.stop()
     with site.serve(BACKUP_TIME_SCALE=BRISK):
-        becomes_true(lambda: site.files() == [], 10)
+        becomes_true(lambda: site.files() == [])
     assert site.stored_keys() == [f"{site.name}/{name}"]
 
 
@@ -273,7 +273,7 @@ def test_a_key_file_that_holds_more_than_a_key_is_refused_without_showing_it(
     (tmp_path / "key").write_bytes(f"{before}{OWNER_KEY}{after}".encode())
     ended = run({"COLONIES_SERVER_HOST": "127.0.0.1", "COLONIES_SERVER_PORT": "1",
                  "COLONIES_COLONY_NAME": COLONY_NAME, "AWS_S3_BUCKET_NAME": "backup",
-                 "COLONIES_COLONY_PRVKEY_FILE": str(tmp_path / "key")}, timeout=10)
+                 "COLONIES_COLONY_PRVKEY_FILE": str(tmp_path / "key")})
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
     assert "COLONIES_COLONY_PRVKEY" in ended.stderr
     assert not any(OWNER_KEY[i:i + 8] in ended.stderr for i in range(57))
@@ -287,7 +287,7 @@ def test_a_refused_close_at_sigterm_does_not_keep_it_from_deregistering(site: Si
         with site.serve(proxy.port, BACKUP_TIME_SCALE="20") as executor:
             executor.wait_for("level=warning .*closesuccessfulmsg")  # for 5 s it waits now
             site.client.cancel(process)
-            assert executor.stop(timeout=10) == 0
+            assert executor.stop() == 0
         assert proxy.seen(b"closesuccessfulmsg") == 2
     assert [each["state"] for each in site.standin.executors.values()] == [UNREGISTERED]
     assert site.client.process(process)["state"] == CANCELLED
@@ -365,6 +365,7 @@ def test_between_a_killed_child_and_the_next_colonies_is_heard(site: Site, tmp_p
 @standin()
 def test_what_was_left_is_tried_once_in_a_while_where_that_kills(
         site: Site, tmp_path: Path) -> None:
+    site.standin.longest = 0.5
     with Proxy(site.s3.port) as proxy:
         proxy.reply(PART, FORBIDDEN, 100)
         endpoint = f"127.0.0.1:{proxy.port}"
@@ -400,7 +401,7 @@ def test_a_dump_that_is_being_read_back_at_sigterm_is_made_anew(
     path, begun = hanging_restore(tmp_path)
     with scene.start(PATH=path) as executor:
         becomes_true(begun.exists)
-        assert executor.stop(timeout=10) == 1
+        assert executor.stop() == 1
     assert scene.files() == [] and not scene.objects()
 
 
@@ -460,7 +461,7 @@ def test_taking_a_process_back_ends_where_others_come_without_end(
             patch.setattr(site.standin, "on_getprocess", waits)
             site.standin.wait_call("getprocessmsg", count=3)
             os.utime(site.alive, (0, 0))
-            becomes_true(lambda: site.alive.stat().st_mtime > 0, 10)
+            becomes_true(lambda: site.alive.stat().st_mtime > 0)
         release()
         site.succeeds(process)
 

@@ -29,7 +29,7 @@ from restores import (
     with_little_room,
 )
 from servers import Postgres, run, temporary_folder
-from surroundings import FILLED, Scene, sha256_of
+from surroundings import FILLED, Generations, Scene, sha256_of
 
 
 def test_the_summary_counts_what_is_there(scene: Scene, new: str) -> None:
@@ -384,34 +384,34 @@ def test_a_backup_for_which_there_is_no_room_is_refused(big: Scene, command: str
 @pytest.mark.parametrize("clients", [15, 17])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "with a fault"])
 def test_postgresql_15_is_restored_and_verified_by_its_own_programs_and_by_newer_ones(
-        scene: Scene, clients: int, whole: bool) -> None:
-    with temporary_folder() as folder, Postgres(folder / "old", 15) as old:
-        old.run("createdb", "source")
-        before = Scene(old, scene.s3, scene.folder, "source", f"{scene.prefix}_15")
-        before.sql(FILLED)
+        scene: Scene, generations: Generations, clients: int, whole: bool) -> None:
+    old, source = generations[15], f"source_{secrets.token_hex(4)}"
+    with old.dropping():
+        old.make(source, FILLED)
+        before, there = Scene(old, scene.s3, scene.folder, source, source), set(databases(old))
         governed(before)
         if not whole:  # pg_restore 17 can't stop at the first error there
-            before.sql("CREATE TABLE picky (i int CHECK (current_database() = 'source'));"
+            before.sql(f"CREATE TABLE picky (i int CHECK (current_database() = '{source}'));"
                        " INSERT INTO picky VALUES (1)")
         before.run("backup", clients=clients)
         [body] = before.objects().values()
-        assert backup_executor.archive_origin(body[:200]) == ("source", "15.19")
+        assert backup_executor.archive_origin(body[:200]) == (source, "15.19")
         proof = {"VERIFY_DB_HOST": "127.0.0.1", "VERIFY_DB_PORT": str(old.port),
                  "VERIFY_DB_PASSWORD": old.password, "status": 0 if whole else 1}
         report = json.loads(before.run("verify", clients=clients, **proof).stdout)
         for jobs in ("1", "3"):
-            ran = before.run("restore", "latest", "--database", f"by_{jobs}", "--jobs", jobs,
+            ran = before.run("restore", "latest", "--database", f"{source}_{jobs}", "--jobs", jobs,
                              clients=clients, status=0 if whole else 1)
             assert whole or "picky" in ran.stderr
         if whole:
             assert (report["verdict"], report["rows"]["public.t"]) == (RESTORED, 500)
             properties = PROPERTIES.replace("datlocale, daticurules", "daticulocale")
-            for name in ("by_1", "by_3"):
-                assert old.fingerprint(name) == old.fingerprint("source")
+            for name in (f"{source}_1", f"{source}_3"):
+                assert old.fingerprint(name) == old.fingerprint(source)
                 assert old.sql(properties, name) == before.sql(properties)
         else:
             assert "picky" in report["verdict"]
-            assert set(databases(old)) == {"postgres", "template0", "template1", "source"}
+            assert set(databases(old)) == there
 
 
 @pytest.mark.parametrize("how", ["metadata", "none", "--file"])

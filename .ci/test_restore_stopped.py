@@ -25,7 +25,7 @@ from restores import (
     stored,
 )
 from servers import HELD_UP, Executor, Postgres, descendants, run
-from surroundings import Scene, becomes_true
+from surroundings import UNTIL, Scene, becomes_true
 
 # ---- Restores that fail or are stopped
 
@@ -57,7 +57,7 @@ def at_the_gate(scene: Scene) -> str:
     """Wait for a session that waits for a lock, in whatever database; its process id."""
     waiting = (f"SELECT pid FROM pg_stat_activity WHERE {HELD_UP}"
                " AND backend_type = 'client backend'")  # autovacuum waits for some, too
-    becomes_true(lambda: scene.postgres.sql(waiting))
+    scene.postgres.sql(UNTIL.format(f"EXISTS ({waiting})"))
     return scene.postgres.sql(waiting).split()[0]
 
 
@@ -80,7 +80,7 @@ def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
     with shut(scene, *lock) as release, Executor(
             {**scene.settings, **through(meddler)}, "restore", name, "--database", new) as executor:
         if stage == "download":
-            assert asked.wait(30)
+            assert asked.wait(60)
         else:
             at_the_gate(scene)
         children = descendants(executor.pid)
@@ -111,7 +111,7 @@ def test_kill_9_leaves_no_program_that_goes_on_restoring(scene: Scene, new: str)
         at_the_gate(scene)
         started = descendants(executor.pid)
         executor.process.kill()
-        becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in started), 5)
+        becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in started))
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

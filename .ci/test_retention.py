@@ -63,7 +63,7 @@ def test_an_older_executors_backups_stay_until_enough_proven_ones_are_newer(scen
 
 def test_an_object_without_metadata_goes_only_if_its_archive_names_this_database(
         scene: Scene, meddler: Proxy) -> None:
-    scene.backup()
+    scene.given_backup()
     body = archive(scene)
     other = body.replace(scene.database.encode(), scene.database[:-1].encode() + b"_", 1)
     stays = {
@@ -203,7 +203,7 @@ def test_an_emptied_databases_backups_do_not_eat_the_good_ones(scene: Scene) -> 
                          ids=["deleting", "listing"])
 def test_a_refused_deletion_is_reported_and_the_backup_is_a_success(
         scene: Scene, meddler: Proxy, broken: bytes) -> None:
-    old = scene.backup()["filename"]
+    old = scene.given_backup()
     if broken.startswith(b"^DELETE"):
         meddler.reply(broken, FORBIDDEN, times=10)
     else:  # listing fails once the new backup is there
@@ -238,7 +238,7 @@ def test_a_bucket_of_more_objects_than_one_listing_has_is_read_to_its_end(scene:
 
 
 def test_a_clock_that_is_behind_counts_on_from_the_newest(scene: Scene) -> None:
-    metadata = scene.head(scene.backup()["filename"])["Metadata"]
+    metadata = scene.head(scene.given_backup())["Metadata"]
     later = int(time.time()) + 10**6
     scene.put(f"backup_{later}.bak", **metadata)
     scene.put(f"backup_{later + 50}.bak")  # which proves nothing

@@ -61,7 +61,7 @@ def test_an_answer_that_botocore_stumbles_over_is_asked_for_again(
         scene: Scene, meddler: Proxy, odd: str) -> None:
     text = f"<ListBucketResult>{odd.format(scene.prefix)}</ListBucketResult>"
     meddler.reply(rb"^GET \S*list-type=2", http_reply("200 OK", text.encode()), times=1)
-    name = scene.backup()["filename"]
+    name = scene.given_backup()
     assert [row["name"] for row in json.loads(
         scene.run("list", "--json", **through(meddler)).stdout)] == [name]
     meddler.reply(rb"^GET \S*list-type=2", http_reply("200 OK", text.encode()), times=10**6)

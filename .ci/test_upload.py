@@ -31,6 +31,7 @@ from proxies import (
 )
 from restores import same_databases
 from servers import (
+    BY_PATH,
     Executor,
     RcloneS3,
     certificate,
@@ -227,7 +228,7 @@ def test_an_archives_size_does_not_show_in_the_memory(
     peaks: list[float] = []
     for size in (20_000_000, 300_000_000):
         path = synthetic_programs(tmp_path / str(size), size)
-        with Executor({**site.environ(PATH=path), **through(meddler)}) as executor:
+        with Executor({**site.environ(PATH=path), **through(meddler)}, by=BY_PATH) as executor:
             site.standin.wait_call("assignprocessmsg", 0, len(peaks) + 1)
             assert memory(executor.pid) <= 36
             with completing(meddler) as come:

@@ -378,6 +378,16 @@ def umbrella(folder: Path, parts: dict[str, Any]) -> Path:
 LONG = 63 * "x"  # an alias that leaves the label of the chart no room for a version
 
 
+@pytest.fixture
+def releases(postgres: Postgres) -> Iterator[str]:
+    """The address of a database of helm's releases: the cluster's own it would send as protobuf."""
+    database = f"helm-{secrets.token_hex(4)}"
+    address = f"postgres:{postgres.password}@127.0.0.1:{postgres.port}/{database}?sslmode=disable"
+    with postgres.dropping():
+        postgres.run("createdb", database)
+        yield f"postgresql://{address}"
+
+
 @pytest.mark.parametrize("major", [4, 3])
 @pytest.mark.parametrize("parts, names", [
     ({}, {"": "timescaledb"}),
@@ -386,16 +396,11 @@ LONG = 63 * "x"  # an alias that leaves the label of the chart no room for a ver
      {f"shop.{LONG}.": "shop-db", f"web.{LONG}.": "web-db"}),
 ], ids=["alone", "aliases", "deep"])
 def chart_refuses_an_upgrade_that_would_take_a_database_away_and_no_other(
-        cluster: Cluster, postgres: Postgres, tmp_path: Path, parts: dict[str, Any],
+        cluster: Cluster, releases: str, tmp_path: Path, parts: dict[str, Any],
         names: dict[str, str], major: int) -> None:
     """NAMES are those of the databases, by where their values are."""
     chart = umbrella(tmp_path / "umbrella", parts) if parts else CHART
-    database = f"helm-{secrets.token_hex(4)}"
-    postgres.run("createdb", database)
-    # Helm keeps its releases in PostgreSQL: it would send the cluster's own as protobuf.
-    address = f"postgres:{postgres.password}@127.0.0.1:{postgres.port}/{database}?sslmode=disable"
-    helm = cluster.helm(tmp_path, HELM_DRIVER="sql",
-                        HELM_DRIVER_SQL_CONNECTION_STRING=f"postgresql://{address}")
+    helm = cluster.helm(tmp_path, HELM_DRIVER="sql", HELM_DRIVER_SQL_CONNECTION_STRING=releases)
 
     def take(verb: str, where: str = "", changes: dict[str, Any] | None = None) -> str:
         """What helm complains of, with CHANGES to the values at WHERE."""
