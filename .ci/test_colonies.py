@@ -1,6 +1,7 @@
 """Tests of the executor in its colony: joining, long backups, a server that goes away, the end."""
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import select
@@ -23,8 +24,17 @@ from colonies import (
     Standin,
     identity,
 )
-from proxies import Proxy, http_reply
-from servers import HELD_UP, Postgres, SeaweedFS, certificate, handles_below, kill_child, run
+from proxies import Proxy, http_reply, silence
+from servers import (
+    HELD_UP,
+    Postgres,
+    SeaweedFS,
+    certificate,
+    descendants,
+    handles_below,
+    kill_child,
+    run,
+)
 from surroundings import BRISK, EXECUTOR_KEY, GENERATIONS, Site, becomes_true, standin
 from vectors import VECTORS
 
@@ -132,9 +142,10 @@ def test_a_process_that_is_taken_for_good_stops_its_dump_and_the_next_one_is_run
             site.admit(other, "other")
             taken = site.client.call("assignprocessmsg", other, timeout=20)
             assert taken["processid"] == process
-            site.client.call("closesuccessfulmsg", other, processid=process, out=["elsewhere"])
         site.nobody_waits()
         becomes_true(lambda: site.files() == [])
+        if how == "given to another executor":  # which has run it until now
+            site.client.call("closesuccessfulmsg", other, processid=process, out=["elsewhere"])
         release()
         site.succeeds(site.submit())
         state = site.client.process(process)["state"]
@@ -369,6 +380,38 @@ def test_a_dump_that_was_complete_at_sigterm_is_kept_for_the_processs_next_run(s
             assert site.succeeds(process)["filename"] == name
             assert "Backing up database" not in executor.log
     assert site.stored_keys() == [f"{site.name}/{name}"]
+
+
+@standin()
+def test_a_finished_dump_outlasts_the_failure_of_its_process_at_sigterm(site: Site) -> None:
+    site.admit()
+    process = site.submit()
+    with Proxy(site.s3.port) as proxy:
+        proxy.reply(b"PUT .*partNumber=", http_reply("503 Slow Down", b""), 1000)
+        with site.serve(AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}", COLONIES_COLONY_PRVKEY="",
+                        COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
+            proxy.wait_seen(b"PUT .*partNumber=")
+            assert executor.stop(timeout=10) == 0
+    assert site.client.process(process)["errors"] == ["the executor was stopped"]
+    [name, journal] = site.files()
+    assert run(site.environ(), "backup", "--resume").returncode == 0
+    assert site.stored_keys() == [f"{site.name}/{name}"] and site.files() == [journal]
+
+
+@standin()
+def test_a_backup_that_has_ended_at_sigterm_is_closed_with_its_result(site: Site) -> None:
+    process = site.submit()
+    with Proxy(site.where.port) as proxy, site.locked() as release, \
+            site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
+        site.waiting()
+        proxy.reply(b"assignprocessmsg", functools.partial(silence, 60))
+        proxy.wait_seen(b"assignprocessmsg", proxy.seen(b"assignprocessmsg") + 1)
+        release()
+        executor.wait_for("Backup procedure completed")
+        becomes_true(lambda: all(" Z " in Path(f"/proc/{pid}/stat").read_text()
+                                 for pid in descendants(executor.pid)))
+        assert executor.stop(timeout=10) == 0
+    assert site.client.process(process)["state"] == SUCCESS
 
 
 def crash(site: Site) -> None:
