@@ -24,7 +24,7 @@ from colonies import (
     Standin,
     identity,
 )
-from proxies import Proxy, http_reply, silence
+from proxies import Proxy, drip, http_reply, silence
 from servers import (
     HELD_UP,
     Postgres,
@@ -76,6 +76,7 @@ def test_it_waits_for_a_server_that_is_not_there_when_it_starts(site: Site) -> N
         site.standin.start()
         site.polling()
         assert executor.log.count("level=warning") == 1  # not one for each try
+        executor.wait_for("level=info .*Colonies is back")
 
 
 def test_it_speaks_https_to_a_server_whose_certificate_it_trusts(
@@ -280,6 +281,7 @@ def test_a_close_whose_answer_got_lost_holds_and_the_next_process_is_run(
         site.succeeds(site.submit())
         assert not proxy.rules
         assert site.client.process(process) | {"endtime": ""} == ended | {"endtime": ""}
+        becomes_true(lambda: site.files() == [])  # what was kept for it, too
     assert len(site.stored_keys()) == 1 + (funcname == "backup")
 
 
@@ -364,6 +366,15 @@ def test_sigterm_while_colonies_hangs_ends_it_within_10_s(site: Site, busy: bool
         assert site.files() == []
 
 
+@standin()
+def test_sigterm_while_an_answer_of_colonies_drips_ends_it_within_10_s(site: Site) -> None:
+    with Proxy(site.where.port) as proxy, site.serve(proxy.port) as executor:
+        site.polling()
+        proxy.reply(b"removeexecutormsg", drip)
+        assert executor.stop(timeout=10) == 0
+        executor.wait_for("level=warning .*Could not take leave.*in time")
+
+
 @standin(*GENERATIONS)
 def test_a_dump_that_was_complete_at_sigterm_is_kept_for_the_processs_next_run(site: Site) -> None:
     process = site.submit()
@@ -444,6 +455,17 @@ def test_after_a_kill_9_nothing_goes_on_and_a_restart_runs_the_process_again(sit
             site.succeeds(process)
             becomes_true(lambda: site.files() == [])
     assert len(site.stored_keys()) == 1
+
+
+@standin()
+def test_what_a_crash_left_of_a_dump_is_removed_while_nobody_asks_for_another(site: Site) -> None:
+    process = site.submit()
+    with site.locked():
+        crash(site)
+    site.client.cancel(process)
+    assert any(name.endswith(".partial") for name in site.files())
+    with site.serve():
+        becomes_true(lambda: not any(name.endswith(".partial") for name in site.files()))
 
 
 @standin()
