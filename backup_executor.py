@@ -1751,15 +1751,9 @@ class Window:
         step = "Reading the tables"
         self.session, said = hold(self.database, options, EXPORT, 120)
         try:
+            require(said.endswith(HELD), f"{step}: psql says {excerpt(said)!r}")
             # Before its answers stands what server and libpq warn of as it connects.
-            lines = [*said.decode("utf-8", "replace").split("\n")[-4:], ""]
-            if not said.endswith(HELD):
-                silent = self.session.poll() is None
-                self.release()
-                status, why = self.session.returncode, excerpt(said)
-                if silent:
-                    why = "no answer in 120 seconds"
-                require(status == 0, f"{step}: psql: exit status {status}: {why}")
+            lines = said.decode("utf-8", "replace").split("\n")[-4:]
             exported = record_of(self.database, step, lines[0], Exported)
             catalog = record_of(self.database, step, lines[1], Catalog)
         except BaseException:
@@ -1808,12 +1802,11 @@ class Window:
                 return self.look_for_locks(tick)
             self.next_look = now + 10 * TIME_SCALE
             self.compare_schemas(self.read("schemas", READ_SCHEMAS, tick=tick))
-            return True
         except Failure as error:
             if error.again:
                 raise
             log("debug", "Cannot look at the tables yet", Error=error)
-            return False
+        return False
 
     def look_for_locks(self, tick: Callable[[], None]) -> bool:
         """Read and compare the tables if pg_dump has its locks; see `look`.
@@ -2139,7 +2132,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
             run("Backing up database", command, database, options, tick=tick, heed=True)
         except Failure as error:
             if "pg_dump: exit status 1:" in str(error):
-                error.again = error.again or window.lost()
+                error.again = window.lost()
             raise
         finally:
             window.release()
@@ -3103,7 +3096,7 @@ class Executor:
             result = job.result.decode().strip()
             self.outcomes[process.id] = {"out": [result]}
             began = server_time(json.loads(result).get("starttime"))  # of a verify: 0
-            self.newest = max(self.newest, (began, result))
+            self.newest = (began, result)
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
         else:

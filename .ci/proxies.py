@@ -496,6 +496,14 @@ def trickle(answer: bytes, seconds: float = 2) -> Iterator[bytes]:
         threading.Event().wait(seconds / 40)
 
 
+def drip(_: bytes) -> Iterator[bytes]:
+    """An answer of which always some more comes."""
+    yield b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+    while True:
+        yield b" "
+        threading.Event().wait(0.2)
+
+
 def silence(seconds: float, _: bytes) -> Iterator[bytes]:
     """Nothing; then it hangs up."""
     threading.Event().wait(seconds)

@@ -1,6 +1,7 @@
 """Tests of the executor in its colony: joining, long backups, a server that goes away, the end."""
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import select
@@ -23,8 +24,17 @@ from colonies import (
     Standin,
     identity,
 )
-from proxies import Proxy, http_reply
-from servers import HELD_UP, Postgres, SeaweedFS, certificate, handles_below, kill_child, run
+from proxies import Proxy, drip, http_reply, silence
+from servers import (
+    HELD_UP,
+    Postgres,
+    SeaweedFS,
+    certificate,
+    descendants,
+    handles_below,
+    kill_child,
+    run,
+)
 from surroundings import BRISK, EXECUTOR_KEY, GENERATIONS, Site, becomes_true, standin
 from vectors import VECTORS
 
@@ -66,6 +76,7 @@ def test_it_waits_for_a_server_that_is_not_there_when_it_starts(site: Site) -> N
         site.standin.start()
         site.polling()
         assert executor.log.count("level=warning") == 1  # not one for each try
+        executor.wait_for("level=info .*Colonies is back")
 
 
 def test_it_speaks_https_to_a_server_whose_certificate_it_trusts(
@@ -132,9 +143,10 @@ def test_a_process_that_is_taken_for_good_stops_its_dump_and_the_next_one_is_run
             site.admit(other, "other")
             taken = site.client.call("assignprocessmsg", other, timeout=20)
             assert taken["processid"] == process
-            site.client.call("closesuccessfulmsg", other, processid=process, out=["elsewhere"])
         site.nobody_waits()
         becomes_true(lambda: site.files() == [])
+        if how == "given to another executor":  # which has run it until now
+            site.client.call("closesuccessfulmsg", other, processid=process, out=["elsewhere"])
         release()
         site.succeeds(site.submit())
         state = site.client.process(process)["state"]
@@ -270,6 +282,7 @@ def test_a_close_whose_answer_got_lost_holds_and_the_next_process_is_run(
         site.succeeds(site.submit())
         assert not proxy.rules
         assert site.client.process(process) | {"endtime": ""} == ended | {"endtime": ""}
+        becomes_true(lambda: site.files() == [])  # what was kept for it, too
     assert len(site.stored_keys()) == 1 + (funcname == "backup")
 
 
@@ -354,6 +367,15 @@ def test_sigterm_while_colonies_hangs_ends_it_within_10_s(site: Site, busy: bool
         assert site.files() == []
 
 
+@standin()
+def test_sigterm_while_an_answer_of_colonies_drips_ends_it_within_10_s(site: Site) -> None:
+    with Proxy(site.where.port) as proxy, site.serve(proxy.port) as executor:
+        site.polling()
+        proxy.reply(b"removeexecutormsg", drip)
+        assert executor.stop(timeout=10) == 0
+        executor.wait_for("level=warning .*Could not take leave.*in time")
+
+
 @standin(*GENERATIONS)
 def test_a_dump_that_was_complete_at_sigterm_is_kept_for_the_processs_next_run(site: Site) -> None:
     process = site.submit()
@@ -370,6 +392,38 @@ def test_a_dump_that_was_complete_at_sigterm_is_kept_for_the_processs_next_run(s
             assert site.succeeds(process)["filename"] == name
             assert "Backing up database" not in executor.log
     assert site.stored_keys() == [f"{site.name}/{name}"]
+
+
+@standin()
+def test_a_finished_dump_outlasts_the_failure_of_its_process_at_sigterm(site: Site) -> None:
+    site.admit()
+    process = site.submit()
+    with Proxy(site.s3.port) as proxy:
+        proxy.reply(b"PUT .*partNumber=", http_reply("503 Slow Down", b""), 1000)
+        with site.serve(AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}", COLONIES_COLONY_PRVKEY="",
+                        COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
+            proxy.wait_seen(b"PUT .*partNumber=")
+            assert executor.stop(timeout=10) == 0
+    assert site.client.process(process)["errors"] == ["the executor was stopped"]
+    [name, journal] = site.files()
+    assert run(site.environ(), "backup", "--resume").returncode == 0
+    assert site.stored_keys() == [f"{site.name}/{name}"] and site.files() == [journal]
+
+
+@standin()
+def test_a_backup_that_has_ended_at_sigterm_is_closed_with_its_result(site: Site) -> None:
+    process = site.submit()
+    with Proxy(site.where.port) as proxy, site.locked() as release, \
+            site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
+        site.waiting()
+        proxy.reply(b"assignprocessmsg", functools.partial(silence, 60))
+        proxy.wait_seen(b"assignprocessmsg", proxy.seen(b"assignprocessmsg") + 1)
+        release()
+        executor.wait_for("Backup procedure completed")
+        becomes_true(lambda: all(" Z " in Path(f"/proc/{pid}/stat").read_text()
+                                 for pid in descendants(executor.pid)))
+        assert executor.stop(timeout=10) == 0
+    assert site.client.process(process)["state"] == SUCCESS
 
 
 def crash(site: Site) -> None:
@@ -402,6 +456,17 @@ def test_after_a_kill_9_nothing_goes_on_and_a_restart_runs_the_process_again(sit
             site.succeeds(process)
             becomes_true(lambda: site.files() == [])
     assert len(site.stored_keys()) == 1
+
+
+@standin()
+def test_what_a_crash_left_of_a_dump_is_removed_while_nobody_asks_for_another(site: Site) -> None:
+    process = site.submit()
+    with site.locked():
+        crash(site)
+    site.client.cancel(process)
+    assert any(name.endswith(".partial") for name in site.files())
+    with site.serve():
+        becomes_true(lambda: not any(name.endswith(".partial") for name in site.files()))
 
 
 @standin()

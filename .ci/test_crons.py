@@ -96,6 +96,16 @@ def test_a_cron_that_is_refused_when_the_former_one_is_gone_is_made_within_a_min
         becomes_true(lambda: crons_for(site) == {"backupcron": ([site.name], "0 0 2 * * *")}, 60)
 
 
+@standin()
+def test_a_cron_that_is_gone_when_its_executor_joins_again_is_made_again(site: Site) -> None:
+    with site.serve(BACKUP_CRON=DAILY) as executor:
+        executor.wait_for("Added the cron")
+        site.client.call("removecronmsg", cronid=site.client.crons()[0]["cronid"])
+        site.expel()
+        executor.wait_for("Added the cron", count=2)
+    assert crons_for(site) == {"backupcron": ([site.name], DAILY)}
+
+
 # ---- Crons of several executors, and of others -------------------------------------------------
 
 def crons_for(site: Site) -> dict[str, tuple[list[str], str]]:

@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,30 @@ def test_a_processs_log_has_its_steps_and_progress_whatever_our_own_log_has(site
         said = site.client.logs(process)
         assert "Backing up database ...\n" in said and "level=" not in executor.log
         assert re.search("(?m)^[A-Z].* Size=.* Of=.* Rate=", said)
+
+
+@standin()
+def test_a_server_that_holds_no_request_is_asked_once_a_second(site: Site) -> None:
+    nothing = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
+        b'{"status": 404, "message": "No process available"}').decode()}).encode()
+    site.admit()
+    with Proxy(site.where.port) as proxy:
+        proxy.reply(b"assignprocessmsg", http_reply("404 Not Found", nothing), 10**6)
+        with site.serve(proxy.port, COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY, BACKUP_TIME_SCALE=BRISK):
+            proxy.wait_seen(b"getprocessesmsg", 4)  # it looks about once a second, too
+            assert proxy.seen(b"assignprocessmsg") < 12
+
+
+@standin()
+def test_a_process_that_does_not_say_when_it_was_submitted_gets_a_backup_of_its_own(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = site.standin.on_assignprocess
+
+    def timeless(caller: str, fields: dict[str, Any], gone: Callable[[], bool]) -> Any:
+        return {**json.loads(real(caller, fields, gone)), "submissiontime": "yesterday"}
+
+    monkeypatch.setattr(site.standin, "on_assignprocess", timeless)
+    processes = [site.submit(), site.submit()]
+    with site.serve():
+        first, second = [site.succeeds(process)["filename"] for process in processes]
+    assert first != second

@@ -255,6 +255,23 @@ def test_a_kept_dump_whose_upload_is_killed_keeps_no_later_process_waiting(site:
 
 
 @standin()
+def test_a_dump_whose_upload_was_killed_three_times_is_finished_when_that_kills_no_more(
+        site: Site) -> None:
+    with Proxy(site.s3.port) as proxy, site.serve(
+            AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}") as executor:
+        proxy.reply(PART, functools.partial(silence, 60), times=3)
+        process = site.submit()
+        for count in (1, 2, 3):
+            proxy.wait_seen(PART, count)
+            kill_child(executor)
+        assert "killed three times" in site.client.wait(process, FAILED)["errors"][0]
+        assert executor.stop() == 0
+    assert not site.objects()
+    assert run(site.environ(), "backup", "--resume").returncode == 0
+    assert len(site.objects()) == 1
+
+
+@standin()
 def test_a_kept_dump_is_uploaded_while_colonies_is_away(site: Site) -> None:
     with Proxy(site.s3.port) as proxy:
         proxy.reply(PART, FORBIDDEN, 100)

@@ -11,7 +11,16 @@ import pytest
 import trustme
 
 import backup_executor
-from proxies import COMPLETING, Proxy, Stranger, http_answer, http_reply, secured, through
+from proxies import (
+    COMPLETING,
+    Proxy,
+    Stranger,
+    drip,
+    http_answer,
+    http_reply,
+    secured,
+    through,
+)
 from servers import executor_environment
 from surroundings import Scene, one_error, sha256_of
 
@@ -90,6 +99,12 @@ def test_no_time_scale_makes_a_slow_answer_of_s3_a_missing_one(
 
     meddler.request = slow
     assert scene.run("list", **through(meddler, 0.0001)).returncode == 0
+
+
+def test_an_answer_of_s3_that_drips_is_given_up(scene: Scene, meddler: Proxy) -> None:
+    meddler.reply(rb"^GET \S*list-type=2", drip)
+    error = one_error(scene.run("list", status=1, **through(meddler, 0.001)))
+    assert "no complete answer in time" in error
 
 
 @pytest.mark.parametrize("status, code, again", [

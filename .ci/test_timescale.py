@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import signal
@@ -14,7 +15,7 @@ import pytest
 from readme import least_privileges, restored_by_hand
 from restores import RESTORED, holding, identifier, paused, result_of, verifying
 from servers import ASKED, HELD_UP, PASSING_ON, Executor, asking, programs, temporary_folder
-from surroundings import Scene, becomes_true
+from surroundings import BIG, Scene, becomes_true
 from timescale import ALARMS_KEY, PAUSING, SENSORS_ROWS, Sensors, Timescale, ask
 
 BEGIN = ["CREATE EXTENSION timescaledb VERSION '2.1.0'", "SELECT timescaledb_pre_restore()"]
@@ -409,6 +410,30 @@ def test_what_waits_for_us_and_keeps_pg_dump_waiting_is_let_go(compressing: Scen
             assert executor.wait() == 0, executor.log
     assert result_of(executor)["made_again"] == []
     assert all_rows_are_in(compressing, executor)
+
+
+def test_what_a_dump_held_is_let_go_while_pg_dump_still_copies(
+        compressing: Scene, tmp_path: Path) -> None:
+    """The lock that compression waits for, and the session whose snapshot pg_dump has by then."""
+    compressing.sql(BIG.replace("TABLE t ", "TABLE big ").replace("INTO t ", "INTO big "))
+    noted, real = tmp_path / "pid", compressing.postgres.bin
+    path = programs(tmp_path / "bin", pg_dump=f"""#!/bin/sh
+        [ "$1" = --version ] || echo $$ >'{noted}'
+        exec '{real}/pg_dump' "$@"\n""")
+    with compressing.session() as policy, compressing.start(
+            PATH=path, LOG_LEVEL="debug", BACKUP_COMPRESSION="gzip:9") as executor:
+        executor.wait_for("pg_dump has its locks")
+        os.kill(int(noted.read_text()), signal.SIGSTOP)
+        ask(policy, """BEGIN;
+            LOCK TABLE _timescaledb_catalog.compression_settings IN ROW EXCLUSIVE MODE;
+            COMMIT; SELECT 'done';""", "done")
+        becomes_true(lambda: compressing.sql(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state = 'active' AND query LIKE 'SELECT pg_sleep%'") == "0")
+        executor.wait_for("Backup in progress.* Size=.* Of=.* Rate=")
+        os.kill(int(noted.read_text()), signal.SIGCONT)
+        assert executor.wait() == 0, executor.log
+    assert result_of(executor)["made_again"] == []
 
 
 def test_pg_dump_waits_for_a_compression_that_is_about_to_truncate(compressing: Scene) -> None:
