@@ -150,6 +150,13 @@ def test_roles_are_of_their_archive_and_for_nobody_else_on_the_volume(
     assert re.search(HASH, shop.objects()[beside(name)].decode())
 
 
+def test_no_hash_is_left_on_the_volume_while_a_process_waits_to_be_closed(shop: Scene) -> None:
+    shop.run("backup", BACKUP_PROCESS=json.dumps({"process": "p1", "starttime": ""}))
+    [journal] = shop.files()
+    told = (shop.folder / journal).read_text()
+    assert not re.search(HASH, told) and json.loads(told)["roles"].endswith(".roles.sql")
+
+
 @pytest.mark.parametrize("how", ["no-passwords", "a role that may not"])
 def test_roles_come_without_passwords_where_these_are_not_wanted_or_not_readable(
         shop: Scene, how: str) -> None:
@@ -260,6 +267,30 @@ def test_a_policy_for_archives_alone_costs_the_roles_and_no_backup(
     assert "roles-sha256" not in shop.head(result["filename"])["Metadata"]
     [line] = warnings(ran)
     assert "AccessDenied" in line and "roles" in line
+
+
+def test_roles_that_vanish_before_their_archive_is_there_are_put_again(
+        shop: Scene, meddler: Proxy) -> None:
+    def vanish(data: bytes) -> bytes:
+        if re.match(COMPLETING, data):
+            meddler.request = bytes
+            [name] = shop.objects()
+            shop.s3_client.delete_object(Bucket="backup", Key=f"{shop.prefix}/{name}")
+        return data
+
+    meddler.request = vanish
+    whole(shop, shop.backup(**through(meddler))["filename"])
+    assert meddler.request is bytes
+
+
+def test_an_archive_that_is_not_what_was_sent_goes_with_its_roles(
+        shop: Scene, meddler: Proxy) -> None:
+    meddler.answer = lambda head: re.sub(
+        rb'(?im)^(etag: ")[0-9a-f]{32}-', rb"\g<1>" + b"0" * 32 + b"-", head)
+    assert shop.prefix in shop.failure(**through(meddler, 0.01))
+    assert not shop.objects() and meddler.seen(rb"^PUT \S*roles\.sql")
+    shop.run("backup", "--resume")
+    whole(shop, min(shop.objects()))
 
 
 def test_roles_wait_for_an_s3_that_is_away(shop: Scene, meddler: Proxy) -> None:
@@ -385,7 +416,10 @@ def test_roles_that_lost_their_archive_go_when_no_upload_may_be_under_way(
     second = shop.backup(**through(meddler))["filename"]
     assert set(before) < set(shop.objects())  # they may be of an upload that is under way
     with days_later(meddler) as settings:
+        hidden = first.replace("bak", "bax").encode()  # what a listing lacks may be there
+        meddler.other = lambda data: data.replace(first.encode(), hidden)
         ran = shop.run("backup", **settings)
+        meddler.other = bytes
         third = json.loads(ran.stdout)["filename"]
     gone = {*before} - {*shop.objects()}
     assert gone == {*ours}
@@ -477,7 +511,7 @@ def logged_in(server: Postgres, env: dict[str, str], query: str) -> str:
 
 
 def test_what_a_server_refuses_of_a_role_is_named_and_the_rest_made(
-        shop: Scene, tmp_path: Path) -> None:
+        shop: Scene) -> None:
     script = """CREATE ROLE app;
 ALTER ROLE app WITH LOGIN PASSWORD 'SCRAM-SHA-256$4096:c2FsdHNhbHQ=$c3RvcmVk:c2VydmVyIGtleQ==';
 ALTER ROLE app SET no_such_parameter TO 'secret value';
@@ -495,9 +529,7 @@ ALTER ROLE postgres WITH NOSUPERUSER;
 DROP DATABASE shop;
 """
     name = shop.backup()["filename"]
-    metadata = {**shop.head(name)["Metadata"], "roles-sha256": sha256_of(script.encode())}
-    shop.put(name, shop.objects()[name], **metadata)
-    shop.put(beside(name), script.encode(), **metadata)
+    bring(shop, name, script)
     with temporary_folder() as folder, Postgres(folder / "new") as server:
         ran = restored(shop, name, "--database", "shop", "--roles", status=1, **at(server))
         errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
@@ -512,6 +544,31 @@ DROP DATABASE shop;
         assert {*made} == {"app", "owner", "postgres"} and made["postgres"][0] is True
         assert made["app"][11] == ["lock_timeout=61s"] and made["app"][12] == [["owner", False]]
         assert server.sql("SELECT count(*) FROM t", "shop") == "500"
+
+
+def bring(scene: Scene, name: str, script: str) -> None:
+    """Have a backup bring other roles."""
+    metadata = {**scene.head(name)["Metadata"], "roles-sha256": sha256_of(script.encode())}
+    scene.put(name, scene.objects()[name], **metadata)
+    scene.put(beside(name), script.encode(), **metadata)
+
+
+def test_a_database_is_not_begun_where_a_role_that_it_takes_is_not_brought_or_refused(
+        shop: Scene) -> None:
+    name = shop.backup()["filename"]
+    app = "CREATE ROLE app;\nALTER ROLE app WITH LOGIN;\n"
+    owner = "CREATE ROLE owner;\nALTER ROLE owner WITH TELEPATHY PASSWORD 'secret word';\n"
+    with temporary_folder() as folder, Postgres(folder / "new") as server:
+        before = roles(server)
+        bring(shop, name, app)
+        error = refused(shop, name, "--database", "shop", "--roles", **at(server))
+        assert "lacks these roles" in error and "owner" in error and roles(server) == before
+        bring(shop, name, app + owner)
+        ran = restored(shop, name, "--database", "shop", "--roles", status=1, **at(server))
+        assert "CREATE ROLE owner: not done: unrecognized role option" in ran.stderr
+        assert "lacks these roles" in ran.stderr and "secret word" not in ran.stderr
+        assert {*roles(server)} == {*before, "app"}
+        assert "shop" not in server.sql("SELECT json_agg(datname) FROM pg_database")
 
 
 def test_no_role_is_made_for_a_restore_that_cannot_be(shop: Scene) -> None:
