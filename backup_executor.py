@@ -5537,7 +5537,9 @@ order:
      drops that. For the moment, at most 10 seconds, both are closed and sessions in them are ended,
      as far as the role may; a backup of it, too. Where some stay for a minute, or a prepared
      transaction does, all is as before, TimescaleDB's scheduler runs, and the statements that name
-     it are printed. In a database that was replaced its jobs run on, and its subscriptions.
+     it are printed. In a database that was replaced its jobs run on, and its subscriptions. After a
+     kill -9 here all is open, but that scheduler stands still until somebody calls
+     _timescaledb_functions.start_background_workers() there.
   5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
      --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
      it has run, no job does. A kill -9 here leaves you to call it.
