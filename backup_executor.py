@@ -114,6 +114,10 @@ class ColoniesFailure(Failure):
     """Likewise the Colonies server. Its status is 200 where it answered something else."""
 
 
+class ServerLacks(Failure):
+    """A server lacks what a restore takes, or its role may not do it: no word of the backup."""
+
+
 class Stop(BaseException):
     """A signal, the argument, asks for the end."""
 
@@ -3176,10 +3180,13 @@ SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")
 EXTENSION = re.compile(r"(\S+ ){3}EXTENSION - timescaledb ")
 FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
 JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
-# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
-LATE = re.compile(
-    r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
-    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
+LATE = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
+EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
+# A database is whole without these. An event trigger may refuse what comes after it; pg_restore
+# itself makes them last, and fills the views, too.
+REFRESH = re.compile(r"(\S+ ){3}MATERIALIZED VIEW DATA ")
+REST = re.compile(
+    r"(\S+ ){3}((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION) "
 )
 # The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
 CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
@@ -3319,6 +3326,17 @@ class Archive:
     def read(self, *options: str) -> str:
         """What pg_restore prints of it."""
         return run("Reading the archive", ["pg_restore", *options, *self.options, self.path])
+
+    def needs(self) -> dict[str, set[str]]:
+        """The numbers of what each entry of its table of contents depends on; by its number."""
+        found, number = dict[str, set[str]](), ""
+        for line in self.read("-l", "-v").split("\n"):
+            if line.startswith(";\tdepends on:"):
+                found[number] |= {*line.split()[3:]}
+            else:
+                number = line.partition(";")[0]
+                found[number] = set()
+        return found
 
     def read_statements(self) -> str:
         """The statements on roles and on the database, as far as pg_restore writes them."""
@@ -3572,6 +3590,9 @@ OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) E
 # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
 NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
+MEMBERS = """SELECT format('%s %s', nspname, relname) FROM pg_depend, pg_class c
+    JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'"""
 SUBSCRIBED = """SELECT count(*) FROM pg_subscription
     WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = {})"""
 SUBSCRIPTIONS = """SELECT string_agg(format('%s of the slot %s', subname, subslotname), ', ')
@@ -3696,48 +3717,136 @@ def drop(hub: Database, name: str) -> None:
     psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
 
 
-def rebuild(target: Database, archive: Archive, jobs: int) -> None:
-    """Restore an archive into a new database, with so many jobs at once. Raises Failure.
+def described(entry: str) -> str:
+    """An entry of a table of contents for people: what it is, its schema and name."""
+    return "not restored: " + entry.split(" ", 3)[3].rpartition(" ")[0]
 
-    pg_restore tells nothing of how far it is. After a kill -9 of ours its workers, if there are
-    several, end the table or index that they are at; the database is never named then.
+
+def number_of(entry: str) -> str:
+    """An entry's number in its table of contents."""
+    return entry.partition(";")[0]
+
+
+def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str]]:
+    """The entries that a new database has to do without, each with why; and those to try last.
+
+    The first are extensions whose own script refuses every database but one, as pg_cron's does, and
+    all that depend on them; the second what may be about their members, which no archive lists.
+    Each extension is tried, and undone. Raises ServerLacks where it is refused for other reasons.
     """
-    step, many = "Restoring", f"--jobs={jobs}"
+    why, members = dict[str, str](), {"_timescaledb_"}
+    for extension in filter(None, map(EXTENSIONS.match, archive.entries)):
+        name = identifier(extension[2])
+        try:
+            make = f"BEGIN; CREATE EXTENSION {name} CASCADE"
+            made = psql(target, f"The extension {name}", MEMBERS, FOREVER, PUBLIC, first=make)
+            members |= {f" {member} " for member in made.splitlines()}
+        except Failure as error:
+            if not re.search("(?m) RAISE$", str(error)):
+                raise ServerLacks(str(error)) from None
+            why[extension.string] = str(error)
+    if not why:
+        return {}, set()
+    needs, lost, unsure = archive.needs(), set(map(number_of, why)), set[str]()
+    for entry in archive.entries:
+        number = number_of(entry)
+        if not needs[number].isdisjoint(lost):
+            lost.add(number)
+            why.setdefault(entry, "it depends on an extension that is refused")
+        elif needs[number] - needs.keys() and not any(each in entry for each in members):
+            unsure.add(entry)
+    return why, unsure
+
+
+def restore_last(
+    parts: Sequence[tuple[str, list[str]]], restore_part: Callable[..., None], options: str
+) -> list[str]:
+    """Restore what a database is whole without; what was refused of it, a line each.
+
+    parts: entries, each with the option by which they are tried all at once. Where that fails, each
+    is tried by itself; a view is filled once more then.
+    """
+    left = []
+    for how, entries in parts:
+        try:
+            if entries:
+                with listing(entries) as chosen:
+                    restore_part(how, chosen, options=options)
+        except Failure:
+            for entry in entries:
+                try:
+                    with listing([entry]) as chosen:
+                        restore_part(chosen, options=options)
+                except Failure as error:
+                    left.append(f"{described(entry)}: {error}")
+    return left
+
+
+def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
+    """What restores a part of an archive, which options of pg_restore choose. It raises Failure.
+
+    pg_restore 17 and 18 set transaction_timeout on servers before 17, too, which is no reason to
+    stop. They count once that they could not; with workers once more, as they connect anew after
+    them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
+    """
     setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
     argv = ["pg_restore", f"--dbname={target.name}", "--no-password"]
-    # pg_restore 17 and 18 set it on servers before 17, too, which is no reason to stop.
-    known = archive.pg_restore >= 17 and not psql(target, step, setting).strip()
+    known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
     if not known:
         argv.append("--exit-on-error")
 
     def restore_part(*part: str, options: str = "") -> None:
-        """Restore what these options of pg_restore choose.
-
-        It counts once that it could not set this, with workers once more, as it connects anew after
-        them; theirs it does not count (17.10 and 18.6, at 14 to 16, each of our passes).
-        """
-        times = 2 if many in part and jobs > 1 else 1
+        """Restore what these options choose; options: of libpq."""
+        times = 2 if f"--jobs={jobs}" in part and jobs > 1 else 1
+        options = f"{UNHINDERED} {options}"
         try:
-            options = f"{UNHINDERED} {options}"
-            run(step, [*argv, *part, *archive.options, archive.path], target, options)
+            run("Restoring", [*argv, *part, *archive.options, archive.path], target, options)
         except Failure as error:
             if not known or not str(error).endswith(f"errors ignored on restore: {times}"):
                 raise
 
-    if archive.timescaledb:
-        restore_timescaledb(target, archive, archive.timescaledb, many, restore_part)
+    return restore_part
+
+
+def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = False) -> list[str]:
+    """Restore an archive into a new database, with so many jobs at once. Raises Failure.
+
+    What it is whole without, and was refused, a line each; complete: that raises Failure, too.
+
+    pg_restore tells nothing of how far it is. After a kill -9 of ours its workers, if there are
+    several, end the table or index that they are at; the database is never named then.
+    """
+    many, timescale = f"--jobs={jobs}", archive.timescaledb
+    restore_part = part_by_part(target, archive, jobs)
+    without, unsure = refused(target, archive)
+    left = [f"{described(entry)}: {why}" for entry, why in without.items()]
+    require(not complete or not left, "; ".join(left))
+
+    wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
+    refreshes = list(filter(REFRESH.match, wanted))
+    rest = [entry for entry in wanted if REST.match(entry) or entry in unsure - {*refreshes}]
+    first = list(itertools.filterfalse({*refreshes, *rest}.__contains__, wanted))
+    if timescale:
+        restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
-        restore_part(many)
+        with listing(first) as chosen:
+            restore_part(many, chosen)
+    parts = [(many, refreshes), ("--single-transaction", rest)]
+    left += restore_last(parts, restore_part, ALL_ROWS if timescale else "")
+    require(not complete or not left, "; ".join(left))
+
     made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
     if made:  # as pg_dump 14 to 18 writes them; else two databases would share a slot
         text = "Subscriptions are disabled: enable them when nobody else has their slots"
         log("warning", text, Subscriptions=made)
+    return left
 
 
 def restore_timescaledb(
     target: Database,
     archive: Archive,
     timescale: Timescale,
+    entries: list[str],
     many: str,
     restore_part: Callable[..., None],
 ) -> None:
@@ -3745,9 +3854,10 @@ def restore_timescaledb(
 
     The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev. With `pg_restore -j 4` in one go a
     hypertable had 0 rows; without timescaledb_pre_restore() one chunk's rows were lost. An owner
-    who is no superuser is refused. many: the option for several jobs at once.
+    who is no superuser is refused. entries: those to restore. many: the option for several jobs at
+    once.
     """
-    step, entries = "Restoring", archive.entries
+    step = "Restoring"
     with listing(filter(SCHEMA.match, entries)) as schemas:
         restore_part(schemas)  # the extension may be in one of them
     version = "" if timescale.version == "?" else f"VERSION '{timescale.version}'"
@@ -3766,7 +3876,8 @@ def restore_timescaledb(
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
     psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
-    restore_part("--section=data", *NOT_OF_CATALOG, many)
+    with listing(entries) as chosen:
+        restore_part("--section=data", *NOT_OF_CATALOG, many, chosen)
 
     with listing(itertools.filterfalse(timescale.late.__contains__, entries)) as early:
         restore_part("--section=post-data", many, early)
@@ -3945,7 +4056,7 @@ def name_database(new: Target, archive: Archive) -> None:
 
 def set_properties(new: Target, archive: Archive) -> list[str]:
     """Give it what its archive says of the database. What did not come about, a line each."""
-    left = []
+    left = [archive.unread] if archive.unread else []
     for before, after in archive.properties:
         try:
             psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
@@ -4106,11 +4217,9 @@ def restore(s: Settings, options: Options) -> int:
         new.hub = hub = unhindered(hub, cluster, archive)
         made = new_database(hub, new.scratch, creation(cluster, archive), options.keep)
         with made, steps.timed("restore"):
-            rebuild(hub.named(new.scratch), archive, options.jobs)
+            left = rebuild(hub.named(new.scratch), archive, options.jobs, options.only_complete)
     # From here on nothing drops it.
-    left = finish_restore(new, archive, options.pause_jobs, source, checksum, steps)
-    if archive.unread:
-        left.insert(0, archive.unread)
+    left += finish_restore(new, archive, options.pause_jobs, source, checksum, steps)
     for text in left:
         log("error", text)
     return 1 if left else 0
@@ -4118,6 +4227,10 @@ def restore(s: Settings, options: Options) -> int:
 
 # ---- The command verify --------------------------------------------------------------------------
 
+# Of PostgreSQL's words, those by which the server or its role is at fault, not the backup.
+SERVERS_FAULT = re.compile(
+    r" connection |ERROR:  (permission denied|must be )|No space left on device|out of .*memory"
+)
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
 
@@ -4136,8 +4249,10 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
             for share in prove(s3, backup, file, steps):
                 report |= share
         except Failure as error:
-            if steps.current in ("", "download") or " connection " in str(error):
+            if steps.current in ("", "download") or isinstance(error, ServerLacks):
                 raise
+            if SERVERS_FAULT.search(str(error)):
+                raise ServerLacks(str(error)) from None
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
             remember(s3, os.path.basename(backup.key), report["verdict"])
@@ -4171,15 +4286,19 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     if not s3.s.verify_db_host:
         unproven.append("that it restores: VERIFY_DB_HOST is not set")
         return
-    counted = restore_scratch(s3.s, archive, steps)
-    unproven += counted.missed
+    left, counted = restore_scratch(s3.s, archive, steps)
+    unproven += left + counted.missed
     unproven.append("owners, privileges, tablespaces, publications: restored without")
     timescale = archive.timescaledb
     if timescale:
         if timescale.jobs.rows:
             unproven.append(f"the owners of {len(timescale.jobs.rows)} jobs of TimescaleDB")
         unproven.append("timescaledb_post_restore(), which starts the policies")
-    verdict = "restored, not all counted" if counted.missed else "restored"
+    verdict = "restored"
+    if left:
+        verdict = "restored, without what not_proven names"
+    elif counted.missed:
+        verdict = "restored, not all counted"
     yield {"verdict": verdict, "database_size": counted.size, "rows": counted.rows}
 
 
@@ -4199,8 +4318,8 @@ def drop_scratch(s: Settings) -> Cluster:
     return cluster
 
 
-def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> Counted:
-    """Restore into a database of its own, count, and drop it."""
+def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> tuple[list[str], Counted]:
+    """Restore into a database of its own, count, and drop it. What was left out, a line each."""
     cluster = drop_scratch(s)
     require_needs(cluster, archive)
     hub = unhindered(s.verify_server(), cluster, archive)
@@ -4208,11 +4327,11 @@ def restore_scratch(s: Settings, archive: Archive, steps: Steps) -> Counted:
     create = re.sub(f" TABLESPACE = {NAME}", "", creation(cluster, archive))
     with new_database(hub, scratch.name, f"{create} CONNECTION LIMIT {s.mark}"):
         with steps.timed("restore"):
-            rebuild(scratch, archive, 1)
+            left = rebuild(scratch, archive, 1)
         with steps.timed("count"):
             counted = count_rows(scratch, archive)
     drop(hub, scratch.name)
-    return counted
+    return left, counted
 
 
 def verified(s3: S3) -> dict[str, dict[str, str]] | None:
@@ -4547,8 +4666,9 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   sha256               "checked"; "absent": an older executor's backup carries none
   archive_version      of the archive's format
   tables               of how many tables it lists rows
-  verdict              "readable", "restored", "restored, not all counted", or "failed: " and why;
-                       then the exit status is 1
+  verdict              "readable", "restored", "restored, not all counted", "restored, without what
+                       not_proven names" (see `restore --help`, 2.), or "failed: " and why; then the
+                       exit status is 1
   step                 where it failed
   database_size        bytes, after the restore
   rows                 of each table; partitions and chunks count with their parents
@@ -4575,7 +4695,10 @@ several databases' backups, name one. A long restore belongs in tmux. In this or
   2. It makes a database restore_SECONDS and restores into that. What fails, or is stopped, here is
      dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP DATABASE
      restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still end the
-     table or index that they are at.
+     table or index that they are at. It goes on without what is refused of these, unless
+     --only-complete is given: event triggers, publications, subscriptions (they are restored
+     disabled), the filling of materialized views, and extensions that one database alone can have
+     (pg_cron), with what depends on them.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted.
   4. It gets the name NEW; an empty database that had it becomes before_restore_SECONDS. Sessions in
@@ -4635,6 +4758,7 @@ class Options:
     no_owner: bool = False
     pause_jobs: bool = False
     keep: bool = False
+    only_complete: bool = False
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -4691,6 +4815,8 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--pause-jobs", action="store_true", help=text)
     text = "keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
+    text = "fail, too, where something is refused that a database is whole without"
+    verb.add_argument("--only-complete", action="store_true", help=text)
 
 
 signals: list[int] = []  # that have come
