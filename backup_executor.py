@@ -116,6 +116,10 @@ class ColoniesFailure(Failure):
     """Likewise the Colonies server. Its status is 200 where it answered something else."""
 
 
+class ServerLacks(Failure):
+    """A server lacks what a restore takes, or its role may not do it: no word of the backup."""
+
+
 class Stop(BaseException):
     """A signal, the argument, asks for the end."""
 
@@ -3354,10 +3358,13 @@ SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")
 EXTENSION = re.compile(r"(\S+ ){3}EXTENSION - timescaledb ")
 FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
 JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
-# An event trigger may refuse what comes after it; pg_restore itself makes them last, too.
-LATE = re.compile(
-    r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
-    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
+LATE = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
+EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
+# A database is whole without these. An event trigger may refuse what comes after it; pg_restore
+# itself makes them last, and fills the views, too.
+REFRESH = re.compile(r"(\S+ ){3}MATERIALIZED VIEW DATA ")
+REST = re.compile(
+    r"(\S+ ){3}((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION) "
 )
 # The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
 CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
@@ -3591,6 +3598,17 @@ class Archive:
                 yield copied
             finally:
                 stop(program, signal.SIGKILL)
+
+    def needs(self) -> dict[str, set[str]]:
+        """The numbers of what each entry of its table of contents depends on; by its number."""
+        found, number = dict[str, set[str]](), ""
+        for line in self.read("-l", "-v").split("\n"):
+            if line.startswith(";\tdepends on:"):
+                found[number] |= {*line.split()[3:]}
+            else:
+                number = line.partition(";")[0]
+                found[number] = set()
+        return found
 
     def read_statements(self) -> str:
         """The statements on roles and on the database, as far as pg_restore writes them."""
@@ -3985,6 +4003,9 @@ NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catal
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
 # A chunk would be made in one that is not there, so no row would get in.
 DETACH = "DELETE FROM _timescaledb_catalog.tablespace"
+MEMBERS = """SELECT format('%s %s', nspname, relname) FROM pg_depend, pg_class c
+    JOIN pg_namespace n ON n.oid = relnamespace
+    WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'"""
 SUBSCRIBED = """SELECT count(*) FROM pg_subscription
     WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = {})"""
 SUBSCRIPTIONS = """SELECT string_agg(format('%s of the slot %s', subname, subslotname), ', ')
@@ -4244,49 +4265,137 @@ def decisive_settings(target: Database, archive: Archive) -> str:
     return options
 
 
-def rebuild(target: Database, archive: Archive, jobs: int) -> None:
-    """Restore an archive into a new database, with so many jobs at once. Raises Failure.
+def entry_for_people(entry: str) -> str:
+    """An entry of a table of contents for people: what it is, its schema and name."""
+    return "not restored: " + entry.split(" ", 3)[3].rpartition(" ")[0]
 
-    pg_restore tells nothing of how far it is. After a kill -9 of ours its workers, if there are
-    several, end the table or index that they are at; the database is never named then.
+
+def number_of(entry: str) -> str:
+    """An entry's number in its table of contents."""
+    return entry.partition(";")[0]
+
+
+def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str]]:
+    """The entries that a new database has to do without, each with why; and those to try last.
+
+    The first are extensions whose own script refuses every database but one, as pg_cron's does, and
+    all that depend on them; the second what may be about their members, which no archive lists.
+    Each extension is tried, and undone. Raises ServerLacks where it is refused for other reasons.
     """
-    step, many = "Restoring", f"--jobs={jobs}"
+    why, members = dict[str, str](), {"_timescaledb_"}
+    for extension in filter(None, map(EXTENSIONS.match, archive.entries)):
+        name = identifier(extension[2])
+        try:
+            make = f"BEGIN; CREATE EXTENSION {name} CASCADE"
+            made = psql(target, f"The extension {name}", MEMBERS, FOREVER, PUBLIC, first=make)
+            members |= {f" {member} " for member in made.splitlines()}
+        except Failure as error:
+            if not re.search("(?m) RAISE$", str(error)):
+                raise ServerLacks(str(error)) from None
+            why[extension.string] = str(error)
+    if not why:
+        return {}, set()
+    needs, lost, unsure = archive.needs(), set(map(number_of, why)), set[str]()
+    for entry in archive.entries:
+        number = number_of(entry)
+        if not needs[number].isdisjoint(lost):
+            lost.add(number)
+            why.setdefault(entry, "it depends on an extension that is refused")
+        elif needs[number] - needs.keys() and not any(each in entry for each in members):
+            unsure.add(entry)
+    return why, unsure
+
+
+def restore_last(
+    parts: Sequence[tuple[str, list[str]]], restore_part: Callable[..., None], options: str
+) -> list[str]:
+    """Restore what a database is whole without; what was refused of it, a line each.
+
+    parts: entries, each with the option by which they are tried all at once. Where that fails, each
+    is tried by itself; a view is filled once more then.
+    """
+    left = []
+    for how, entries in parts:
+        try:
+            if entries:
+                with listing(entries) as chosen:
+                    restore_part(how, chosen, options=options)
+        except Failure:
+            for entry in entries:
+                try:
+                    with listing([entry]) as chosen:
+                        restore_part(chosen, options=options)
+                except Failure as error:
+                    left.append(f"{entry_for_people(entry)}: {error}")
+    return left
+
+
+def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
+    """What restores a part of an archive, which options of pg_restore choose. It raises Failure.
+
+    pg_restore 17 and 18 set transaction_timeout on servers before 17, too, which is no reason to
+    stop. They count once that they could not; with workers once more, as they connect anew after
+    them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
+    """
     setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
     argv = ["pg_restore", f"--dbname={target.name}", "--no-password"]
-    # pg_restore 17 and 18 set it on servers before 17, too, which is no reason to stop.
-    known = archive.pg_restore >= 17 and not psql(target, step, setting).strip()
+    known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
     if not known:
         argv.append("--exit-on-error")
     settings = decisive_settings(target, archive)
 
     def restore_part(*part: str, options: str = "") -> None:
-        """Restore what these options of pg_restore choose.
-
-        It counts once that it could not set this, with workers once more, as it connects anew after
-        them; theirs it does not count (17.10 and 18.6, at 14 to 16, each of our passes).
-        """
-        times = 2 if many in part and jobs > 1 else 1
+        """Restore what these options choose; options: of libpq."""
+        times = 2 if f"--jobs={jobs}" in part and jobs > 1 else 1
+        options = f"{UNHINDERED} {settings} {options}"
         try:
-            more = f"{UNHINDERED} {settings} {options}"
-            run(step, [*argv, *part, *archive.options, archive.path], target, more)
+            run("Restoring", [*argv, *part, *archive.options, archive.path], target, options)
         except Failure as error:
             if not known or not str(error).endswith(f"errors ignored on restore: {times}"):
                 raise
 
-    if archive.timescaledb:
-        restore_timescaledb(target, archive, archive.timescaledb, many, restore_part)
+    return restore_part
+
+
+def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = False) -> list[str]:
+    """Restore an archive into a new database, with so many jobs at once. Raises Failure.
+
+    What it is whole without, and was refused, a line each; complete: that raises Failure, too.
+
+    pg_restore tells nothing of how far it is. After a kill -9 of ours its workers, if there are
+    several, end the table or index that they are at; the database is never named then.
+    """
+    many, timescale = f"--jobs={jobs}", archive.timescaledb
+    restore_part = part_by_part(target, archive, jobs)
+    without, unsure = refused(target, archive)
+    left = [f"{entry_for_people(entry)}: {why}" for entry, why in without.items()]
+    require(not complete or not left, "; ".join(left))
+
+    wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
+    refreshes = list(filter(REFRESH.match, wanted))
+    rest = [entry for entry in wanted if REST.match(entry) or entry in unsure - {*refreshes}]
+    first = list(itertools.filterfalse({*refreshes, *rest}.__contains__, wanted))
+    if timescale:
+        restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
-        restore_part(many)
+        with listing(first) as chosen:
+            restore_part(many, chosen)
+    parts = [(many, refreshes), ("--single-transaction", rest)]
+    left += restore_last(parts, restore_part, ALL_ROWS if timescale else "")
+    require(not complete or not left, "; ".join(left))
+
     made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
     if made:  # as pg_dump 14 to 18 writes them; else two databases would share a slot
         text = "Subscriptions are disabled: enable them when nobody else has their slots"
         log("warning", text, Subscriptions=made)
+    return left
 
 
 def restore_timescaledb(
     target: Database,
     archive: Archive,
     timescale: Timescale,
+    entries: list[str],
     many: str,
     restore_part: Callable[..., None],
 ) -> None:
@@ -4294,9 +4403,10 @@ def restore_timescaledb(
 
     The order was measured with 2.28.3, 2.29.2 and 2.30.0-dev. With `pg_restore -j 4` in one go a
     hypertable had 0 rows; without timescaledb_pre_restore() one chunk's rows were lost. An owner
-    who is no superuser is refused. many: the option for several jobs at once.
+    who is no superuser is refused. entries: those to restore. many: the option for several jobs at
+    once.
     """
-    step, entries = "Restoring", archive.entries
+    step = "Restoring"
     with listing(filter(SCHEMA.match, entries)) as schemas:
         restore_part(schemas)  # the extension may be in one of them
     version = "" if timescale.version == "?" else f"VERSION '{timescale.version}'"
@@ -4316,7 +4426,8 @@ def restore_timescaledb(
         adopt_jobs(target, archive, timescale)
     detached = "--no-tablespaces" in archive.options
     psql(target, step, DETACH if detached else NUMBER_TABLESPACES, options=PUBLIC)
-    restore_part("--section=data", *NOT_OF_CATALOG, many)
+    with listing(entries) as chosen:
+        restore_part("--section=data", *NOT_OF_CATALOG, many, chosen)
 
     with listing(itertools.filterfalse(timescale.late.__contains__, entries)) as early:
         restore_part("--section=post-data", many, early)
@@ -4721,7 +4832,7 @@ def name_patiently(new: Target, query: str) -> None:
 
 def set_properties(new: Target, archive: Archive) -> list[str]:
     """Give it what its archive says of the database. What did not come about, a line each."""
-    left = []
+    left = [archive.unread] if archive.unread else []
     for before, after in archive.properties:
         try:
             psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
@@ -4935,7 +5046,8 @@ def restore(s: Settings, options: Options) -> int:
         with archive.counting() as copied:
             made = new_database(hub, new.scratch, create, options.keep)
             with made, steps.timed("restore"):
-                rebuild(hub.named(new.scratch), archive, options.jobs)
+                there = hub.named(new.scratch)
+                left += rebuild(there, archive, options.jobs, options.only_complete)
             # From here on nothing drops it.
             left += finish_restore(new, source, copied, options.pause_jobs, steps)
     for text in left:
@@ -4946,6 +5058,10 @@ def restore(s: Settings, options: Options) -> int:
 # ---- The command verify --------------------------------------------------------------------------
 
 WHOSE = "SELECT system_identifier FROM pg_control_system()"
+# Of PostgreSQL's words, those by which the server or its role is at fault, not the backup.
+SERVERS_FAULT = re.compile(
+    r" connection |ERROR:  (permission denied|must be )|No space left on device|out of .*memory"
+)
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
 
@@ -4967,8 +5083,10 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
             steps.current = "roles"
             require(report["roles"] in ("checked", "absent"), report["roles"])
         except Failure as error:
-            if steps.current in ("", "download") or " connection " in str(error):
+            if steps.current in ("", "download") or isinstance(error, ServerLacks):
                 raise
+            if SERVERS_FAULT.search(str(error)):
+                raise ServerLacks(str(error)) from None
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
             remember(s3, os.path.basename(backup.key), report["verdict"])
@@ -5006,19 +5124,11 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     would start the policies, which drop and compress what is to be counted.
     """
     yield {"sha256": fetch(s3, backup, file, steps)}
-    metadata = backup.metadata or {}
-    roles, unproven = "absent", ["what no dump holds: other databases"]
-    if "roles-sha256" in metadata:
-        unproven.append("that its roles can be made")
-        try:
-            roles = "checked" if roles_of(s3, backup) else ""
-        except S3Failure:
-            raise
-        except Failure as error:
-            roles = str(error)
-    else:
-        unproven[0] += ", roles"
+    roles = prove_roles(s3, backup)
     yield {"roles": roles}
+    unproven = ["what no dump holds: other databases"]
+    unproven.append("its roles" if roles == "absent" else "that its roles can be made")
+    metadata = backup.metadata or {}
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
@@ -5034,20 +5144,38 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     if not s3.s.verify_db_host:
         unproven.append("that it restores: VERIFY_DB_HOST is not set")
         return
-    counted = restore_scratch(s3.s, archive, copied, steps)
+    left, counted = restore_scratch(s3.s, archive, copied, steps)
     yield {"database_size": counted.size, "rows": counted.rows, "compared": counted.compared}
     steps.current = "count"
     require(not counted.different, excerpt("; ".join(counted.different).encode()))
-    unproven += counted.missed
+    unproven += left + counted.missed + list(not_restored(archive, counted))
+    verdict = "without what not_proven names" if left else counted.verdict()
+    yield {"verdict": f"restored, {verdict}"}
+
+
+def not_restored(archive: Archive, counted: Counted) -> Iterator[str]:
+    """What a restore by `verify` does not prove, though nothing was refused."""
     if counted.compared is None:
-        unproven.append(NOT_COMPARED)
-    unproven.append("owners, privileges, tablespaces, publications: restored without")
-    timescale = archive.timescaledb
-    if timescale:
-        if timescale.jobs.rows:
-            unproven.append(f"the owners of {len(timescale.jobs.rows)} jobs of TimescaleDB")
-        unproven.append("timescaledb_post_restore(), which starts the policies")
-    yield {"verdict": f"restored, {counted.verdict()}"}
+        yield NOT_COMPARED
+    yield "owners, privileges, tablespaces, publications: restored without"
+    if archive.timescaledb:
+        jobs = len(archive.timescaledb.jobs.rows)
+        if jobs:
+            yield f"the owners of {jobs} jobs of TimescaleDB"
+        yield "timescaledb_post_restore(), which starts the policies"
+
+
+def prove_roles(s3: S3, backup: Backup) -> str:
+    """How the roles are that a backup brings, as a report has it. Raises S3Failure."""
+    if "roles-sha256" not in (backup.metadata or {}):
+        return "absent"
+    try:
+        roles_of(s3, backup)
+    except S3Failure:
+        raise
+    except Failure as error:
+        return str(error)
+    return "checked"
 
 
 def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
@@ -5067,8 +5195,11 @@ def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
 
 def restore_scratch(
     s: Settings, archive: Archive, copied: dict[str, int] | None, steps: Steps
-) -> Counted:
-    """Restore into a database of its own, count, and drop it. COPIED is for `count_rows`."""
+) -> tuple[list[str], Counted]:
+    """Restore into a database of its own, count, and drop it. What was left out, a line each.
+
+    copied: for `count_rows`.
+    """
     hub, cluster = drop_scratch(s)
     require_needs(cluster, archive)
     hub = unhindered(hub, cluster, archive)
@@ -5076,11 +5207,11 @@ def restore_scratch(
     create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
     with new_database(hub, scratch.name, create):
         with steps.timed("restore"):
-            rebuild(scratch, archive, 1)
+            left = rebuild(scratch, archive, 1)
         with steps.timed("count"):
             counted = count_rows(scratch, archive, copied)
     drop(hub, scratch.name)
-    return counted
+    return left, counted
 
 
 def verified(s3: S3) -> dict[str, dict[str, str]] | None:
@@ -5488,7 +5619,8 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   archive_version      of the archive's format
   tables               of how many tables it lists rows
   verdict              "readable", "restored, row for row in number", "restored, not all counted",
-                       or "failed: " and why; then the exit status is 1
+                       "restored, without what not_proven names" (see `restore --help`, 2.), or
+                       "failed: " and why; then the exit status is 1
   step                 where it failed
   database_size        bytes, after the restore
   rows                 of each table; partitions and chunks count with their parents
@@ -5527,8 +5659,11 @@ order:
      restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
      -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
      pg_restore's workers, if there were several, still end the table or index that they are at.
-     Checks mean what the database's own settings say (TimeZone, …); those of its server are in no
-     backup: PGTZ sets the time zone.
+     It goes on without what is refused of these, unless --only-complete is given: event triggers,
+     publications, subscriptions (they are restored disabled), the filling of materialized views,
+     and extensions that one database alone can have (pg_cron), with what depends on them. Checks
+     mean what the database's own settings say (TimeZone, …); those of its server are in no backup:
+     PGTZ sets the time zone.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted, and
      compared with the archive's. After a kill -9 here, name it yourself, and GRANT CONNECT ON
@@ -5600,6 +5735,7 @@ class Options:
     replace: bool = False
     no_tablespaces: bool = False
     locale: str = ""
+    only_complete: bool = False
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -5666,6 +5802,8 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--replace", action="store_true", help=text)
     text = "keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
+    text = "fail, too, where something is refused that a database is whole without"
+    verb.add_argument("--only-complete", action="store_true", help=text)
 
 
 signals: list[int] = []  # that have come

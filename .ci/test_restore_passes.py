@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from restores import archive, identifier, refused, restored, stored
+from restores import archive, identifier, refused, restored, stored, verifying
 from servers import Postgres, SeaweedFS, temporary_folder
 from surroundings import FILLED, Generations, Scene
+from timescale import Timescale
 
 # ---- Secrets of the database -------------------------------------------------------------------
 
@@ -103,7 +104,7 @@ def test_of_a_statement_that_is_refused_the_log_has_its_first_words(
     assert f"Command was: CREATE SUBSCRIPTION {feed} …" in without(ran, password)
     scene.sql(f"{UNFEED.format(feed)}; {WRAPPER.format(password)}")
     backup = stored(scene, archive(scene), 1700000001)
-    said = without(restored(scene, backup, "--database", new, status=1), password)
+    said = without(restored(scene, backup, "--database", f"{new}_2", status=1), password)
     assert "not here" in said and "Command was: CREATE USER MAPPING FOR public …" in said
 
 
@@ -128,7 +129,7 @@ def test_what_is_not_whole_is_dropped_also_with_a_subscription_whose_publisher_i
         END $$; CREATE MATERIALIZED VIEW latest AS SELECT one()""")
     backup = stored(scene, archive(scene))
     scene.sql(UNFEED.format(feed))
-    assert "not here" in refused(scene, backup, "--database", new)
+    assert "not here" in refused(scene, backup, "--database", new, "--only-complete")
 
 
 # ---- What servers, roles and databases set -----------------------------------------------------
@@ -217,3 +218,125 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         said = there.run(*restore, f"{there.database}_2", clients=17, status=1).stderr
         assert "syntax error" in said and "Command was: CREATE VIEW public.v …" in said
         assert older.sql("SELECT count(*) FROM pg_database") == before
+
+
+# ---- What a database is whole without ----------------------------------------------------------
+
+REFUSED = """CREATE FUNCTION picky() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+    IF current_database() ~ '^(restore|verify)_' THEN RAISE 'not here'; END IF; RETURN 1; END $$;
+    CREATE MATERIALIZED VIEW filled AS SELECT count(*) AS n FROM t;
+    CREATE MATERIALIZED VIEW "left empty" AS SELECT picky() AS one;
+    CREATE UNIQUE INDEX ON "left empty" (one);
+    CREATE PUBLICATION one FOR TABLE t; CREATE PUBLICATION every FOR ALL TABLES;
+    COMMENT ON PUBLICATION every IS 'one';
+    CREATE FUNCTION saw() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';
+    CREATE EVENT TRIGGER watch ON ddl_command_end EXECUTE FUNCTION saw()"""
+
+
+def errors(ran: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a restore has left out, and why, a line each."""
+    return re.findall('level=error msg="?(.*)', ran.stderr)
+
+
+def test_all_else_is_restored_where_what_a_database_is_whole_without_is_refused(
+        scene: Scene, new: str, feed: str, restorer: dict[str, str]) -> None:
+    scene.sql(f"{REFUSED}; {FEED.format(feed, 'x')}")
+    backup = stored(scene, archive(scene))
+    scene.sql(UNFEED.format(feed))
+    arguments = [backup, "--no-owner", "--database", new]
+    assert "not here" in refused(scene, *arguments, "--only-complete", **restorer)
+    ran = restored(scene, *arguments, status=1, **restorer)
+    assert [line.partition(":")[2].partition(":")[0] for line in errors(ran)] == [
+        " MATERIALIZED VIEW DATA public left empty", " PUBLICATION - every",
+        " COMMENT - PUBLICATION every", f" SUBSCRIPTION - {feed}", " EVENT TRIGGER - watch"]
+    assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(scene.database)
+    assert scene.postgres.sql("SELECT n FROM filled", new) == "500"
+    assert scene.postgres.sql("SELECT pubname FROM pg_publication", new) == "one"
+    with pytest.raises(RuntimeError, match="has not been populated"):
+        scene.postgres.sql('SELECT * FROM "left empty"', new)
+    report = json.loads(scene.run("verify", **restorer).stdout)
+    assert report["verdict"] == "restored, without what not_proven names"
+    assert report["rows"] == {"public.t": 500}
+    for what in ("MATERIALIZED VIEW DATA public left empty", "EVENT TRIGGER - watch"):
+        assert any(f"not restored: {what}: " in line for line in report["not_proven"])
+
+
+# As pg_cron is made, which takes a library that is preloaded.
+CRON = """DO $$ BEGIN IF current_database() !~ '^scene_[0-9a-f]+$' THEN
+        RAISE 'can only create extension in database %', 'scene'; END IF; END $$;
+    CREATE SCHEMA cron; CREATE TABLE cron.job (id serial, command text);
+    SELECT pg_extension_config_dump('cron.job', '');
+    SELECT pg_extension_config_dump('cron.job_id_seq', '')"""
+CONTROL = """default_version = '1'
+relocatable = false
+superuser = true
+schema = pg_catalog
+"""
+
+
+@contextlib.contextmanager
+def extension_of(server: Timescale, name: str, text: str) -> Iterator[None]:
+    """For a while the server has an extension, whose script this is."""
+    files = {server.scripts / f"{name}.control": CONTROL, server.scripts / f"{name}--1.sql": text}
+    for path, content in files.items():
+        path.write_text(content)
+        path.chmod(0o644)
+    yield
+    for path in files:
+        path.unlink()
+
+
+@pytest.mark.parametrize("extension", ["hstore", "timescaledb"])
+def test_an_extension_that_can_live_in_one_database_alone_is_named_with_what_depends_on_it(
+        timescale: Timescale, s3: SeaweedFS, extension: str) -> None:
+    with extension_of(timescale, "like_cron", CRON), scene_at(timescale, s3) as scene:
+        new = f"{scene.database}_new"
+        scene.sql(f"""CREATE EXTENSION {extension}; CREATE EXTENSION like_cron;
+            INSERT INTO cron.job (command) VALUES ('VACUUM'); CREATE VIEW jobs AS SELECT * FROM
+            cron.job; CREATE MATERIALIZED VIEW filled AS SELECT * FROM t""")
+        backup = scene.backup()["filename"]
+        assert "can only create" in refused(scene, backup, "--database", new, "--only-complete")
+        ran = restored(scene, backup, "--database", new, status=1)
+        left = [" EXTENSION - like_cron", " VIEW public jobs", " TABLE DATA cron job",
+                " SEQUENCE SET cron job_id_seq"]
+        assert sorted(line.partition(":")[2].partition(":")[0] for line in errors(ran)) == sorted(
+            left)
+        assert timescale.sql("SELECT count(*) FROM filled", new) == "500"
+        assert timescale.sql(f"SELECT count(*) FROM pg_extension WHERE extname IN ('{extension}',"
+                             "'like_cron')", new) == "1"
+        report = json.loads(scene.run("verify", **verifying(timescale)).stdout)
+        assert report["verdict"] == "restored, without what not_proven names"
+        assert {line.split(":")[1] for line in report["not_proven"] if "not restored" in line} == {
+            *left}
+
+
+@pytest.mark.parametrize(("what", "why"), [
+    ("CREATE EXTENSION pg_stat_statements", "permission denied to create extension"),
+    ("""CREATE FUNCTION cut(internal) RETURNS internal LANGUAGE internal AS 'numeric_avg'""",
+     "permission denied for language internal"),
+    ("CREATE TABLE full_up (i int CHECK (picky(i))); INSERT INTO full_up VALUES (1)",
+     "No space left on device")], ids=["extension", "privilege", "room"])
+def test_what_the_server_or_role_of_verify_lacks_is_no_verdict_on_the_backup(
+        scene: Scene, restorer: dict[str, str], what: str, why: str) -> None:
+    scene.sql(f"""CREATE FUNCTION picky(int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() LIKE 'verify%' THEN RAISE 'could not extend file "base/1":
+        No space left on device'; END IF; RETURN true; END $$; {what}""")
+    scene.backup()
+    before = scene.objects().keys()
+    ran = scene.run("verify", status=1, **restorer)
+    [error] = errors(ran)
+    assert why in error and not ran.stdout
+    assert scene.objects().keys() == before
+
+
+def test_an_extension_that_the_server_of_verify_lacks_is_no_verdict_on_the_backup(
+        timescale: Timescale, s3: SeaweedFS) -> None:
+    with scene_at(timescale, s3) as scene:
+        with extension_of(timescale, "rare", ""):
+            scene.sql("CREATE EXTENSION rare")
+            scene.backup()
+        before = scene.objects().keys()
+        ran = scene.run("verify", status=1, **verifying(timescale))
+        [error] = errors(ran)
+        assert 'extension \\"rare\\" is not available' in error and not ran.stdout
+        assert scene.objects().keys() == before
