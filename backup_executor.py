@@ -3148,6 +3148,13 @@ LATE = re.compile(
     r"(\S+ ){3}(EVENT TRIGGER|MATERIALIZED VIEW DATA|"
     r"COMMENT .*(CONSTRAINT|EVENT TRIGGER)) "
 )
+# A key of a partitioned table and an index that is attached further down lock each other out, where
+# several workers make them (17.10: it knows of no locks on partitions). So keys come when all
+# indexes are there, and with them what pg_restore makes after keys.
+AFTER_INDEXES = re.compile(
+    r"(\S+ ){3}((FK CONSTRAINT|ACL|DEFAULT ACL|EVENT TRIGGER|MATERIALIZED VIEW DATA) |"
+    r"COMMENT .*(CONSTRAINT|EVENT TRIGGER) )"
+)
 # What statements of pg_restore say, by identifiers.
 MAKES = re.compile(rf"CREATE (?:UNLOGGED )?TABLE ({NAME})\.({NAME}) ")
 ATTACHES = re.compile(rf"ALTER TABLE ONLY ({NAME})\.({NAME}) ATTACH PARTITION ({NAME})\.({NAME}) ")
@@ -3860,8 +3867,10 @@ def rebuild(target: Database, archive: Archive, jobs: int) -> None:
     if archive.timescaledb:
         restore_timescaledb(target, archive, archive.timescaledb, many, restore_part)
     else:
-        with listing(archive.entries) as entries:
-            restore_part(many, entries)
+        with listing(itertools.filterfalse(AFTER_INDEXES.match, archive.entries)) as first:
+            restore_part(many, first)
+        with listing(filter(AFTER_INDEXES.match, archive.entries)) as then:
+            restore_part(many, then)
 
 
 def restore_timescaledb(
