@@ -3375,7 +3375,8 @@ class Archive:
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
-        self.left_out = list[str]()  # lines on what `choose` takes from the entries
+        self.emptied = set[Pair]()  # tables whose rows `choose` takes from the entries
+        self.left_out = list[str]()  # lines on all that it takes from them
         self.roles = set[str]()  # that its statements name, which have to be there
         self.database = ""  # whose it is, as an identifier; "" where pg_restore cannot write it
         self.create = "TEMPLATE = template0"  # what its CREATE DATABASE says after the name
@@ -3472,7 +3473,8 @@ class Archive:
         tables = self.examine_tables()
         chosen = reachable([find_table(each, tables.names) for each in typed], tables.parts)
         above = [(part, whole) for whole, part in tables.parts]
-        filled, lost = reachable(chosen, above), tables.names - chosen  # filled: perhaps in part
+        filled = reachable(chosen, above)  # perhaps in part
+        self.emptied = lost = tables.names - chosen
         rows = {entry for entry, table in tables.rows.items() if table in lost}
         keys = {
             entry: key.comment
