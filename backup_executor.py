@@ -3357,6 +3357,11 @@ OF_ROLES = re.compile(
 SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")
 EXTENSION = re.compile(r"(\S+ ){3}EXTENSION - timescaledb ")
 FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
+TABLE = re.compile(r"\S+ 1259 \d+ TABLE ")
+TABLE_DATA = re.compile(r"(\S+ ){3}TABLE DATA ")
+ATTACHED = re.compile(r"(\S+ ){3}TABLE ATTACH ")
+TAKES_ROWS = re.compile(r"(\S+ ){3}(BLOBS|MATERIALIZED VIEW DATA) ")
+OF_CONSTRAINT = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
 JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
 LATE = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
 EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
@@ -3365,6 +3370,17 @@ EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
 REFRESH = re.compile(r"(\S+ ){3}MATERIALIZED VIEW DATA ")
 REST = re.compile(
     r"(\S+ ){3}((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION) "
+)
+# A key of a partitioned table and an index that is attached further down lock each other out, where
+# several workers make them (17.10: it knows of no locks on partitions). So keys come when all
+# indexes are there, and with them what pg_restore makes after keys.
+AFTER_INDEXES = re.compile(r"(\S+ ){3}((FK CONSTRAINT|ACL|DEFAULT ACL) |COMMENT .*CONSTRAINT )")
+# What statements of pg_restore say, by identifiers.
+MAKES = re.compile(rf"CREATE (?:UNLOGGED )?TABLE ({NAME})\.({NAME}) ")
+ATTACHES = re.compile(rf"ALTER TABLE ONLY ({NAME})\.({NAME}) ATTACH PARTITION ({NAME})\.({NAME}) ")
+KEY = re.compile(
+    rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s+ADD CONSTRAINT ({NAME}) "
+    rf".* REFERENCES ({NAME})\.({NAME})\("
 )
 # The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
 CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
@@ -3393,6 +3409,7 @@ COPY_HEAD = re.compile(
 COPY_END = b"\n\\.\n"  # no row is like that: there a backslash is doubled
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
+Pair = tuple[str, ...]  # a table's schema and its name
 
 
 class Copied(NamedTuple):
@@ -3409,6 +3426,11 @@ class Copied(NamedTuple):
             for row in self.rows
             if column in row
         ]
+
+    def tables(self, column: str = "relid") -> list[Pair]:
+        """The tables that its rows name: by a regclass, in older versions by schema and name."""
+        classes = [named(re.findall(NAME, each)) for each in self.values(column)]
+        return classes or list(zip(self.values("schema_name"), self.values("table_name")))
 
 
 class Timescale(NamedTuple):
@@ -3449,6 +3471,11 @@ def unquoted(identifier: str) -> str:
     if identifier[:1] == '"':
         return identifier[1:-1].replace('""', '"')
     return identifier
+
+
+def named(identifiers: Iterable[str]) -> Pair:
+    """What these identifiers stand for."""
+    return tuple(map(unquoted, identifiers))
 
 
 def roles_in(statement: str) -> set[str]:
@@ -3525,19 +3552,96 @@ def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[st
     materialized view counted 5,760 of 14,400 rows; with it off, a key *of* a hypertable is refused.
     One at itself, which only an older table can have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
     """
-    names = set(zip(hypertables.values("schema_name"), hypertables.values("table_name")))
-    found = set()
+    names, found = {*hypertables.tables()}, set()
     for entry, statement in keys.items():
-        key = re.match(
-            rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s.* REFERENCES ({NAME})"
-            rf"\.({NAME})\(",
-            statement,
-        )
-        if key:
-            schema, table, *target = map(unquoted, key.groups())
-            if tuple(target) in names and (schema, table) not in names:
-                found.add(entry)
+        match = KEY.match(statement)
+        key = as_key(*match.groups()) if match else None
+        if key and key.to in names and key.of not in names:
+            found.add(entry)
     return found
+
+
+class Key(NamedTuple):
+    """A foreign key of an archive."""
+
+    of: Pair  # the table that has it
+    to: Pair  # the one that it points at
+    comment: str  # part of an entry of a comment on it
+
+
+class Tables(NamedTuple):
+    """The tables of an archive, as it makes them: without those of extensions."""
+
+    names: set[Pair]
+    rows: dict[str, Pair]  # by entry
+    parts: list[tuple[Pair, Pair]]  # each a table, and one that has some of its rows
+    keys: dict[str, Key]  # by entry
+
+
+def as_key(schema: str, table: str, name: str, *to: str) -> Key:
+    """A foreign key, from what KEY finds."""
+    comment = f" COMMENT {unquoted(schema)} CONSTRAINT {name} ON {table} "
+    return Key(named([schema, table]), named(to), comment)
+
+
+def hypertable_parts(catalog: str) -> Iterator[tuple[Pair, Pair]]:
+    """The chunks of hypertables, and what has the compressed rows of either.
+
+    These are chunks of a hypertable of their own, or (from 2.18 on; in 2.30 alone) settings name
+    the one of each chunk.
+    """
+    names, packed = copied(catalog, "hypertable"), copied(catalog, "compression_settings")
+    by_id = dict(zip(names.values("id"), names.tables()))
+    chunks = copied(catalog, "chunk")
+    of = [
+        *zip(by_id.values(), map(by_id.get, names.values("compressed_hypertable_id"))),
+        *zip(map(by_id.get, chunks.values("hypertable_id")), chunks.tables()),
+        *zip(packed.tables(), packed.tables("compress_relid")),
+    ]
+    for whole, part in of:
+        if whole and part:
+            yield whole, part
+
+
+def reachable(begin: Iterable[Pair], ways: Iterable[tuple[Pair, Pair]]) -> set[Pair]:
+    """All that is reached from there, itself included."""
+    further = collections.defaultdict[Pair, list[Pair]](list)
+    for here, there in ways:
+        further[here].append(there)
+    found, ahead = set[Pair](), [*begin]
+    while ahead:
+        each = ahead.pop()
+        if each not in found:
+            found.add(each)
+            ahead += further[each]
+    return found
+
+
+def find_table(typed: str, known: Iterable[Pair]) -> Pair:
+    """The table that somebody means: as SQL has it, or as it is called (a shell takes quotes away).
+
+    Without a schema it is one of public. Raises Failure, with the nearest names.
+    """
+    part = r'("(?:[^"]|"")+"|[^".]+)'
+    found = re.fullmatch(rf"(?:{part}\.)?{part}", typed)
+    exact = (found[1] or "public", found[2]) if found else (typed,)
+    folded = [each if each.startswith('"') else each.lower() for each in exact]
+    there = {*known}
+    for spelt in (exact, folded):
+        name = named(spelt)
+        if name in there:
+            return name
+    import difflib
+
+    near = difflib.get_close_matches(typed, map(".".join, there), 5, 0.5)
+    raise Failure(f"the archive has no table {typed}; near to it: {', '.join(near) or 'none'}")
+
+
+def shortened(what: str, names: Sequence[str]) -> Iterator[str]:
+    """A line of what they are, and the first of them; none where there are none."""
+    if names:
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        yield f"{what}: {printable(', '.join(names[:20]))}{more}"
 
 
 class Archive:
@@ -3556,6 +3660,8 @@ class Archive:
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
+        self.emptied = set[Pair]()  # tables whose rows `choose` takes from the entries
+        self.left_out = list[str]()  # lines on all that it takes from them
         self.roles = set[str]()  # that its statements name, which have to be there
         self.database = ""  # whose it is, as an identifier; "" where pg_restore cannot write it
         self.create = "TEMPLATE = template0"  # what its CREATE DATABASE says after the name
@@ -3677,6 +3783,70 @@ class Archive:
         place = schema[1] if schema else "public"
         return Timescale(version or "?", place, jobs, adopted, late)
 
+    def examine_tables(self) -> Tables:
+        """Its tables, from its statements: a table of contents does not tell names from owners."""
+        tables = list(filter(TABLE.match, self.entries))
+        keys = list(filter(FOREIGN_KEY.match, self.entries))
+        with listing([*tables, *filter(ATTACHED.match, self.entries), *keys]) as wanted:
+            made = statements(self.read("-f-", wanted))
+        created, attached, pointing = (
+            [found.groups() for found in map(pattern.match, made) if found]
+            for pattern in (MAKES, ATTACHES, KEY)
+        )
+        exact = len(created) == len(tables) and len(pointing) == len(keys)
+        require(exact, f"its {len(tables)} tables cannot be told apart")
+        names = dict(zip((entry.split(" ")[2] for entry in tables), map(named, created)))
+        data = ((entry, entry.split(" ")[2]) for entry in filter(TABLE_DATA.match, self.entries))
+        parts = [(named(each[:2]), named(each[2:])) for each in attached]
+        if self.timescaledb:
+            some = ("-thypertable", "-tchunk", "-tcompression_settings")
+            parts += hypertable_parts(self.read("-a", "-f-", *OF_CATALOG, *some))
+        return Tables(
+            {*names.values()},
+            {entry: names[oid] for entry, oid in data if oid in names},
+            parts,
+            {key: as_key(*identifiers) for key, identifiers in zip(keys, pointing)},
+        )
+
+    def choose(self, typed: Sequence[str] | None) -> None:
+        """Have `entries` be the schema, and the rows of these tables with all of their parts.
+
+        typed: None, if all are meant. Extensions' own tables keep their rows: they are as good as
+        schema. Children that inherit are tables by themselves. Raises Failure.
+        """
+        if not typed:
+            return
+        tables = self.examine_tables()
+        chosen = reachable([find_table(each, tables.names) for each in typed], tables.parts)
+        above = [(part, whole) for whole, part in tables.parts]
+        filled = reachable(chosen, above)  # perhaps in part
+        self.emptied = lost = tables.names - chosen
+        rows = {entry for entry, table in tables.rows.items() if table in lost}
+        keys = {
+            entry: key.comment
+            for entry, key in tables.keys.items()
+            if key.of in filled and key.to in lost
+        }
+        within = {part for part, whole in above if whole not in filled}
+        empty = [".".join(table) for table in sorted(lost - filled - within)]
+        self.left_out += shortened(f"Empty, as not chosen: {len(empty)} tables", empty)
+        self.leave_out(rows, keys)
+
+    def leave_out(self, rows: set[str], keys: Mapping[str, str]) -> None:
+        """Take these from `entries`, and what fails without them. keys: a comment's part of each.
+
+        A materialized view could be refreshed, but of what is there: nobody would see that.
+        """
+        others = {*keys, *filter(TAKES_ROWS.match, self.entries)}
+        left = [entry.split(" ", 3)[3] for entry in self.entries if entry in others]
+        self.left_out += shortened("Left out, as they take rows of these", left)
+        for entry in filter(OF_CONSTRAINT.match, self.entries):
+            if any(comment in entry for comment in keys.values()):
+                others.add(entry)
+        out = rows | others
+        self.entries = [entry for entry in self.entries if entry not in out]
+        self.tables -= len(rows)
+
 
 # ---- Fetching a backup ---------------------------------------------------------------------------
 
@@ -3708,7 +3878,7 @@ def short_server(backup: Backup) -> str:
     return server_of(backup)[-6:]
 
 
-def described(backup: Backup) -> str:
+def facts_of(backup: Backup) -> str:
     """What one chooses a backup by, as `list` shows it."""
     known = backup.metadata or {}
     return (
@@ -3726,7 +3896,7 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     if name == "latest":
         newest, doubts = newest_good(s3, database, server)
         several = "; ".join(
-            described(each) + (": doubtful" if each.key in doubts else "") for each in newest
+            facts_of(each) + (": doubtful" if each.key in doubts else "") for each in newest
         )
         require(
             len(newest) == 1,
@@ -3739,7 +3909,7 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
     backup = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], head["Metadata"])
-    require(server_of(backup).endswith(server), f"{described(backup)}: that is no server {server}")
+    require(server_of(backup).endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
 
 
@@ -4378,7 +4548,9 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     if timescale:
         restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
-        with listing(first) as chosen:
+        with listing(itertools.filterfalse(AFTER_INDEXES.match, first)) as chosen:
+            restore_part(many, chosen)
+        with listing(filter(AFTER_INDEXES.match, first)) as chosen:
             restore_part(many, chosen)
     parts = [(many, refreshes), ("--single-transaction", rest)]
     left += restore_last(parts, restore_part, ALL_ROWS if timescale else "")
@@ -4890,7 +5062,7 @@ def hand_over(new: Target, archive: Archive, work: bool) -> list[str]:
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
     """What puts it in the old one's place, for `psql -d postgres`; nothing if it is there."""
     old, before = unquoted(archive.database), new.before
-    if old in ("", new.name):
+    if old in ("", new.name) or archive.left_out:
         return
     if new.taken:  # that name is another's by now
         before += "_too"
@@ -4913,7 +5085,7 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted, paused: str
     """
     timescale = archive.timescaledb
     lines = [f"{number:>14}  {printable(table)}" for table, number in counted.rows.items()]
-    lines.append(made)
+    lines += [made, *archive.left_out]
     if not new.named:
         lines.append("It is whole. To name it, while nobody is connected to it:")
         lines += ["BEGIN;", *naming(new, archive), "COMMIT;"]
@@ -5037,6 +5209,7 @@ def restore(s: Settings, options: Options) -> int:
     with open(path, "rb") if path else tempfile.TemporaryFile(dir=s.backup_path) as file:
         source = obtain(s, options, hub, cluster, file, steps)
         archive = source.archive
+        archive.choose(options.table)
         create = require_all(hub, cluster.having(source.roles), archive, options.locale)
         left = [archive.unread] if archive.unread else []
         if source.roles:
@@ -5103,7 +5276,7 @@ def to_verify(s3: S3) -> Backup:
     newest, doubts = newest_good(s3, s3.s.db_database, "")
     ours = ""
     if len(newest) > 1:
-        several = "; ".join(map(described, newest))
+        several = "; ".join(map(facts_of, newest))
         log("info", "Backups of several servers are there", Newest=several)
         try:
             ours = psql(s3.s.database(), "Looking at the server", WHOSE).strip()
@@ -5684,6 +5857,13 @@ postgres`. The exit status is 1 if anything was left out (a setting, a count, st
 or a table has other rows than the archive; each is a line of the log. Rows of continuous aggregates
 are compared, but not told.
 
+With --table SCHEMA.TABLE, which may be repeated, NEW gets the whole schema, and the rows of these
+tables alone: with those of partitions, or of a hypertable's chunks, not of other children. Names
+are as SQL has them; without SCHEMA it is public's. stdout says which tables are empty, and what was
+left out: foreign keys from rows to an empty table, large objects, and what fills materialized views
+(REFRESH MATERIALIZED VIEW does). That was asked for: the exit status is 0. Such a database is not
+for putting in the old one's place, and it takes --pause-jobs where a policy drops old rows.
+
 An archive that you do not trust: its author's SQL runs as the role that restores, and as a
 superuser starts programs at the server. Restore it at a throwaway server, as a role with CREATEDB
 alone, with --no-owner. Even to read it takes a current pg_restore (18.7, 17.12, 16.16, 15.20, 14.25
@@ -5731,6 +5911,7 @@ class Options:
     roles: bool = False
     pause_jobs: bool = False
     server: str = ""
+    table: list[str] | None = None
     keep: bool = False
     replace: bool = False
     no_tablespaces: bool = False
@@ -5787,6 +5968,8 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
     text = "its server, as `list` shows it: the end of the system identifier"
     verb.add_argument("--server", default="", metavar="ID", help=text)
+    text = "restore the rows of this table alone, and the whole schema; may be repeated"
+    verb.add_argument("--table", action="append", metavar="SCHEMA.TABLE", help=text)
     verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
     text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
     verb.add_argument("--no-owner", action="store_true", help=text)

@@ -27,9 +27,10 @@ TIMESCALEDB = """
 CREATE SCHEMA _timescaledb_catalog; CREATE SCHEMA _timescaledb_config;
 CREATE SCHEMA _timescaledb_internal;
 SET LOCAL search_path = _timescaledb_catalog, public;
-CREATE TABLE hypertable (id serial PRIMARY KEY, schema_name name, table_name name);
+CREATE TABLE hypertable (id serial PRIMARY KEY, schema_name name, table_name name,
+    compressed_hypertable_id int);
 CREATE TABLE chunk (id int PRIMARY KEY, hypertable_id int REFERENCES hypertable, table_name name,
-    compressed name);
+    compressed name, schema_name name NOT NULL DEFAULT '_timescaledb_internal');
 CREATE TABLE dimension (id int PRIMARY KEY, hypertable_id int REFERENCES hypertable, name text);
 CREATE TABLE dimension_slice (chunk_id int REFERENCES chunk, name text);
 CREATE TABLE chunk_column_stats (hypertable_id int REFERENCES hypertable, name text);
@@ -125,7 +126,7 @@ CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
     EXECUTE FUNCTION refuse();
 CREATE FUNCTION decompress() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE c record; columns text; BEGIN
-    FOR c IN SELECT format('%I.%I', schema_name, h.table_name) AS parent, compressed
+    FOR c IN SELECT format('%I.%I', h.schema_name, h.table_name) AS parent, compressed
             FROM _timescaledb_catalog.chunk JOIN _timescaledb_catalog.hypertable h
             ON h.id = hypertable_id
             WHERE NOT _timescaledb_catalog.restoring() AND compressed <> '' LOOP
