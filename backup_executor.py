@@ -3661,6 +3661,7 @@ class Archive:
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         self.emptied = set[Pair]()  # tables whose rows `choose` takes from the entries
+        self.complete = True  # whether no extension, and what depends on it, was refused
         self.left_out = list[str]()  # lines on all that it takes from them
         self.roles = set[str]()  # that its statements name, which have to be there
         self.database = ""  # whose it is, as an identifier; "" where pg_restore cannot write it
@@ -4512,7 +4513,9 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
     if not known:
         argv.append("--exit-on-error")
-    settings = decisive_settings(target, archive)
+    # None of this has to outlast a crash of the server by itself: the commit of the renaming, which
+    # waits for the disk, takes along what was written before.
+    settings = f"{decisive_settings(target, archive)} -c synchronous_commit=off"
 
     def restore_part(*part: str, options: str = "") -> None:
         """Restore what these options choose; options: of libpq."""
@@ -4538,6 +4541,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     many, timescale = f"--jobs={jobs}", archive.timescaledb
     restore_part = part_by_part(target, archive, jobs)
     without, unsure = refused(target, archive)
+    archive.complete = not without
     left = [f"{entry_for_people(entry)}: {why}" for entry, why in without.items()]
     require(not complete or not left, "; ".join(left))
 
@@ -4763,7 +4767,9 @@ def count_rows(target: Database, archive: Archive, copied: dict[str, int] | None
             for name in table.tops():
                 rows.pop(name, None)
     missed = [f"{name}: not counted: {reason}" for name, reason in why.items() if reason]
-    return Counted(size, dict(sorted(rows.items())), missed, *compare(tables, copied))
+    return Counted(
+        size, dict(sorted(rows.items())), missed, *compare(tables, copied, archive.complete)
+    )
 
 
 def copied_into(tables: list[Table], copied: Mapping[str, int]) -> dict[str, list[Table]]:
@@ -4781,20 +4787,27 @@ def copied_into(tables: list[Table], copied: Mapping[str, int]) -> dict[str, lis
     return parts
 
 
+def absent(tables: list[Table], copied: dict[str, int]) -> Iterator[str]:
+    """A line for each table that the archive has rows of, and that is not there."""
+    for key in sorted(copied.keys() - {table.key for table in tables}):
+        name = key.encode("latin-1").decode("utf-8", "replace")
+        yield f"the archive copies {copied[key]} rows into {name}, which is not there"
+
+
 def compare(
-    tables: list[Table], copied: dict[str, int] | None
+    tables: list[Table], copied: dict[str, int] | None, complete: bool
 ) -> tuple[dict[str, list[int]] | None, list[str]]:
     """Whether each table has the rows that the archive copies: the end of a `Counted`.
+
+    complete: whether all have to be there, as none depends on an extension that was refused.
 
     A table that an extension makes may have rows of its own script beside them.
     """
     if copied is None:
         return None, []
-    known, compared = {table.key for table in tables}, dict[str, list[int]]()
-    different = list[str]()
-    for key in sorted(copied.keys() - known):
-        name = key.encode("latin-1").decode("utf-8", "replace")
-        different.append(f"the archive copies {copied[key]} rows into {name}, which is not there")
+    compared, different = dict[str, list[int]](), list[str]()
+    if complete:
+        different += absent(tables, copied)
     for name, parts in copied_into(tables, copied).items():
         if any(part.why for part in parts):
             continue

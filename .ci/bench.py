@@ -173,7 +173,9 @@ def bench(arguments: list[str]) -> int:
                 sys.exit(f"{FRONT.name}: {folder.parent} has {free:.1f} GB free; the bench needs"
                          f" {needed:.1f} (TMPDIR, --sizes, --archive)")
             aws = awscli()
-            with Postgres(folder / "postgres") as postgres:
+            server = Postgres(folder / "postgres")
+            server.fsync = "on"  # as people have it: each transaction of a restore waits for it
+            with server as postgres:
                 tables = Bench(folder, postgres, aws, options).tables()
     except RuntimeError as error:
         sys.exit(f"{FRONT.name}: {error}")

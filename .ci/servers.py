@@ -259,11 +259,12 @@ class Postgres(Server):
         self.port = free_ports(1)[0]
         self.password = password or secrets.token_urlsafe(12)
         self.templates, self.making = set[str](), threading.Lock()
+        self.fsync = "off"
 
     def start(self) -> Postgres:
         if not (self.folder / "data").exists():
             self._initdb()
-        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": "off",
+        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": self.fsync,
                     "unix_socket_directories": "", "logging_collector": "off", "TimeZone": "UTC",
                     "max_wal_size": "128MB", "checkpoint_warning": "0"}  # several run at once
         # SIGQUIT: should the tests die, the server and its sessions end at once
