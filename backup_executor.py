@@ -238,6 +238,11 @@ def log(level: str, message: str, **fields: object) -> None:
             write(2, f'time="{now}" level={level} msg={quoted(text)}{more}\n')
 
 
+def on_terminal() -> bool:
+    """Whether somebody looks at a terminal."""
+    return os.isatty(2) and CHILD not in os.environ
+
+
 def progress(what: str, total: int) -> Callable[[int], None]:
     """What shows the progress of a long step, when it is called with the bytes that are done.
 
@@ -250,14 +255,20 @@ def progress(what: str, total: int) -> Callable[[int], None]:
         nonlocal shown
         now = time.monotonic()
         rate = f"{done / MIB / (now - begun + 0.001):.1f} MiB/s"
-        if os.isatty(2) and CHILD not in os.environ:
+        part, left = "", ""
+        if total and done:
+            part = f"{min(99, 100 * done // total)} %"
+            left = f"about {max(0, total / done - 1) * (now - begun):.0f} seconds"
+        if on_terminal():
             bar = "#" * min(30, 30 * done // (total or sys.maxsize))
             text = f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}"
             with suppress(OSError):
-                write(2, text)
+                write(2, text + (f", {part}, {left} left" if part else ""))
         elif now - shown >= PROGRESS_SECONDS * TIME_SCALE:
             shown = now
-            log("info", what, Size=f"{done} bytes", Of=f"about {total} bytes", Rate=rate)
+            more = {"Done": part, "Left": left} if part else {}
+            of = f"about {total} bytes"
+            log("info", what, Size=f"{done} bytes", Of=of, Rate=rate, **more)
 
     return show
 
@@ -1379,6 +1390,7 @@ class Dump:
     tables: int  # whose rows it has, by its table of contents
     # As in `Server`.
     database: str
+    database_size: int | None = None  # older journals have none
     system_identifier: str
     postgresql: str
     timescaledb: str | None
@@ -1537,10 +1549,18 @@ def free_bytes(s: Settings) -> tuple[int, int]:
 
 
 # ---- A backup: the dump --------------------------------------------------------------------------
-FACTS = ("database", "system_identifier", "postgresql", "timescaledb", "pg_dump")
+FACTS = (
+    "database",
+    "database_size",
+    "system_identifier",
+    "postgresql",
+    "timescaledb",
+    "pg_dump",
+)
 ROLES_MOST = 4 * MIB  # characters of SQL, some 15,000 roles; in a journal one has 6 bytes at most
-LOOK = """SELECT json_build_object('database', current_database(), 'size', pg_database_size(
-    current_database()), 'postgresql', current_setting('server_version'), 'system_identifier',
+LOOK = """SELECT json_build_object('database', current_database(),
+    'database_size', pg_database_size(current_database()),
+    'postgresql', current_setting('server_version'), 'system_identifier',
     (SELECT system_identifier::text FROM pg_control_system()), 'timescaledb', (SELECT extversion
     FROM pg_extension WHERE extname = 'timescaledb'), 'other_databases', (SELECT count(*)
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
@@ -1579,7 +1599,7 @@ class Server(NamedTuple):
     """The database that is backed up, and the pg_dump that does it."""
 
     database: str
-    size: int  # bytes on the server's disk
+    database_size: int  # bytes on the server's disk
     postgresql: str  # "17.2"
     system_identifier: str  # of its initdb: what tells one server from another
     timescaledb: str | None  # the extension's version; None: it is not there
@@ -1939,7 +1959,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     """
     server = examine_database(s)
     newest = newest_backup(s3, server)
-    require_room(s, newest.size, server.size)
+    require_room(s, newest.size, server.database_size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
     dump = Dump(file, by=s.owner, **begun)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
@@ -3647,11 +3667,13 @@ def shortened(what: str, names: Sequence[str]) -> Iterator[str]:
 class Archive:
     """What an archive of pg_dump holds, and how it is to be read."""
 
-    def __init__(self, file: IO[bytes], options: list[str], timescaledb: str = ""):
+    def __init__(self, file: IO[bytes], options: list[str], metadata: Mapping[str, str]):
         """Read its table of contents and its statements on roles. Raises Failure.
 
-        timescaledb: the extension's version, where it is known already.
+        metadata: of its object, as far as there are any.
         """
+        size = metadata.get("database-size", "")
+        self.database_size = int(size) if re.fullmatch("[0-9]{1,18}", size) else 0  # 0: unknown
         self.path = f"/proc/{os.getpid()}/fd/{file.fileno()}"  # also where the file has no name
         self.options = options  # of pg_restore, for all that is read of it and restored from it
         contents = self.read("-l", "-C")
@@ -3674,7 +3696,7 @@ class Archive:
         for statement in statements(self.read_statements()):
             self.note(statement)
         self.tablespaces = self.read_tablespaces()
-        self.timescaledb = self.examine_timescaledb(timescaledb)
+        self.timescaledb = self.examine_timescaledb(metadata.get("timescaledb", ""))
 
     def read(self, *options: str) -> str:
         """What pg_restore prints of it."""
@@ -4123,7 +4145,8 @@ FOR_EACH = """
     END $$
 """
 # In hexadecimal, since psql writes names in the database's encoding; none is "[]".
-ANSWERS = """SELECT json_build_object('size', pg_database_size(current_database()),
+SIZE = "SELECT pg_database_size(current_database())"
+ANSWERS = f"""SELECT json_build_object('size', ({SIZE}),
     'answers', coalesce(current_setting('colonies_backup.answers', true), '5b5d'))"""
 # A table with a partition at another server has no statistics of its own: that is not asked.
 ANALYZE = FOR_EACH.format(
@@ -4501,6 +4524,26 @@ def restore_last(
     return left
 
 
+def watching(target: Database, total: int) -> Callable[[], None]:
+    """What shows now and then how large a database has become, of TOTAL bytes; 0: unknown.
+
+    pg_restore tells nothing of how far it is.
+    """
+    show = progress("Restore in progress", total)
+    pause = 2 if on_terminal() else PROGRESS_SECONDS
+    asked = time.monotonic()
+
+    def tick() -> None:
+        """Ask for it, if it is time. A server that gives no answer is asked again later."""
+        nonlocal asked
+        if time.monotonic() - asked >= pause * TIME_SCALE:
+            with suppress(Failure, OSError, ValueError):
+                show(int(psql(target, "Looking at its size", SIZE, 20)))
+            asked = time.monotonic()
+
+    return tick
+
+
 def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
     """What restores a part of an archive, which options of pg_restore choose. It raises Failure.
 
@@ -4516,13 +4559,15 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     # None of this has to outlast a crash of the server by itself: the commit of the renaming, which
     # waits for the disk, takes along what was written before.
     settings = f"{decisive_settings(target, archive)} -c synchronous_commit=off"
+    tick = watching(target, archive.database_size)
 
     def restore_part(*part: str, options: str = "") -> None:
         """Restore what these options choose; options: of libpq."""
         times = 2 if f"--jobs={jobs}" in part and jobs > 1 else 1
         options = f"{UNHINDERED} {settings} {options}"
         try:
-            run("Restoring", [*argv, *part, *archive.options, archive.path], target, options)
+            what = [*part, *archive.options, archive.path]
+            run("Restoring", [*argv, *what], target, options, tick=tick)
         except Failure as error:
             if not known or not str(error).endswith(f"errors ignored on restore: {times}"):
                 raise
@@ -4535,8 +4580,8 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
 
     What it is whole without, and was refused, a line each; complete: that raises Failure, too.
 
-    pg_restore tells nothing of how far it is. After a kill -9 of ours its workers, if there are
-    several, end the table or index that they are at; the database is never named then.
+    After a kill -9 of ours its workers, if there are several, end the table or index that they are
+    at; the database is never named then.
     """
     many, timescale = f"--jobs={jobs}", archive.timescaledb
     restore_part = part_by_part(target, archive, jobs)
@@ -4919,7 +4964,7 @@ def foreseen(s3: S3, backup: Backup, file: IO[bytes], options: list[str]) -> Arc
     require_room(s3.s, backup.size, 0)
     fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
     try:
-        return Archive(file, options)
+        return Archive(file, options, backup.metadata or {})
     except Failure:
         return None
     finally:
@@ -5198,7 +5243,7 @@ def obtain(
     """Have an archive in FILE. Failure: it can't be had, or the server lacks what it takes."""
     parts, roles = chosen_parts(options), list[Making]()
     if options.file:
-        return Source(options.file, "absent", Archive(file, parts), roles)
+        return Source(options.file, "absent", Archive(file, parts, {}), roles)
     s3 = S3(s, 60)
     backup = chosen(s3, options.name, s.db_database, options.server)
     if options.roles:
@@ -5207,8 +5252,8 @@ def obtain(
     if early:
         require_all(hub, cluster.having(roles), early, options.locale)
     checksum = fetch(s3, backup, file, steps)
-    version = (backup.metadata or {}).get("timescaledb", "")
-    return Source(backup.key, checksum, Archive(file, parts, version), roles)
+    archive = Archive(file, parts, backup.metadata or {})
+    return Source(backup.key, checksum, archive, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
@@ -5319,7 +5364,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
     with steps.timed("read"):
-        archive = Archive(file, SCRATCH, metadata.get("timescaledb", ""))
+        archive = Archive(file, SCRATCH, metadata)
         tables = str(archive.tables)
         yield {"archive_version": archive.format, "tables": archive.tables}
         known = metadata.get("tables", tables)
@@ -5580,7 +5625,7 @@ def check_database(now: Checking) -> Lines:
     """Whether it can be reached, and by a pg_dump that fits."""
     now.server = server = examine_database(now.settings)
     versions = f"PostgreSQL {server.postgresql}, TimescaleDB {server.timescaledb or 'none'}"
-    it = f"{server.database} ({server.size} bytes)"
+    it = f"{server.database} ({server.database_size} bytes)"
     yield "ok", f"{it}, {versions}, pg_dump {server.pg_dump}"
 
 
@@ -5626,7 +5671,7 @@ def check_bucket(now: Checking) -> Lines:
 
 def check_volume(now: Checking) -> Lines:
     """Whether a dump like the newest one has room."""
-    size = now.server.size if now.server else 0
+    size = now.server.database_size if now.server else 0
     room = require_room(now.settings, now.newest.size, size)
     if now.backups is None:
         room = room.partition(";")[0] + "; the newest backup was not looked at"
@@ -5747,6 +5792,7 @@ stdout has the result alone, as one JSON text; in Colonies it is the process's o
   exectime_upload_s3   whole seconds for the upload
   sha256               of the file; the object's metadata have it, too
   database             its name
+  database_size        bytes of it on the server's disk
   system_identifier    of its server, made by initdb: a clone has the same
   postgresql           versions, as "17.2"; timescaledb is null where the database has not got
   timescaledb          that extension

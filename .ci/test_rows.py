@@ -2,9 +2,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
 import secrets
 import select
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -12,9 +18,17 @@ import hypothesis.strategies as st
 import pytest
 
 import backup_executor
+from environment import EXECUTOR
 from machine import Machine
 from restores import RESTORED, archive, identifier, restored, stored, verifying
-from servers import Executor, client_programs, handles_below, programs
+from servers import (
+    Executor,
+    client_programs,
+    executor_environment,
+    handles_below,
+    programs,
+    temporary_folder,
+)
 from surroundings import Scene, one_error
 from timescale import Sensors
 
@@ -316,3 +330,61 @@ def test_what_has_a_part_that_cannot_be_counted_is_told_in_no_number(
     assert report["compared"] == {"public.t": [500, 500], "public.events": [5, 5]}
     [text] = [text for text in report["not_proven"] if "closed" in text]
     assert text.startswith("public.closed: not counted: ") and "row-level security" in text
+
+
+def held(folder: Path, go: Path) -> str:
+    """A PATH whose pg_restore restores, and then does not end before there is a file."""
+    folder.mkdir(exist_ok=True)
+    real = client_programs()[0]
+    return programs(folder / "held", pg_restore=f"""#!/bin/sh
+        case "$*" in *--dbname=*) '{real}/pg_restore' "$@" || exit
+            until [ -e '{go}' ]; do sleep 0.1; done; exit ;; esac
+        exec '{real}/pg_restore' "$@"\n""")
+
+
+def test_a_restore_says_how_far_it_is_by_the_databases_size_at_backup_time(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    """An archive of which nothing else is known has a size, and no end."""
+    size = scene.backup()["database_size"]
+    assert abs(size - int(scene.sql("SELECT pg_database_size(current_database())"))) < size / 10
+    for number, of in enumerate((str(size), "0")):
+        go = tmp_path / f"go {number}"
+        if of == "0":
+            [(name, body)] = scene.objects().items()
+            metadata = scene.head(name)["Metadata"]
+            del metadata["database-size"]
+            scene.put(name, body, **metadata)
+        settings = {**scene.settings, "PATH": held(tmp_path / of, go), "BACKUP_TIME_SCALE": "0.001"}
+        with Executor(settings, "restore", "latest", "--database", f"{new}_{number}") as executor:
+            line = executor.wait_for("Restore in progress.*", count=3)[0]
+            done = int(re.findall('Size="(\\d+) bytes"', line)[0])
+            assert done > 5_000_000 and f'Of="about {of} bytes"' in line
+            told = re.findall(r'Done="(\d+) %" Left="about (\d+) seconds"', line)
+            assert [int(percent) for percent, _ in told] == (
+                [min(99, 100 * done // size)] if of != "0" else [])
+            go.touch()
+            assert executor.wait() == 0
+
+
+def test_a_terminal_sees_a_bar_of_a_restore(scene: Scene, new: str, tmp_path: Path) -> None:
+    scene.backup()
+    ours, theirs = pty.openpty()
+    go = tmp_path / "go"
+    settings = {**scene.settings, "PATH": held(tmp_path, go), "BACKUP_TIME_SCALE": "0.01"}
+    with temporary_folder() as home, subprocess.Popen(
+            [sys.executable, str(EXECUTOR), "restore", "latest", "--database", new],
+            env=executor_environment(settings, str(home), 17), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=theirs) as restore:
+        os.close(theirs)
+        said = b""
+        bar = rb"Restore in progress \[#+ *\] \d+ of \d+ MiB, .*, \d+ %, about \d+ seconds left"
+        end = time.monotonic() + 60
+        while not re.search(bar, said):
+            assert select.select([ours], [], [], 60)[0] and time.monotonic() < end, said
+            said += os.read(ours, 65536)
+        go.touch()
+        with suppress(OSError):  # the end of a terminal
+            while os.read(ours, 65536):
+                pass
+        assert restore.wait() == 0
+    os.close(ours)
