@@ -4397,6 +4397,11 @@ def make_roles(hub: Database, steps: list[Making]) -> list[str]:
     """
     left = []
     names = ", ".join(dict.fromkeys(step.role for step in steps))
+    if names:
+        text = "Making the roles that are missing; they stay, whatever comes of the restore"
+        log("info", text, Roles=names)
+        if not any(" PASSWORD '" in step.ways[0] for step in steps):
+            log("warning", "None of them has a password", Roles=names)
     do = f"DO {literal(MAKE_ROLES.format(literal(json.dumps(steps))))}"
     refused = read_json(hub, "Making roles", REFUSED, first=do)
     for number, why in refused:
@@ -4407,11 +4412,6 @@ def make_roles(hub: Database, steps: list[Making]) -> list[str]:
                 reason = reason.replace(text.replace("''", "'"), "***")
         left.append(f"{what}: not done: {reason}")
         log("warning", left[-1])
-    if names:
-        text = "Made the roles that were missing; they stay, whatever comes of the restore"
-        log("info", text, Roles=names)
-        if not any(" PASSWORD '" in step.ways[0] for step in steps):
-            log("warning", "None of them has a password", Roles=names)
     return left
 
 
@@ -5638,7 +5638,7 @@ def check_left_out(now: Checking) -> Lines:
     without = take_roles(s, now.server, dump) if now.server else UNKNOWN[1]
     if dump.roles_sql:
         passwords = "with" if dump.role_passwords else "without"
-        yield "ok", f"{text}; it brings the server's {count} roles, {passwords} their passwords"
+        yield "ok", f"{text}; each brings its {count} roles, {passwords} their passwords"
     elif without:
         yield "warn", f"{text}, or its {count} roles: {without}"
     else:
@@ -5823,8 +5823,9 @@ the database was emptied, or it is a new server's, while the good ones are anoth
 that is forgotten when retention removes the backup. SIZE is in bytes, TIME when it began. CHANGE is
 by how much it is larger than the one before it, of the same server and database. SERVER: the last
 six digits of its server's system identifier, as pg_controldata has it; pg_upgrade and initdb make a
-new one, a replica and a clone of its files have the same. The newest 10,000 names are looked at, or
-three times FULL_BACKUPS; restore and verify find the others by name.""",
+new one, a replica and a clone of its files have the same. --json also says whether a backup brings
+its server's roles. The newest 10,000 names are looked at, or three times FULL_BACKUPS; restore and
+verify find the others by name.""",
     "check": """
 A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
 registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps

@@ -128,7 +128,7 @@ def test_the_least_role_reads_the_roles_with_their_passwords_by_the_database_tha
                          scene.objects()[roles].decode())
         assert result["other_databases"] == int(server.sql("SELECT count(*) FROM pg_database WHERE"
                                                            " NOT datistemplate")) - 1
-        assert re.search(r"ok +left out: .* other databases; it brings the server's \d+ roles, "
+        assert re.search(r"ok +left out: .* other databases; each brings its \d+ roles, "
                          "with their passwords", said)
         assert not re.search(HASH, ran.stderr) and "--database= " in ran.stderr
         assert not warnings(ran) and not scene.files()
@@ -484,6 +484,7 @@ def test_the_roles_that_a_server_lacks_are_made_and_no_others(shop: Scene, versi
         ran = restored(shop, name, "--database", "shop", "--roles", **at(server),
                        status=int(version < 16))  # which knows no grant without INHERIT
         made = roles(server)
+        assert "Making the roles" in ran.stderr
         if version < 16:
             [line] = [each for each in ran.stderr.splitlines() if "level=error" in each]
             assert "GRANT pg_monitor TO" in line and "syntax error" in line
@@ -502,7 +503,7 @@ def test_the_roles_that_a_server_lacks_are_made_and_no_others(shop: Scene, versi
         assert "GRANT app TO stranger" in line
         assert not re.search(f"{HASH}|hidden", ran.stderr)
         ran = restored(shop, name, "--database", "again", "--roles", **at(server))
-        assert roles(server) == made and "Made the roles" not in ran.stderr
+        assert roles(server) == made and "Making the roles" not in ran.stderr
 
 
 def logged_in(server: Postgres, env: dict[str, str], query: str) -> str:
