@@ -4955,15 +4955,15 @@ class Target:
 
 
 def foreseen(s3: S3, backup: Backup, file: IO[bytes], options: list[str]) -> Archive | None:
-    """What a backup's first 16 MiB tell of it, before all of it comes; None: they do not suffice.
+    """What a backup's first 16 MiB tell of it, before all of it comes; None: too little.
 
     pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
     """
     if not backup.size:
         return None
     require_room(s3.s, backup.size, 0)
-    fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
     try:
+        fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
         return Archive(file, options, backup.metadata or {})
     except Failure:
         return None
@@ -5041,19 +5041,22 @@ def name_patiently(new: Target, query: str) -> None:
     """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
     end, told = time.monotonic() + 60 * TIME_SCALE, None
     for pause in backoff():
-        found, over = new.in_the_way(), time.monotonic() > end
-        staying = found["staying"]
-        if over or not staying:
-            if found["ended"]:
-                log("warning", "Ending sessions", Sessions=found["ended"])
-            try:
+        over, staying = time.monotonic() > end, None
+        try:
+            found = new.in_the_way()
+            staying = found["staying"]
+            if over or not staying:
+                if found["ended"]:
+                    log("warning", "Ending sessions", Sessions=found["ended"])
                 psql(new.hub, "Not named", query)
                 return
-            except Failure as error:
+        except Failure as error:
+            with suppress(Failure):
                 if not is_there(new.hub, new.scratch):  # an answer may get lost
                     return
-                if over:
-                    raise Failure(f"{error}; in the way: {staying or 'none now'}") from None
+            if over:
+                raise Failure(f"{error}; in the way: {staying or 'none now'}") from None
+            log("warning", "Not named yet, trying again ...", Reason=error)
         if staying != told:
             log("warning", "Not named yet, waiting for sessions to end ...", Sessions=staying)
             told = staying

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proxies import Proxy
 from restores import (
     PROPERTIES,
     archive,
@@ -19,6 +20,7 @@ from restores import (
     refused,
     restored,
     result_of,
+    same_databases,
     stored,
     tablespaces,
     verifying,
@@ -136,6 +138,24 @@ def test_a_restore_that_is_stopped_while_it_renames_leaves_no_database_closed_or
         sensors.server.sql("\n".join(executor.out).split("connected to it:\n")[1])
         assert sensors.server.text(target) == sensors.expected
         assert not sensors.server.idle(since) and not closed(sensors.server)
+
+
+def test_a_server_that_is_away_while_it_renames_does_not_keep_the_name_from_it(
+        scene: Scene, new: str) -> None:
+    scene.postgres.sql(f"CREATE DATABASE {new}")
+    name = stored(scene, archive(scene))
+    with Proxy(scene.postgres.port) as proxy, contextlib.ExitStack() as session:
+        session.enter_context(stuck(scene.postgres, new))
+        with Executor({**scene.settings, "DB_PORT": str(proxy.port)}, "restore", name, "--database",
+                      new) as executor:
+            becomes_true(lambda: new in closed(scene.postgres))
+            proxy.down()
+            becomes_true(lambda: not closed(scene.postgres))  # its server has given up
+            proxy.up()
+            becomes_true(lambda: new in closed(scene.postgres))
+            session.close()
+            assert executor.wait() == 0, executor.log
+    same_databases(scene, new)
 
 
 # ---- In another's place ------------------------------------------------------------------------
