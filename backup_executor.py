@@ -3744,7 +3744,8 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
         except Failure as error:
             if not re.search("(?m) RAISE$", str(error)):
                 raise ServerLacks(str(error)) from None
-            why[extension.string] = str(error)
+            said = str(error).partition("\n")[0]  # its hint is about this database
+            why[extension.string] = f"{said}; make it by hand, where it can be"
     if not why:
         return {}, set()
     needs, lost, unsure = archive.needs(), set(map(number_of, why)), set[str]()
@@ -4296,7 +4297,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
         unproven.append("timescaledb_post_restore(), which starts the policies")
     verdict = "restored"
     if left:
-        verdict = "restored, without what not_proven names"
+        verdict = "restored, not all of it"
     elif counted.missed:
         verdict = "restored, not all counted"
     yield {"verdict": verdict, "database_size": counted.size, "rows": counted.rows}
@@ -4666,9 +4667,9 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   sha256               "checked"; "absent": an older executor's backup carries none
   archive_version      of the archive's format
   tables               of how many tables it lists rows
-  verdict              "readable", "restored", "restored, not all counted", "restored, without what
-                       not_proven names" (see `restore --help`, 2.), or "failed: " and why; then the
-                       exit status is 1
+  verdict              "readable", "restored", "restored, not all counted", "restored, not all of
+                       it" (see 2. of `restore --help`), or "failed: " and why; then the exit status
+                       is 1
   step                 where it failed
   database_size        bytes, after the restore
   rows                 of each table; partitions and chunks count with their parents
