@@ -4486,7 +4486,8 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
         except Failure as error:
             if not re.search("(?m) RAISE$", str(error)):
                 raise ServerLacks(str(error)) from None
-            why[extension.string] = str(error)
+            said = str(error).partition("\n")[0]  # its hint is about this database
+            why[extension.string] = f"{said}; make it by hand, where it can be"
     if not why:
         return {}, set()
     needs, lost, unsure = archive.needs(), set(map(number_of, why)), set[str]()
@@ -5383,8 +5384,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     steps.current = "count"
     require(not counted.different, excerpt("; ".join(counted.different).encode()))
     unproven += left + counted.missed + list(not_restored(archive, counted))
-    verdict = "without what not_proven names" if left else counted.verdict()
-    yield {"verdict": f"restored, {verdict}"}
+    yield {"verdict": f"restored, {'not all of it' if left else counted.verdict()}"}
 
 
 def not_restored(archive: Archive, counted: Counted) -> Iterator[str]:
@@ -5855,8 +5855,8 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   archive_version      of the archive's format
   tables               of how many tables it lists rows
   verdict              "readable", "restored, row for row in number", "restored, not all counted",
-                       "restored, without what not_proven names" (see `restore --help`, 2.), or
-                       "failed: " and why; then the exit status is 1
+                       "restored, not all of it" (see 2. of `restore --help`), or "failed: " and
+                       why; then the exit status is 1
   step                 where it failed
   database_size        bytes, after the restore
   rows                 of each table; partitions and chunks count with their parents
