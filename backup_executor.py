@@ -5230,6 +5230,8 @@ def chosen_parts(options: Options) -> list[str]:
     name = options.database
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
+    if options.table and options.replace:
+        raise WrongSettings("--replace puts nothing in a place whose tables are left empty: --table")
     without = [*NO_OWNER] if options.no_owner else []
     if options.no_tablespaces:
         without.append("--no-tablespaces")

@@ -92,6 +92,8 @@ DECLARE job text; BEGIN
         EXECUTE job;
     END LOOP;
     RETURN true; END $$;
+CREATE FUNCTION @extschema@.alter_job(job_id int, scheduled boolean) RETURNS void LANGUAGE sql AS
+    'UPDATE @jobs.bgw_job SET scheduled = $2 WHERE id = $1';
 CREATE FUNCTION @extschema@.time_bucket(width int, at int) RETURNS int LANGUAGE sql AS
     'SELECT $2 / $1 * $1';
 CREATE FUNCTION @extschema@.attach_tablespace(tablespace name, hypertable regclass) RETURNS void
