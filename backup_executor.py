@@ -762,10 +762,10 @@ def run(
 
 
 # Options of our sessions, against what the server, a role or a database sets: no limit but ours;
-# and nobody's functions in place of PostgreSQL's.
+# and nobody's functions in place of PostgreSQL's. A NULL in an array is none with array_nulls off.
 UNHINDERED = (
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 "
-    "-c default_transaction_read_only=off"
+    "-c default_transaction_read_only=off -c array_nulls=on"
 )
 PLAIN = f"{UNHINDERED} -c search_path=pg_catalog"
 
@@ -4271,6 +4271,8 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive) -> Databa
     An unknown setting would refuse them. TimescaleDB's event triggers are of use to a restore.
     """
     options = ""
+    if cluster.superuser:
+        options += " -c temp_file_limit=-1"  # which a large index would exceed
     if cluster.major >= 14:
         options += " -c idle_session_timeout=0"
     if cluster.major >= 17:

@@ -166,7 +166,9 @@ LIMITS = dict.fromkeys(("idle_session_timeout", "idle_in_transaction_session_tim
 LAZY = """CREATE FUNCTION lazy(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
     PERFORM pg_sleep(coalesce(current_setting('tests.pause', true), '0')::int); RETURN i; END $$;
     CREATE TABLE slow (i int CHECK (public.lazy(i) > 0)); INSERT INTO slow VALUES (1);
-    CREATE INDEX ON slow (public.lazy(i))"""
+    CREATE INDEX ON slow (public.lazy(i)); CREATE TABLE lists AS SELECT ARRAY['a', NULL] AS list;
+    CREATE TABLE large AS SELECT md5(i::text) AS word FROM generate_series(1, 60000) i;
+    CREATE INDEX ON large (word)"""
 
 
 @pytest.mark.parametrize("version", [15, 17])
@@ -175,7 +177,8 @@ def test_limits_that_a_server_sets_do_not_end_a_restore(
     server = generations[version]
     more = {"transaction_timeout": "2s"} if version == 17 else {}
     with scene_at(server, s3) as scene, role(
-            server, **LIMITS, **more, default_transaction_read_only="on") as settings:
+            server, **LIMITS, **more, default_transaction_read_only="on", array_nulls="off",
+            temp_file_limit="0", maintenance_work_mem="1MB") as settings:
         scene.sql(LAZY)
         backup, new = stored(scene, archive(scene)), f"{scene.database}_new"
         said = restored(scene, backup, "--database", new, "--jobs", "2", clients=17,
