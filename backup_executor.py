@@ -4774,10 +4774,11 @@ several databases' backups, name one. A long restore belongs in tmux. In this or
   1. Is NEW free, or an empty database (extensions do not count)? Has the server the roles that own
      or are granted something, and with TimescaleDB the backup's version, preloaded? Has BACKUP_PATH
      room? Is pg_restore new enough? Is the SHA-256 right? Else it ends here: nothing is written.
-  2. It makes a database restore_SECONDS and restores into that. What fails, or is stopped, here is
-     dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP DATABASE
-     restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still end the
-     table or index that they are at.
+  2. It makes a database restore_SECONDS and restores into that. A line of the log each 30 seconds,
+     or a bar, has its size, and what part that is of the size at backup time, where the backup
+     tells it. What fails, or is stopped, here is dropped, or kept with --keep. After kill -9 or a
+     power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then pg_restore's
+     workers, if there were several, still end the table or index that they are at.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted, and
      compared with the archive's.
