@@ -5277,7 +5277,7 @@ def restore(s: Settings, options: Options) -> int:
         archive = source.archive
         archive.choose(options.table)
         create = require_all(hub, cluster.having(source.roles), archive, options.locale)
-        left = [archive.unread] if archive.unread else []
+        left = list[str]()
         if source.roles:
             left += make_roles(hub, source.roles)
             require_needs(examine_cluster(hub)[1], archive)
@@ -5896,14 +5896,15 @@ order:
      memberships of new roles, superusers too. What is refused is named, a line each. They stay,
      whatever comes of the rest.
   2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
-     restores into that. What fails, or is stopped, here is dropped, or kept with --keep. After kill
-     -9 or a power failure drop it yourself: DROP DATABASE restore_SECONDS WITH (FORCE). Then
-     pg_restore's workers, if there were several, still end the table or index that they are at.
-     It goes on without what is refused of these, unless --only-complete is given: event triggers,
-     publications, subscriptions (they are restored disabled), the filling of materialized views,
-     and extensions that one database alone can have (pg_cron), with what depends on them. Checks
-     mean what the database's own settings say (TimeZone, …); those of its server are in no backup:
-     PGTZ sets the time zone.
+     restores into that. A line of the log each 30 seconds, or a bar, has its size, and what part
+     that is of the size at backup time, where the backup tells it. What fails, or is stopped, here
+     is dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP
+     DATABASE restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still
+     end the table or index that they are at. It goes on without what is refused of these, unless
+     --only-complete is given: event triggers, publications, subscriptions (they are restored
+     disabled), the filling of materialized views, and extensions that one database alone can have
+     (pg_cron), with what depends on them. Checks mean what the database's own settings say
+     (TimeZone, …); those of its server are in no backup: PGTZ sets the time zone.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted, and
      compared with the archive's. After a kill -9 here, name it yourself, and GRANT CONNECT ON

@@ -10,7 +10,6 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -315,6 +314,23 @@ def test_rows_are_counted_wherever_a_script_is_cut(
     assert (found, table) == (expected, "") and not backup_executor.ROWS_BEGIN.match(rest)
 
 
+def test_rows_that_go_to_another_server_are_not_looked_for_there(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    """As pg_dump dumps them where it is told to: they come to be twice."""
+    scene.sql(f"""CREATE EXTENSION postgres_fdw; CREATE TABLE far AS SELECT 1 AS i;
+        CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1',
+            port '{scene.postgres.port}', dbname '{scene.database}');
+        CREATE USER MAPPING FOR postgres SERVER other OPTIONS (user 'postgres', password
+            '{scene.postgres.password}');
+        CREATE FOREIGN TABLE near (i int) SERVER other OPTIONS (table_name 'far')""")
+    file = tmp_path / "archive"
+    scene.postgres.run("pg_dump", "-Fc", "-f", str(file), "--include-foreign-data=other",
+                       database=scene.database)
+    said = restored(scene, "--file", str(file), "--database", new).stdout
+    assert "row for row in number" in said and "near" not in said
+    assert scene.sql("SELECT count(*) FROM far") == "2"
+
+
 def test_what_has_a_part_that_cannot_be_counted_is_told_in_no_number(
         scene: Scene, restorer: dict[str, str]) -> None:
     """Not even the rows of the others, and the others are compared all the same."""
@@ -369,22 +385,19 @@ def test_a_restore_says_how_far_it_is_by_the_databases_size_at_backup_time(
 def test_a_terminal_sees_a_bar_of_a_restore(scene: Scene, new: str, tmp_path: Path) -> None:
     scene.backup()
     ours, theirs = pty.openpty()
-    go = tmp_path / "go"
-    settings = {**scene.settings, "PATH": held(tmp_path, go), "BACKUP_TIME_SCALE": "0.01"}
+    path = held(tmp_path, tmp_path / "never")
+    settings = {**scene.settings, "PATH": path, "BACKUP_TIME_SCALE": "0.01"}
     with temporary_folder() as home, subprocess.Popen(
             [sys.executable, str(EXECUTOR), "restore", "latest", "--database", new],
             env=executor_environment(settings, str(home), 17), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=theirs) as restore:
         os.close(theirs)
-        said = b""
+        said, end = b"", time.monotonic() + 60
         bar = rb"Restore in progress \[#+ *\] \d+ of \d+ MiB, .*, \d+ %, about \d+ seconds left"
-        end = time.monotonic() + 60
-        while not re.search(bar, said):
-            assert select.select([ours], [], [], 60)[0] and time.monotonic() < end, said
-            said += os.read(ours, 65536)
-        go.touch()
-        with suppress(OSError):  # the end of a terminal
-            while os.read(ours, 65536):
-                pass
-        assert restore.wait() == 0
+        try:
+            while not re.search(bar, said):
+                assert select.select([ours], [], [], 60)[0] and time.monotonic() < end, said
+                said += os.read(ours, 65536)
+        finally:
+            restore.kill()
     os.close(ours)
