@@ -3862,7 +3862,7 @@ class Archive:
         """
         others = {*keys, *filter(TAKES_ROWS.match, self.entries)}
         left = [entry.split(" ", 3)[3] for entry in self.entries if entry in others]
-        self.left_out += shortened("Left out, as they take rows of these", left)
+        self.left_out += shortened("Left out, for want of rows", left)
         for entry in filter(OF_CONSTRAINT.match, self.entries):
             if any(comment in entry for comment in keys.values()):
                 others.add(entry)
@@ -5828,11 +5828,11 @@ CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good
 the database was emptied, or it is a new server's, while the good ones are another's that was lost.
 (Retention counts each server's by themselves.) VERIFIED: how the last verify of it went, and when;
 that is forgotten when retention removes the backup. SIZE is in bytes, TIME when it began. CHANGE is
-by how much it is larger than the one before it, of the same server and database. SERVER: the last
-six digits of its server's system identifier, as pg_controldata has it; pg_upgrade and initdb make a
-new one, a replica and a clone of its files have the same. --json also says whether a backup brings
-its server's roles. The newest 10,000 names are looked at, or three times FULL_BACKUPS; restore and
-verify find the others by name.""",
+by how many per cent it is larger than the one before it, of the same server and database. SERVER:
+the last six digits of its server's system identifier, as pg_controldata has it; pg_upgrade and
+initdb make a new one, a replica and a clone of its files have the same. --json also says whether a
+backup brings its server's roles. The newest 10,000 names are looked at, or three times
+FULL_BACKUPS; restore and verify find the others by name.""",
     "check": """
 A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
 registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps
