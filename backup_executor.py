@@ -5233,7 +5233,9 @@ def chosen_parts(options: Options) -> list[str]:
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
     if options.table and options.replace:
-        raise WrongSettings("--replace puts nothing in a place whose tables are left empty: --table")
+        raise WrongSettings(
+            "--replace puts nothing in a place whose tables are left empty: --table"
+        )
     without = [*NO_OWNER] if options.no_owner else []
     if options.no_tablespaces:
         without.append("--no-tablespaces")
