@@ -3382,6 +3382,8 @@ TABLE_DATA = re.compile(r"(\S+ ){3}TABLE DATA ")
 ATTACHED = re.compile(r"(\S+ ){3}TABLE ATTACH ")
 TAKES_ROWS = re.compile(r"(\S+ ){3}(BLOBS|MATERIALIZED VIEW DATA) ")
 OF_CONSTRAINT = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
+# Where it makes chunks: in one that is not there it could not, so no row would get in.
+TABLESPACES = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_catalog tablespace ")
 JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
 LATE = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
 EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
@@ -3681,6 +3683,8 @@ class Archive:
         self.pg_restore = pg_restore_for(dumped_by)  # the major version of the one that reads it
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
+        if "--no-tablespaces" in options:
+            self.entries = list(itertools.filterfalse(TABLESPACES.match, self.entries))
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         self.emptied = set[Pair]()  # tables whose rows `choose` takes from the entries
         self.complete = True  # whether no extension, and what depends on it, was refused
@@ -4195,8 +4199,6 @@ OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) E
 # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
 NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
-# A chunk would be made in one that is not there, so no row would get in.
-DETACH = "DELETE FROM _timescaledb_catalog.tablespace"
 MEMBERS = """SELECT format('%s %s', nspname, relname) FROM pg_depend, pg_class c
     JOIN pg_namespace n ON n.oid = relnamespace
     WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'"""
@@ -4648,8 +4650,7 @@ def restore_timescaledb(
         restore_part("--section=data", *OF_CATALOG, catalog)
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
-    detached = "--no-tablespaces" in archive.options
-    psql(target, step, DETACH if detached else NUMBER_TABLESPACES, options=PUBLIC)
+    psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
     with listing(entries) as chosen:
         restore_part("--section=data", *NOT_OF_CATALOG, many, chosen)
 

@@ -607,7 +607,8 @@ def s3_call(request: bytes) -> str:
     for mark in (b"list-type", b"partNumber", b"uploads", b"uploadId"):
         if mark in target:
             return rf"^{method.decode()} \S*[?&]{mark.decode()}"
-    return rf"^{method.decode()} [^?]*\.bak "
+    end = "roles.sql" if b".roles.sql" in target else "bak"
+    return rf"^{method.decode()} [^?]*\.{re.escape(end)} "
 
 
 def numbered(calls: list[str]) -> list[str]:

@@ -125,7 +125,8 @@ def test_a_disk_that_gets_full_during_a_download_is_no_fault_of_s3(
         meddler.request = fill
         ran = machine.run(*command, **through(meddler))
         one_error(ran, f"No space left on device: '{machine.folder}'")
-        assert meddler.seen(rb"^GET (.*\n)*[Rr]ange") == 1
+        # Each range once: a restore looks at the beginning before.
+        assert meddler.seen(rb"^GET (.*\n)*[Rr]ange") == 1 + ("restore" in command)
         meddler.request = bytes
         machine.do("rm $0/filler")
         assert machine.run("verify", **through(meddler)).returncode == 0

@@ -14,6 +14,7 @@ import pytest
 from proxies import Proxy
 from restores import (
     PROPERTIES,
+    RESTORED,
     archive,
     databases,
     holding,
@@ -306,7 +307,7 @@ def test_no_database_of_the_servers_own_has_to_be_there(scene: Scene, elsewhere:
     elsewhere.sql("ALTER DATABASE template1 ALLOW_CONNECTIONS false", "metrics")
     restored(scene, "latest", "--database", "another")
     report = json.loads(scene.run("verify", **verifying_there).stdout)
-    assert report["verdict"] == "restored"
+    assert report["verdict"] == RESTORED
     assert elsewhere.sql("SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database",
                          "metrics") == "another metrics other template0 template1"
 
@@ -347,4 +348,4 @@ def test_what_a_databases_own_settings_decide_comes_in_elsewhere_too(
     assert "app.region" in error and "permission denied" in error
     assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(scene.database)
     assert scene.postgres.sql("SELECT each IS NULL FROM lists, unnest(b) AS each", new) == "f\nt"
-    assert json.loads(scene.run("verify", **restorer).stdout)["verdict"] == "restored"
+    assert json.loads(scene.run("verify", **restorer).stdout)["verdict"] == RESTORED
