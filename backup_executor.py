@@ -1268,20 +1268,21 @@ def beside(key: str) -> str:
     return key.removesuffix(".bak") + ROLES
 
 
-def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> None:
+def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
     """Remove roles if their metadata say all of WHOSE, and their archive is gone.
 
-    Raises S3Failure.
+    False: they stay, since they have no metadata, so may be anybody's. Raises S3Failure.
     """
     head = s3.head(name)
     metadata = head["Metadata"] if head else {}
     known = metadata.get("backup-id")
     if not known or not whose.items() <= metadata.items():
-        return
+        return bool(known or not head)
     archive = s3.head(name.removesuffix(ROLES) + ".bak")
     if not archive or archive["Metadata"].get("backup-id") != known:
         s3.call("delete_object", Key=name)
         log("info", "Removed roles without an archive", Key=name)
+    return True
 
 
 def roles_left(s3: S3, new: str) -> list[str]:
@@ -1313,8 +1314,11 @@ def prune_roles(s3: S3, made: Dump, gone: list[str]) -> None:
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
         left = roles_left(s3, made.roles) if made.roles else []
-        for name in [*map(beside, gone), *left]:
-            remove_roles(s3, name, whose)
+        names = [*map(beside, gone), *left]
+        unknown = [name for name in names if not remove_roles(s3, name, whose)]
+        if unknown:
+            what = "Leaving alone roles without metadata: look whether they hold passwords"
+            log("warning", what, Objects=len(unknown), Some="; ".join(unknown[:5]))
     except Exception as error:
         log("warning", "Cannot remove old roles", Error=error)
 
@@ -5828,7 +5832,8 @@ on the same BACKUP_PATH; --resume leaves its work to that one.
 The roles are in PREFIX/backup_SECONDS.roles.sql. Who can read that object has the hashes of all
 passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BACKUP_PATH they are in
 the dump's journal, for its owner alone, until S3 has them. They go with their backup. Those that a
-crash, or somebody, left without one go when they are a day old.""",
+crash, or somebody, left without one go when they are a day old. Without metadata, which a server
+may forget (rclone serve s3 does), they stay, and a warning says so.""",
     "list": """
 CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
 the database was emptied, or it is a new server's, while the good ones are another's that was lost.

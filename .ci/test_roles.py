@@ -480,6 +480,16 @@ def test_roles_that_cannot_be_removed_are_a_warning_and_go_another_time(
         whole(shop, shop.backup(FULL_BACKUPS="1", **settings)["filename"])
 
 
+def test_roles_whose_metadata_are_forgotten_stay_and_a_warning_says_so(shop: Scene) -> None:
+    first = shop.backup()["filename"]
+    shop.put(beside(first), shop.objects()[beside(first)])
+    ran = shop.run("backup", FULL_BACKUPS="1")
+    second = json.loads(ran.stdout)["filename"]
+    assert set(shop.objects()) == {beside(first), second, beside(second)}
+    [line] = warnings(ran)
+    assert "roles without metadata" in line and f"{shop.prefix}/{beside(first)}" in line
+
+
 # ---- verify and restore ------------------------------------------------------------------------
 
 def test_verify_looks_at_the_roles(shop: Scene) -> None:
