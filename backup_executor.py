@@ -1268,20 +1268,21 @@ def beside(key: str) -> str:
     return key.removesuffix(".bak") + ROLES
 
 
-def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> None:
+def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
     """Remove roles if their metadata say all of WHOSE, and their archive is gone.
 
-    Raises S3Failure.
+    False: they stay, since they have no metadata, so may be anybody's. Raises S3Failure.
     """
     head = s3.head(name)
     metadata = head["Metadata"] if head else {}
     known = metadata.get("backup-id")
     if not known or not whose.items() <= metadata.items():
-        return
+        return bool(known or not head)
     archive = s3.head(name.removesuffix(ROLES) + ".bak")
     if not archive or archive["Metadata"].get("backup-id") != known:
         s3.call("delete_object", Key=name)
         log("info", "Removed roles without an archive", Key=name)
+    return True
 
 
 def roles_left(s3: S3, new: str) -> list[str]:
@@ -1313,8 +1314,11 @@ def prune_roles(s3: S3, made: Dump, gone: list[str]) -> None:
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
         left = roles_left(s3, made.roles) if made.roles else []
-        for name in [*map(beside, gone), *left]:
-            remove_roles(s3, name, whose)
+        names = [*map(beside, gone), *left]
+        unknown = [name for name in names if not remove_roles(s3, name, whose)]
+        if unknown:
+            what = "Leaving alone roles without metadata: look whether they hold passwords"
+            log("warning", what, Objects=len(unknown), Some="; ".join(unknown[:5]))
     except Exception as error:
         log("warning", "Cannot remove old roles", Error=error)
 
@@ -1557,7 +1561,7 @@ FACTS = (
     "timescaledb",
     "pg_dump",
 )
-ROLES_MOST = 4 * MIB  # characters of SQL, some 15,000 roles; in a journal one has 6 bytes at most
+ROLES_MOST = 4 * MIB  # bytes of SQL, some 15,000 roles; in a journal each is 6 at most
 LOOK = """SELECT json_build_object('database', current_database(),
     'database_size', pg_database_size(current_database()),
     'postgresql', current_setting('server_version'), 'system_identifier',
@@ -2106,8 +2110,10 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
         if options is GLOBALS and not server.reads_passwords:
             continue  # the server would log an error each night
         try:
-            sql = run("Reading the roles", ["pg_dumpall", *options], s.database(), PLAIN, 120)
-            require(len(sql) <= ROLES_MOST, f"its roles take more than {ROLES_MOST} characters")
+            command = ["pg_dumpall", *options]
+            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=True)
+            most = len(sql.encode()) <= ROLES_MOST
+            require(most, f"its roles take more than {ROLES_MOST} bytes")
             require("\ufffd" not in sql, "its roles have names in no known encoding")
         except (Failure, OSError) as error:
             why = str(error)
@@ -2243,6 +2249,7 @@ def upload(s3: S3, dump: Dump) -> None:
         size_s3=size,
         exectime_upload_s3=took,
         roles_sql="",
+        role_passwords=dump.role_passwords if dump.roles else None,
     )
 
 
@@ -2259,6 +2266,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     sent_to, end = "", 0.0  # for completing, from when all was sent there for the first time
     while True:
         key = s3.key(f"backup_{seconds}.bak")
+        require(seconds < first + 1000, f"{s3.where}: each name before {key} is taken, too")
         head = s3.head(key)
         if head:
             whose = head["Metadata"].get("backup-id", "")
@@ -2269,7 +2277,6 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             text = f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven"
             require(whose or not same, text)
             seconds += 1  # somebody else's: that name is taken
-            require(seconds < first + 1000, f"{s3.where}: {key} is taken, too")
             continue
         if parts.get("Key") != key:
             if not roles_beside(s3, dump, key):
@@ -2324,7 +2331,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
     data = dump.roles_sql.encode()
     metadata = {**metadata_of(dump), "sha256": dump.roles_sha256}
     condition = {"IfNoneMatch": "*"}
-    end, why = time.monotonic() + s3.patience * TIME_SCALE, "S3 has nothing there"
+    end, why = time.monotonic() + s3.patience * TIME_SCALE, S3Failure("S3 has nothing there")
     for pause in itertools.chain([0.0], backoff()):
         head = s3.head(name)
         if head:
@@ -2338,13 +2345,14 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
         try:
             s3.put(name, data, 0, Metadata=metadata, **condition)
         except S3Failure as error:
-            why = str(error)
+            why = error
             if error.status == 501 and condition:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
         time.sleep(pause)
-    raise S3Failure(f"{s3.where}: {name}: cannot put it: {why}", again=True)
+    # What takes them each time and has them never is not away: that would be each night so.
+    raise S3Failure(f"{s3.where}: {name}: cannot put it: {why}", again=why.again)
 
 
 def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
@@ -5814,7 +5822,7 @@ stdout has the result alone, as one JSON text; in Colonies it is the process's o
   other_databases      how many the server has beside this one: no backup holds them
   starttime            when Colonies started the process; "" for a backup by hand
   made_again           why a dump was void and made again, a text for each; mostly empty
-  removed              keys of the objects that retention removed, roles among them
+  removed              keys of the backups that retention removed; their roles go with them
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
                        good one's size), not removed (and why), no metadata (and what it may be)
 
@@ -5825,7 +5833,8 @@ on the same BACKUP_PATH; --resume leaves its work to that one.
 The roles are in PREFIX/backup_SECONDS.roles.sql. Who can read that object has the hashes of all
 passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BACKUP_PATH they are in
 the dump's journal, for its owner alone, until S3 has them. They go with their backup. Those that a
-crash, or somebody, left without one go when they are a day old.""",
+crash, or somebody, left without one go when they are a day old. Without metadata, which a server
+may forget (rclone serve s3 does), they stay, and a warning says so.""",
     "list": """
 CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
 the database was emptied, or it is a new server's, while the good ones are another's that was lost.

@@ -203,6 +203,26 @@ def test_a_backup_does_without_roles_and_says_so(shop: Scene, tmp_path: Path, ho
     assert json.loads(shop.run("list", "--json").stdout)[0]["roles"] is False
 
 
+def test_what_pg_dumpall_warns_of_is_in_the_log(shop: Scene, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", pg_dumpall=f"""#!/bin/sh
+        echo 'pg_dumpall: warning: a grant is left out' >&2
+        exec '{client_programs()[0]}/pg_dumpall' "$@" """)
+    ran = shop.run("backup", PATH=path)
+    whole(shop, json.loads(ran.stdout)["filename"])
+    [line] = warnings(ran)
+    assert "a grant is left out" in line
+
+
+def test_roles_that_a_journal_has_no_room_for_cost_no_backup(
+        shop: Scene, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", pg_dumpall="""#!/bin/sh
+        yes -- '-- 🐌' | head -n 800000""")  # 6,400,000 bytes of 4,000,000 characters
+    ran = shop.run("backup", PATH=path)
+    assert list(shop.objects()) == [json.loads(ran.stdout)["filename"]]
+    [line] = warnings(ran)
+    assert "its roles take more than" in line
+
+
 # ---- Names, and S3 -----------------------------------------------------------------------------
 
 def test_roles_of_somebody_else_are_not_overwritten_and_their_second_is_taken(shop: Scene) -> None:
@@ -253,6 +273,24 @@ def test_roles_that_s3_does_not_take_at_once_are_sent_again(
     assert conditions == [True] * times + [b"501" not in answer]
 
 
+def test_a_server_that_has_not_what_it_took_costs_the_roles_and_no_backup(
+        shop: Scene, meddler: Proxy) -> None:
+    meddler.reply(rb"^PUT \S*roles\.sql", http_answer("200 OK", ""), 10**5)
+    ran = shop.run("backup", **through(meddler, 0.001))
+    result = json.loads(ran.stdout)
+    assert (result["roles"], result["role_passwords"]) == (None, None)
+    assert list(shop.objects()) == [result["filename"]] and not shop.files()
+    assert any("roles.sql: cannot put it" in line for line in warnings(ran))
+
+
+def test_roles_of_others_under_every_name_end_the_search_for_one(
+        shop: Scene, meddler: Proxy) -> None:
+    theirs = http_answer("200 OK", "").replace(b"\r\n", b"\r\nx-amz-meta-backup-id: theirs\r\n", 1)
+    meddler.reply(rb"^HEAD \S*roles\.sql", theirs, 10**5)
+    assert "is taken, too" in shop.failure(**through(meddler))
+    assert not shop.objects() and len(shop.files()) == 2
+
+
 def test_roles_whose_answer_is_lost_are_ours(shop: Scene, meddler: Proxy) -> None:
     meddler.lose(rb"^PUT \S*roles\.sql")
     whole(shop, shop.backup(**through(meddler, 0.05))["filename"])
@@ -264,6 +302,7 @@ def test_a_policy_for_archives_alone_costs_the_roles_and_no_backup(
     ran = shop.run("backup", **through(meddler))
     result = json.loads(ran.stdout)
     assert result["roles"] is None and list(shop.objects()) == [result["filename"]]
+    assert result["role_passwords"] is None
     assert "roles-sha256" not in shop.head(result["filename"])["Metadata"]
     [line] = warnings(ran)
     assert "AccessDenied" in line and "roles" in line
@@ -439,6 +478,16 @@ def test_roles_that_cannot_be_removed_are_a_warning_and_go_another_time(
     assert set(shop.objects()) == {beside(first), second, beside(second)}
     with days_later(meddler) as settings:
         whole(shop, shop.backup(FULL_BACKUPS="1", **settings)["filename"])
+
+
+def test_roles_whose_metadata_are_forgotten_stay_and_a_warning_says_so(shop: Scene) -> None:
+    first = shop.backup()["filename"]
+    shop.put(beside(first), shop.objects()[beside(first)])
+    ran = shop.run("backup", FULL_BACKUPS="1")
+    second = json.loads(ran.stdout)["filename"]
+    assert set(shop.objects()) == {beside(first), second, beside(second)}
+    [line] = warnings(ran)
+    assert "roles without metadata" in line and f"{shop.prefix}/{beside(first)}" in line
 
 
 # ---- verify and restore ------------------------------------------------------------------------
