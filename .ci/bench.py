@@ -548,11 +548,11 @@ CPU, PEAK = "CPU time for each GB uploaded", "peak memory"
 def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Sample]:
     """One backup of ours, watched."""
     with bench.executor(s3, path) as (executor, server):
-        yield Sample(f"{what}: memory when idle, before", memory(executor.pid), "MB", reach=36)
+        yield Sample(f"{what}: memory when idle, before", memory(executor.pid), "MB", reach=40)
         with Watch(executor.pid) as watch:
             ours = bench.backup(server)
         server.wait_call("assignprocessmsg", status=0, count=2)
-        yield Sample(f"{what}: memory when idle, after", memory(executor.pid), "MB", reach=36)
+        yield Sample(f"{what}: memory when idle, after", memory(executor.pid), "MB", reach=40)
     yield Sample(f"{what}: {CPU}", watch.used() / ours.result["size"] * 1e9, "s", reach=5)
     yield Sample(f"{what}: {PEAK}", watch.peak(), "MB", reach=85)
     if ours.dumped:
