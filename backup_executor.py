@@ -5377,7 +5377,10 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     roles = prove_roles(s3, backup)
     yield {"roles": roles}
     unproven = ["what no dump holds: other databases"]
-    unproven.append("its roles" if roles == "absent" else "that its roles can be made")
+    if roles == "absent":
+        unproven[0] += ", roles"
+    else:
+        unproven.append("that its roles can be made")
     metadata = backup.metadata or {}
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")

@@ -92,13 +92,15 @@ LOSE = r"""DO $$ DECLARE name regclass; BEGIN
     END LOOP; END $$"""
 
 
-def then(folder: Path, sql: str) -> str:
-    """A PATH whose pg_restore, when it has restored something, has SQL done in that database."""
+def then(folder: Path, sql: str, which: str = "first") -> str:
+    """A PATH whose pg_restore, after its first pass or EACH, has SQL done in that database."""
     real = client_programs()[0]
     (folder / "then.sql").write_text(sql)
     return programs(folder / "programs", pg_restore=f"""#!/bin/sh
         '{real}/pg_restore' "$@" || exit
-        case "$*" in *--dbname=*) exec '{real}/psql' -Xqf '{folder}/then.sql' ;; esac\n""")
+        case "$*" in *--dbname=*)
+            mkdir "{folder}/{which}-$PGDATABASE" 2>/dev/null || [ {which} = each ] || exit 0
+            exec '{real}/psql' -Xqf '{folder}/then.sql' ;; esac\n""")
 
 
 def errors(stderr: str) -> list[str]:
@@ -154,8 +156,7 @@ def without_statistics(stderr: str) -> list[str]:
 @pytest.mark.parametrize(("sql", "says"), [
     ("INSERT INTO t VALUES (0, 'one more')", "public.t: 500 rows in the archive, 501 restored"),
     ("DROP TABLE t", 'the archive copies 500 rows into "public"."t", which is not there'),
-    ("INSERT INTO unfilled SELECT 1 WHERE NOT EXISTS (SELECT FROM unfilled)",
-     "public.unfilled: 0 rows in the archive, 1 restored")],
+    ("INSERT INTO unfilled VALUES (1)", "public.unfilled: 0 rows in the archive, 1 restored")],
     ids=["more", "gone", "left-out"])
 def test_other_differences_are_named_and_nothing_is_dropped(
         scene: Scene, new: str, tmp_path: Path, sql: str, says: str) -> None:
@@ -211,7 +212,7 @@ def test_names_of_another_encoding_stay_two(
 def test_tables_of_timescaledb_are_compared_as_they_lie(
         sensors: Sensors, target: str, tmp_path: Path, what: str) -> None:
     verify = verifying(sensors.server)
-    lost = then(tmp_path, what.format("_timescaledb_internal"))
+    lost = then(tmp_path, what.format("_timescaledb_internal"), "each")
     report = json.loads(sensors.run("verify", **verify).stdout)
     assert report["compared"]["public.readings"] == [300, 300]
     assert report["compared"]["_timescaledb_internal"] == [5, 5]
