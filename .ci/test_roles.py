@@ -291,6 +291,23 @@ def test_roles_of_others_under_every_name_end_the_search_for_one(
     assert not shop.objects() and len(shop.files()) == 2
 
 
+def test_roles_that_another_executor_overwrites_are_not_said_to_be_ours(
+        shop: Scene, meddler: Proxy) -> None:
+    def overwrite(data: bytes) -> bytes:
+        if re.match(COMPLETING, data):
+            [name] = shop.objects()
+            shop.put(name, b"theirs", **{"backup-id": "theirs"})
+        return data
+
+    meddler.request = overwrite
+    ran = shop.run("backup", **through(meddler))
+    result = json.loads(ran.stdout)
+    assert (result["roles"], result["role_passwords"]) == (None, None)
+    assert shop.objects()[beside(result["filename"])] == b"theirs" and not shop.files()
+    [line] = warnings(ran)
+    assert "were overwritten" in line and result["filename"] in line
+
+
 def test_roles_whose_answer_is_lost_are_ours(shop: Scene, meddler: Proxy) -> None:
     meddler.lose(rb"^PUT \S*roles\.sql")
     whole(shop, shop.backup(**through(meddler, 0.05))["filename"])
