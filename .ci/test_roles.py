@@ -325,6 +325,15 @@ def test_a_policy_for_archives_alone_costs_the_roles_and_no_backup(
     assert "AccessDenied" in line and "roles" in line
 
 
+def test_roles_that_are_off_and_may_not_be_looked_at_are_no_warning(
+        shop: Scene, meddler: Proxy) -> None:
+    meddler.reply(rb"^\w+ \S*roles\.sql", FORBIDDEN, 10**5)
+    settings = {"BACKUP_ROLES": "off", "FULL_BACKUPS": "1", **through(meddler)}
+    shop.backup(**settings)
+    ran = shop.run("backup", **settings)
+    assert len(json.loads(ran.stdout)["removed"]) == 1 and not warnings(ran)
+
+
 def test_roles_that_vanish_before_their_archive_is_there_are_put_again(
         shop: Scene, meddler: Proxy) -> None:
     def vanish(data: bytes) -> bytes:
