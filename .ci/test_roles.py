@@ -291,6 +291,23 @@ def test_roles_of_others_under_every_name_end_the_search_for_one(
     assert not shop.objects() and len(shop.files()) == 2
 
 
+def test_roles_that_another_executor_overwrites_are_not_said_to_be_ours(
+        shop: Scene, meddler: Proxy) -> None:
+    def overwrite(data: bytes) -> bytes:
+        if re.match(COMPLETING, data):
+            [name] = shop.objects()
+            shop.put(name, b"theirs", **{"backup-id": "theirs"})
+        return data
+
+    meddler.request = overwrite
+    ran = shop.run("backup", **through(meddler))
+    result = json.loads(ran.stdout)
+    assert (result["roles"], result["role_passwords"]) == (None, None)
+    assert shop.objects()[beside(result["filename"])] == b"theirs" and not shop.files()
+    [line] = warnings(ran)
+    assert "were overwritten" in line and result["filename"] in line
+
+
 def test_roles_whose_answer_is_lost_are_ours(shop: Scene, meddler: Proxy) -> None:
     meddler.lose(rb"^PUT \S*roles\.sql")
     whole(shop, shop.backup(**through(meddler, 0.05))["filename"])
@@ -306,6 +323,15 @@ def test_a_policy_for_archives_alone_costs_the_roles_and_no_backup(
     assert "roles-sha256" not in shop.head(result["filename"])["Metadata"]
     [line] = warnings(ran)
     assert "AccessDenied" in line and "roles" in line
+
+
+def test_roles_that_are_off_and_may_not_be_looked_at_are_no_warning(
+        shop: Scene, meddler: Proxy) -> None:
+    meddler.reply(rb"^\w+ \S*roles\.sql", FORBIDDEN, 10**5)
+    settings = {"BACKUP_ROLES": "off", "FULL_BACKUPS": "1", **through(meddler)}
+    shop.backup(**settings)
+    ran = shop.run("backup", **settings)
+    assert len(json.loads(ran.stdout)["removed"]) == 1 and not warnings(ran)
 
 
 def test_roles_that_vanish_before_their_archive_is_there_are_put_again(
