@@ -19,7 +19,7 @@ What happens at night, in this order:
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
 Where data goes away: files on the volume by Dump.remove, clear, finish and, of a void dump,
-dump_every_row; old backups by remove, which prune alone calls; roles without their archive by
+dump_every_row; old backups by remove, for prune alone; roles without their archive by
 remove_roles; an object that is not what was sent by check_stored; the parts of an upload by abort;
 check's own small object by check_bucket; databases that we have made by drop.
 
@@ -1246,6 +1246,22 @@ def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
     return None
 
 
+def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Backup]:
+    """Remove backups; those that are gone. KEPT, why which is kept, has the others then."""
+    removed = []
+    patience: float | None = None
+    for old in backups:
+        failure = remove(s3, old, patience)
+        if not failure:
+            removed.append(old)
+            kept.pop(old.key, None)
+            continue
+        kept[old.key] = f"not removed: {failure}"
+        if failure.again:
+            patience = 0  # S3 was waited for: what it still refuses the next backup removes
+    return removed
+
+
 def known_backups(s3: S3) -> list[Backup]:
     """What is in the bucket, as far as it is known; a warning says of what it is not."""
     try:
@@ -1307,7 +1323,7 @@ def roles_left(s3: S3, new: str) -> list[str]:
     return random.sample(left, min(HEADS, len(left)))
 
 
-def prune_roles(s3: S3, made: Dump, gone: list[str]) -> None:
+def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
     """Remove this database's roles whose archives are GONE, or were lost before.
 
     What goes wrong is a warning, and the next backup's to do.
@@ -1316,7 +1332,7 @@ def prune_roles(s3: S3, made: Dump, gone: list[str]) -> None:
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
         left = roles_left(s3, made.roles) if made.roles else []
-        names = [*map(beside, gone), *left]
+        names = [beside(old.key) for old in gone if "roles-sha256" in (old.metadata or {})] + left
         unknown = [name for name in names if not remove_roles(s3, name, whose)]
         if unknown:
             what = "Leaving alone roles without metadata: look whether they hold passwords"
@@ -1349,20 +1365,9 @@ def prune(s3: S3, made: Dump) -> dict[str, Any]:
     kept = {backup.key: "proven" for backup in ours}
     kept |= dict.fromkeys(doubts, "doubtful: less than half")
     kept |= itertools.islice(others.items(), HEADS)
-    removed = []
-    patience: float | None = None
-    for old in beyond:
-        if old.key in others:
-            continue
-        failure = remove(s3, old, patience)
-        if not failure:
-            removed.append(old.key)
-            kept.pop(old.key, None)
-            continue
-        kept[old.key] = f"not removed: {failure}"
-        if failure.again:
-            patience = 0  # S3 was waited for: what it still refuses the next backup removes
-    return {"removed": removed, "kept": kept}
+    removed = remove_all(s3, [old for old in beyond if old.key not in others], kept)
+    prune_roles(s3, made, removed)  # after the archives: none is left without its roles
+    return {"removed": [old.key for old in removed], "kept": kept}
 
 
 # ---- The staging volume --------------------------------------------------------------------------
@@ -2523,9 +2528,7 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
             os.unlink(dump.file)
         log("info", "Removed local backup file", Filepath=dump.file)
         dump.save(gone=True)
-    pruned = prune(s3, dump)
-    prune_roles(s3, dump, pruned["removed"])  # after the archives: none is left without its roles
-    result = {name: getattr(dump, name) for name in RESULT} | pruned
+    result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump)
     if not dump.process:
         dump.remove()  # else it is kept until the process is closed
     return result
