@@ -2524,7 +2524,8 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
         log("info", "Removed local backup file", Filepath=dump.file)
         dump.save(gone=True)
     pruned = prune(s3, dump)
-    prune_roles(s3, dump, pruned["removed"])  # after the archives: none is left without its roles
+    if any(pruned.values()):  # else S3 was away, and was waited for
+        prune_roles(s3, dump, pruned["removed"])  # after archives: none is left without its roles
     result = {name: getattr(dump, name) for name in RESULT} | pruned
     if not dump.process:
         dump.remove()  # else it is kept until the process is closed
