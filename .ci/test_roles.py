@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from environment import POSTGRESQL
-from proxies import COMPLETING, FORBIDDEN, Proxy, http_answer, through
+from proxies import COMPLETING, FORBIDDEN, SLOW, Proxy, http_answer, through
 from readme import least_privileges
 from restores import identifier, refused, restored, verifying
 from servers import (
@@ -506,6 +506,27 @@ def test_roles_that_cannot_be_removed_are_a_warning_and_go_another_time(
         whole(shop, shop.backup(FULL_BACKUPS="1", **settings)["filename"])
 
 
+def test_roles_that_lost_their_archive_go_also_when_none_are_wanted_any_more(
+        shop: Scene, meddler: Proxy) -> None:
+    first = shop.backup()["filename"]
+    shop.s3_client.delete_object(Bucket="backup", Key=f"{shop.prefix}/{first}")
+    with days_later(meddler) as settings:
+        second = shop.backup(BACKUP_ROLES="off", **settings)["filename"]
+    assert list(shop.objects()) == [second]
+
+
+def test_an_s3_that_is_away_when_old_backups_are_to_go_is_waited_for_once(
+        shop: Scene, meddler: Proxy) -> None:
+    def listing(request: bytes) -> bool:
+        return b"list-type=2" in request and meddler.seen(COMPLETING) > 0
+
+    meddler.reply(listing, SLOW, 10**5)
+    ran = shop.run("backup", **through(meddler, 0.001))
+    whole(shop, json.loads(ran.stdout)["filename"])
+    [line] = [each for each in warnings(ran) if "away" not in each]
+    assert "Removing none: cannot list them" in line
+
+
 def test_roles_whose_metadata_are_forgotten_stay_and_a_warning_says_so(shop: Scene) -> None:
     first = shop.backup()["filename"]
     shop.put(beside(first), shop.objects()[beside(first)])
@@ -535,7 +556,7 @@ def test_verify_looks_at_the_roles(shop: Scene) -> None:
     bare = shop.backup(BACKUP_ROLES="off")["filename"]
     report = json.loads(shop.run("verify").stdout)
     assert (report["verdict"], report["roles"]) == ("readable", "absent")
-    assert "other databases, roles" in str(report["not_proven"])
+    assert "its roles" in report["not_proven"]
     assert "brings no roles" in refused(shop, bare, "--database", "again", "--roles")
     ran = shop.run("restore", "--file", "/dev/null", "--database", "x", "--roles", status=2)
     assert "--roles" in ran.stderr and not ran.stdout
