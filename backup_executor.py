@@ -758,7 +758,7 @@ def run(
     warnings = re.sub(CIRCULAR, b"", stderr) if heed else b""
     if warnings:
         log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
-    return stdout.decode("utf-8", "replace")
+    return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
 
 # Options of our sessions, against what the server, a role or a database sets: no limit but ours;
@@ -2120,9 +2120,10 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
         try:
             command = ["pg_dumpall", *options]
             sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=True)
+            known = not re.search("[\udc80-\udcff]", sql)
+            require(known, "its roles have names in no known encoding")
             most = len(sql.encode()) <= ROLES_MOST
             require(most, f"its roles take more than {ROLES_MOST} bytes")
-            require("\ufffd" not in sql, "its roles have names in no known encoding")
         except (Failure, OSError) as error:
             why = str(error)
             continue
@@ -3490,7 +3491,7 @@ def pg_restore_for(dumped_by: str) -> int:
 @contextmanager
 def listing(entries: Iterable[str]) -> Iterator[str]:
     """The option by which pg_restore takes these entries alone."""
-    with tempfile.NamedTemporaryFile("w") as file:
+    with tempfile.NamedTemporaryFile("w", errors="surrogateescape") as file:
         with placing(file.name):
             print(*entries, "", sep="\n", file=file, flush=True)
         yield f"--use-list={file.name}"
@@ -3700,7 +3701,6 @@ class Archive:
         if "--no-tablespaces" in options:
             self.entries = list(itertools.filterfalse(TABLESPACES.match, self.entries))
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
-        self.emptied = set[Pair]()  # tables whose rows `choose` takes from the entries
         self.complete = True  # whether no extension, and what depends on it, was refused
         self.left_out = list[str]()  # lines on all that it takes from them
         self.roles = set[str]()  # that its statements name, which have to be there
@@ -3861,7 +3861,7 @@ class Archive:
         chosen = reachable([find_table(each, tables.names) for each in typed], tables.parts)
         above = [(part, whole) for whole, part in tables.parts]
         filled = reachable(chosen, above)  # perhaps in part
-        self.emptied = lost = tables.names - chosen
+        lost = tables.names - chosen
         rows = {entry for entry, table in tables.rows.items() if table in lost}
         keys = {
             entry: key.comment
@@ -4238,6 +4238,9 @@ ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not
 AS_THEY_LIE = "-c timescaledb.restoring=on"  # in tables, as a dump has them
 ALL_POLICIES = "-c row_security=off"  # an error, not a part
 PUBLIC = "-c search_path=public"
+LASTING = "-c synchronous_commit=local"  # a commit waits for the disk, whatever the server sets
+FLUSH = "SELECT pg_logical_emit_message(true, '', '')"  # so that there is something to commit
+AS_STORED = "-c client_encoding=SQL_ASCII"  # names of another encoding, of which psql drops bytes
 
 
 class Cluster(NamedTuple):
@@ -4275,17 +4278,21 @@ def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]
         hub = server.named(name)
         try:
             if name != but:
-                return hub, Cluster(**read_json(hub, "Looking at the server", CLUSTER))
+                told = read_json(hub, "Looking at the server", CLUSTER, options=AS_STORED)
+                cluster = Cluster(**told)
+                return unhindered(hub, cluster), cluster
         except Failure as error:
             errors.append(error)
     raise errors[0]
 
 
-def unhindered(database: Database, cluster: Cluster, archive: Archive) -> Database:
+def unhindered(database: Database, cluster: Cluster, archive: Archive | None = None) -> Database:
     """The same, where sessions, pg_restore's too, are not ended or refused by what a server sets.
 
-    An unknown setting would refuse them. TimescaleDB's event triggers are of use to a restore.
+    An unknown setting would refuse them. archive: what is to be restored; TimescaleDB's event
+    triggers are of use to that.
     """
+    needed = archive and archive.timescaledb
     options = ""
     if cluster.superuser:
         options += " -c temp_file_limit=-1"  # which a large index would exceed
@@ -4293,7 +4300,7 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive) -> Databa
         options += " -c idle_session_timeout=0"
     if cluster.major >= 17:
         options += " -c transaction_timeout=0"
-    if cluster.major >= 17 and cluster.superuser and not archive.timescaledb:
+    if cluster.major >= 17 and cluster.superuser and not needed:
         options += " -c event_triggers=off"  # one for logins locks out whom it does not know
     return database._replace(options=options)
 
@@ -4447,20 +4454,23 @@ def new_database(hub: Database, name: str, create: str, keep: bool = False) -> I
     except BaseException:
         left = "kept" if keep else "dropped"
         log("warning", f"What was restored is not whole: it is {left}", Database=name)
-        try:
-            if not keep:
-                drop(hub, name)
-        except Failure as error:
-            log("error", f"It is left on the server: {error}")
+        if not keep:
+            drop(hub, name)
         raise
 
 
 def drop(hub: Database, name: str) -> None:
-    """Drop a database, and end all sessions in it. Raises Failure."""
+    """Drop a database, and end all sessions in it. Where that is refused it stays, which is said.
+
+    A superuser's session, an exporter's for one, is no other role's to end.
+    """
     step = "Dropping a database"
-    if psql(hub, step, SUBSCRIBED.format(literal(name))).strip() != "0":
-        psql(hub.named(name), step, UNSUBSCRIBE)
-    psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
+    try:
+        if psql(hub, step, SUBSCRIBED.format(literal(name))).strip() != "0":
+            psql(hub.named(name), step, UNSUBSCRIBE)
+        psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
+    except Failure as error:
+        log("error", f"{name} is left on the server: {error}")
 
 
 def decisive_settings(target: Database, archive: Archive) -> str:
@@ -4471,8 +4481,10 @@ def decisive_settings(target: Database, archive: Archive) -> str:
         if found:
             value = re.sub(r"([\\\s])", r"\\\1", found[2].replace("''", "'"))
             option = f"-c {found[1]}={value} "
-            with suppress(Failure):  # there may be no such locale; who sets it for good tells so
-                psql(target, "Trying a setting", "SELECT", options=option)
+            # There may be no such locale, and all have room in 10,000 bytes; who sets it for good
+            # tells of it.
+            with suppress(Failure):
+                psql(target, "Trying a setting", "SELECT", options=options + option)
                 options += option
     return options
 
@@ -4575,8 +4587,8 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
     if not known:
         argv.append("--exit-on-error")
-    # None of this has to outlast a crash of the server by itself: the commit of the renaming, which
-    # waits for the disk, takes along what was written before.
+    # None of this has to outlast a crash of the server by itself: that is a Failure, and later a
+    # commit which waits for the disk takes along what was written before.
     settings = f"{decisive_settings(target, archive)} -c synchronous_commit=off"
     tick = watching(target, archive.database_size)
 
@@ -4620,8 +4632,11 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
             restore_part(many, chosen)
         with listing(filter(AFTER_INDEXES.match, first)) as chosen:
             restore_part(many, chosen)
+    # From here on a crash of the server may be one line of several: nothing gets lost by it.
+    psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
-    left += restore_last(parts, restore_part, ALL_ROWS if timescale else "")
+    options = f"{LASTING} {ALL_ROWS}" if timescale else LASTING
+    left += restore_last(parts, restore_part, options)
     require(not complete or not left, "; ".join(left))
 
     made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
@@ -4681,7 +4696,7 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
     already did not run; it is switched off, lest it runs with more rights than it ever had.
     """
     ours = psql(target, "Looking for jobs", OWNER).strip()
-    written = ours.replace("\\", r"\\").encode().decode("latin-1")
+    written = os.fsencode(ours.replace("\\", r"\\")).decode("latin-1")
     moved = []
     # latin-1, whatever encoding it is in: no byte is lost.
     with tempfile.NamedTemporaryFile("w+", encoding="latin-1", newline="") as file:
@@ -5084,9 +5099,10 @@ def name_patiently(new: Target, query: str) -> None:
 def set_properties(new: Target, archive: Archive) -> list[str]:
     """Give it what its archive says of the database. What did not come about, a line each."""
     left = [archive.unread] if archive.unread else []
+    there = new.hub.named(new.scratch)  # in whose encoding they are
     for before, after in archive.properties:
         try:
-            psql(new.hub, "Not restored", f"{before}{new.scratch}{after}")
+            psql(there, "Not restored", f"{before}{new.scratch}{after}")
         except Failure as error:
             left.append(without_value(f"{before}…", after, str(error)))
     return left
@@ -5116,12 +5132,12 @@ def start_workers(there: Database) -> None:
     )
 
 
-def hand_over(new: Target, archive: Archive, work: bool) -> list[str]:
+def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> None:
     """Name what is whole, then, where TimescaleDB is to WORK in it, tell that so.
 
-    What did not come about, a line each, leaves all as it is.
+    What does not come about, a line each for `left`, leaves all as it is.
     """
-    left, timescale = list[str](), archive.timescaledb
+    timescale = archive.timescaledb
     try:
         with noting(left):
             name_database(new, archive)
@@ -5135,7 +5151,6 @@ def hand_over(new: Target, archive: Archive, work: bool) -> list[str]:
         if new.workers:
             with noting(left):
                 start_workers(new.hub.named(new.before if new.named else new.name))
-    return left
 
 
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
@@ -5146,6 +5161,8 @@ def swapping(new: Target, archive: Archive) -> Iterator[str]:
     if new.taken:  # that name is another's by now
         before += "_too"
     yield f"To put it in the place of {archive.database}, while nobody is connected to either:"
+    if old == "postgres":  # where psql is then
+        yield connecting("template1")
     yield "BEGIN;"
     yield f"ALTER DATABASE {archive.database} RENAME TO {before};"
     yield f"ALTER DATABASE {identifier(new.name)} RENAME TO {archive.database};"
@@ -5200,12 +5217,17 @@ class Source(NamedTuple):
 
 
 def finish_restore(
-    new: Target, source: Source, copied: Future[dict[str, int] | None], pause: bool, steps: Steps
-) -> list[str]:
+    new: Target,
+    source: Source,
+    copied: Future[dict[str, int] | None],
+    pause: bool,
+    steps: Steps,
+    left: list[str],
+) -> None:
     """Complete what is whole, name it, and tell so: also of what a signal leaves to do.
 
-    copied: the rows in the archive, as `count_copied` has them. What did not come about, a line
-    each.
+    copied: the rows in the archive, as `count_copied` has them. left: what did not come about
+    before; what does not here is added. All of it is told, a line each.
     """
     archive = source.archive
     log("info", "What was restored is whole", Database=new.scratch)
@@ -5213,7 +5235,7 @@ def finish_restore(
     counted, paused, work = Counted(None, {}, [], None, []), "", True
     new.works = not archive.timescaledb
     try:
-        left = set_properties(new, archive)  # before anybody finds it under its name
+        left += set_properties(new, archive)  # before anybody finds it under its name
         with steps.timed("analyze"):
             left += analyze(there, archive)
         with steps.timed("count"):
@@ -5229,7 +5251,7 @@ def finish_restore(
             with noting(left):
                 paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
                 work = True
-        left += hand_over(new, archive, work)
+        hand_over(new, archive, work, left)
     finally:
         called = identifier(new.name) if new.named else new.scratch
         facts = f"{archive.tables} tables"
@@ -5239,7 +5261,8 @@ def finish_restore(
         proof = f"checksum: {source.checksum}; {counted.verdict()}"
         made = f"Restored {source.name} into {called}: {facts}; {proof}."
         tell(new, archive, made, counted, paused)
-    return left
+        for text in left:
+            log("error", text)
 
 
 def chosen_parts(options: Options) -> list[str]:
@@ -5305,9 +5328,7 @@ def restore(s: Settings, options: Options) -> int:
                 there = hub.named(new.scratch)
                 left += rebuild(there, archive, options.jobs, options.only_complete)
             # From here on nothing drops it.
-            left += finish_restore(new, source, copied, options.pause_jobs, steps)
-    for text in left:
-        log("error", text)
+            finish_restore(new, source, copied, options.pause_jobs, steps, left)
     return 1 if left else 0
 
 
@@ -5341,7 +5362,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
         except Failure as error:
             if steps.current in ("", "download") or isinstance(error, ServerLacks):
                 raise
-            if SERVERS_FAULT.search(str(error)):
+            if steps.current != "count" and SERVERS_FAULT.search(str(error)):
                 raise ServerLacks(str(error)) from None
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
@@ -5406,7 +5427,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     left, counted = restore_scratch(s3.s, archive, copied, steps)
     yield {"database_size": counted.size, "rows": counted.rows, "compared": counted.compared}
     steps.current = "count"
-    require(not counted.different, excerpt("; ".join(counted.different).encode()))
+    require(not counted.different, excerpt(os.fsencode("; ".join(counted.different))))
     unproven += left + counted.missed + list(not_restored(archive, counted))
     yield {"verdict": f"restored, {'not all of it' if left else counted.verdict()}"}
 
