@@ -4639,11 +4639,16 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     left += restore_last(parts, restore_part, options)
     require(not complete or not left, "; ".join(left))
 
+    warn_of_subscriptions(target)
+    return left
+
+
+def warn_of_subscriptions(target: Database) -> None:
+    """Say that they are disabled, as pg_dump 14 to 18 writes them: two would share a slot."""
     made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
-    if made:  # as pg_dump 14 to 18 writes them; else two databases would share a slot
+    if made:
         text = "Subscriptions are disabled: enable them when nobody else has their slots"
         log("warning", text, Subscriptions=made)
-    return left
 
 
 def restore_timescaledb(
