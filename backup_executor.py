@@ -1306,8 +1306,8 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
 def roles_left(s3: S3, new: str) -> list[str]:
     """Keys of roles whose archive is gone, by a crash or by hand, or comes yet; 100 at most.
 
-    None that another executor's upload has just put: all are a day older than the NEW archive, by
-    the clock of S3. Raises S3Failure.
+    None that another executor's upload has just put: all are a day older than the NEW ones, by the
+    clock of S3. Raises S3Failure.
     """
     before = s3.call("head_object", Key=new)["LastModified"] - UNDER_WAY
     listed = itertools.islice(s3.listed(r"\.(?:bak|roles\.sql)"), 2 * NAMES)
@@ -1331,7 +1331,7 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
     database = urllib.parse.quote(made.database, safe="")
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
-        left = roles_left(s3, made.filepath_s3[1:])
+        left = roles_left(s3, made.roles) if made.roles else []
         names = [beside(old.key) for old in gone if "roles-sha256" in (old.metadata or {})] + left
         unknown = [name for name in names if not remove_roles(s3, name, whose)]
         if unknown:

@@ -506,15 +506,6 @@ def test_roles_that_cannot_be_removed_are_a_warning_and_go_another_time(
         whole(shop, shop.backup(FULL_BACKUPS="1", **settings)["filename"])
 
 
-def test_roles_that_lost_their_archive_go_also_when_none_are_wanted_any_more(
-        shop: Scene, meddler: Proxy) -> None:
-    first = shop.backup()["filename"]
-    shop.s3_client.delete_object(Bucket="backup", Key=f"{shop.prefix}/{first}")
-    with days_later(meddler) as settings:
-        second = shop.backup(BACKUP_ROLES="off", **settings)["filename"]
-    assert list(shop.objects()) == [second]
-
-
 def test_an_s3_that_is_away_when_old_backups_are_to_go_is_waited_for_once(
         shop: Scene, meddler: Proxy) -> None:
     def listing(request: bytes) -> bool:
