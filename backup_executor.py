@@ -3385,7 +3385,8 @@ ATTACHED = re.compile(r"(\S+ ){3}TABLE ATTACH ")
 TAKES_ROWS = re.compile(r"(\S+ ){3}(BLOBS|MATERIALIZED VIEW DATA) ")
 OF_CONSTRAINT = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
 JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
-LATE = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
+# Tablespaces of hypertables. In one that is not there a chunk would be made, and no row get in.
+PLACES = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_catalog tablespace ")
 EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
 # A database is whole without these. An event trigger may refuse what comes after it; pg_restore
 # itself makes them last, and fills the views, too.
@@ -3768,8 +3769,9 @@ class Archive:
             self.roles |= roles_in(statement)
 
     def read_tablespaces(self) -> set[str]:
-        """The tablespaces that it takes, the database's own among them."""
+        """The tablespaces that it takes, the database's own among them; of `entries`, too."""
         if "--no-tablespaces" in self.options:
+            self.entries = list(itertools.filterfalse(PLACES.match, self.entries))
             return set()
         with listing(filter(STORED.match, self.entries)) as chosen:
             script = self.read("-s", "-f-", chosen)
@@ -3803,7 +3805,7 @@ class Archive:
         added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
         require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
         late = pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
-        late |= set(filter(LATE.match, self.entries))
+        late |= set(filter(OF_CONSTRAINT.match, self.entries))
         place = schema[1] if schema else "public"
         return Timescale(version or "?", place, jobs, adopted, late)
 
@@ -4196,8 +4198,6 @@ OWNER = """SELECT CASE atttypid WHEN 'regrole'::regtype THEN quote_ident(user) E
 # No dump has this sequence, and attach_tablespace would begin with numbers that are taken.
 NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catalog.tablespace',
     'id'), max(id)) FROM _timescaledb_catalog.tablespace"""
-# A chunk would be made in one that is not there, so no row would get in.
-DETACH = "DELETE FROM _timescaledb_catalog.tablespace"
 MEMBERS = """SELECT format('%s %s', nspname, relname) FROM pg_depend, pg_class c
     JOIN pg_namespace n ON n.oid = relnamespace
     WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'"""
@@ -4222,8 +4222,9 @@ UNSUBSCRIBE = """DO $$
 ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
 AS_THEY_LIE = "-c timescaledb.restoring=on"  # in tables, as a dump has them
 ALL_POLICIES = "-c row_security=off"  # an error, not a part
+DISABLED = "Subscriptions are disabled: enable them when nobody else has their slots"
 PUBLIC = "-c search_path=public"
-LASTING = "-c synchronous_commit=local"  # a commit waits for the disk, whatever the server sets
+LASTING = "-c synchronous_commit=local "  # a commit waits for the disk, whatever the server sets
 FLUSH = "SELECT pg_logical_emit_message(true, '', '')"  # so that there is something to commit
 AS_STORED = "-c client_encoding=SQL_ASCII"  # names of another encoding, of which psql drops bytes
 
@@ -4599,7 +4600,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     After a kill -9 of ours its workers, if there are several, end the table or index that they are
     at; the database is never named then.
     """
-    many, timescale = f"--jobs={jobs}", archive.timescaledb
+    many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
     without, unsure = refused(target, archive)
     archive.complete = not without
@@ -4610,7 +4611,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     refreshes = list(filter(REFRESH.match, wanted))
     rest = [entry for entry in wanted if REST.match(entry) or entry in unsure - {*refreshes}]
     first = list(itertools.filterfalse({*refreshes, *rest}.__contains__, wanted))
-    if timescale:
+    if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
         with listing(itertools.filterfalse(AFTER_INDEXES.match, first)) as chosen:
@@ -4620,14 +4621,12 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
-    options = f"{LASTING} {ALL_ROWS}" if timescale else LASTING
-    left += restore_last(parts, restore_part, options)
+    left += restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
     require(not complete or not left, "; ".join(left))
 
     made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
     if made:  # as pg_dump 14 to 18 writes them; else two databases would share a slot
-        text = "Subscriptions are disabled: enable them when nobody else has their slots"
-        log("warning", text, Subscriptions=made)
+        log("warning", DISABLED, Subscriptions=made)
     return left
 
 
@@ -4664,8 +4663,7 @@ def restore_timescaledb(
         restore_part("--section=data", *OF_CATALOG, catalog)
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
-    detached = "--no-tablespaces" in archive.options
-    psql(target, step, DETACH if detached else NUMBER_TABLESPACES, options=PUBLIC)
+    psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
     with listing(entries) as chosen:
         restore_part("--section=data", *NOT_OF_CATALOG, many, chosen)
 
