@@ -5083,10 +5083,11 @@ def name_patiently(new: Target, query: str) -> None:
 def set_properties(new: Target, archive: Archive) -> list[str]:
     """Give it what its archive says of the database. What did not come about, a line each."""
     left = [archive.unread] if archive.unread else []
-    there = new.hub.named(new.scratch)  # in whose encoding they are
+    there = new.hub.named(new.scratch)  # in whose encoding they are; but what is set may hinder
     for before, after in archive.properties:
         try:
-            psql(there, "Not restored", f"{before}{new.scratch}{after}")
+            statement = f"{before}{new.scratch}{after}"
+            psql(new.hub if statement.isascii() else there, "Not restored", statement)
         except Failure as error:
             left.append(without_value(f"{before}…", after, str(error)))
     return left
@@ -5216,6 +5217,7 @@ def finish_restore(
     archive = source.archive
     log("info", "What was restored is whole", Database=new.scratch)
     there = new.hub.named(new.scratch)
+    there = there._replace(options=f"{there.options} -c role=none")  # the database may set one
     counted, paused, work = Counted(None, {}, [], None, []), "", True
     new.works = not archive.timescaledb
     try:
