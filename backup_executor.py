@@ -3397,10 +3397,9 @@ TABLE_DATA = re.compile(r"(\S+ ){3}TABLE DATA ")
 ATTACHED = re.compile(r"(\S+ ){3}TABLE ATTACH ")
 TAKES_ROWS = re.compile(r"(\S+ ){3}(BLOBS|MATERIALIZED VIEW DATA) ")
 OF_CONSTRAINT = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
-# Where it makes chunks: in one that is not there it could not, so no row would get in.
-TABLESPACES = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_catalog tablespace ")
 JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
-LATE = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
+# Tablespaces of hypertables. In one that is not there a chunk would be made, and no row get in.
+PLACES = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_catalog tablespace ")
 EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
 # A database is whole without these. An event trigger may refuse what comes after it; pg_restore
 # itself makes them last, and fills the views, too.
@@ -3698,8 +3697,6 @@ class Archive:
         self.pg_restore = pg_restore_for(dumped_by)  # the major version of the one that reads it
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
-        if "--no-tablespaces" in options:
-            self.entries = list(itertools.filterfalse(TABLESPACES.match, self.entries))
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         self.complete = True  # whether no extension, and what depends on it, was refused
         self.left_out = list[str]()  # lines on all that it takes from them
@@ -3785,8 +3782,9 @@ class Archive:
             self.roles |= roles_in(statement)
 
     def read_tablespaces(self) -> set[str]:
-        """The tablespaces that it takes, the database's own among them."""
+        """The tablespaces that it takes, the database's own among them; of `entries`, too."""
         if "--no-tablespaces" in self.options:
+            self.entries = list(itertools.filterfalse(PLACES.match, self.entries))
             return set()
         with listing(filter(STORED.match, self.entries)) as chosen:
             script = self.read("-s", "-f-", chosen)
@@ -3820,7 +3818,7 @@ class Archive:
         added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
         require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
         late = pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
-        late |= set(filter(LATE.match, self.entries))
+        late |= set(filter(OF_CONSTRAINT.match, self.entries))
         place = schema[1] if schema else "public"
         return Timescale(version or "?", place, jobs, adopted, late)
 
@@ -4237,8 +4235,9 @@ UNSUBSCRIBE = """DO $$
 ALL_ROWS = "-c timescaledb.restoring=off"  # with it on, compressed rows are not seen
 AS_THEY_LIE = "-c timescaledb.restoring=on"  # in tables, as a dump has them
 ALL_POLICIES = "-c row_security=off"  # an error, not a part
+DISABLED = "Subscriptions are disabled: enable them when nobody else has their slots"
 PUBLIC = "-c search_path=public"
-LASTING = "-c synchronous_commit=local"  # a commit waits for the disk, whatever the server sets
+LASTING = "-c synchronous_commit=local "  # a commit waits for the disk, whatever the server sets
 FLUSH = "SELECT pg_logical_emit_message(true, '', '')"  # so that there is something to commit
 AS_STORED = "-c client_encoding=SQL_ASCII"  # names of another encoding, of which psql drops bytes
 
@@ -4614,7 +4613,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     After a kill -9 of ours its workers, if there are several, end the table or index that they are
     at; the database is never named then.
     """
-    many, timescale = f"--jobs={jobs}", archive.timescaledb
+    many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
     without, unsure = refused(target, archive)
     archive.complete = not without
@@ -4625,7 +4624,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     refreshes = list(filter(REFRESH.match, wanted))
     rest = [entry for entry in wanted if REST.match(entry) or entry in unsure - {*refreshes}]
     first = list(itertools.filterfalse({*refreshes, *rest}.__contains__, wanted))
-    if timescale:
+    if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
         with listing(itertools.filterfalse(AFTER_INDEXES.match, first)) as chosen:
@@ -4635,8 +4634,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
-    options = f"{LASTING} {ALL_ROWS}" if timescale else LASTING
-    left += restore_last(parts, restore_part, options)
+    left += restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
     require(not complete or not left, "; ".join(left))
 
     warn_of_subscriptions(target)
@@ -4647,8 +4645,7 @@ def warn_of_subscriptions(target: Database) -> None:
     """Say that they are disabled, as pg_dump 14 to 18 writes them: two would share a slot."""
     made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
     if made:
-        text = "Subscriptions are disabled: enable them when nobody else has their slots"
-        log("warning", text, Subscriptions=made)
+        log("warning", DISABLED, Subscriptions=made)
 
 
 def restore_timescaledb(
@@ -5104,10 +5101,11 @@ def name_patiently(new: Target, query: str) -> None:
 def set_properties(new: Target, archive: Archive) -> list[str]:
     """Give it what its archive says of the database. What did not come about, a line each."""
     left = [archive.unread] if archive.unread else []
-    there = new.hub.named(new.scratch)  # in whose encoding they are
+    there = new.hub.named(new.scratch)  # in whose encoding they are; but what is set may hinder
     for before, after in archive.properties:
         try:
-            psql(there, "Not restored", f"{before}{new.scratch}{after}")
+            statement = f"{before}{new.scratch}{after}"
+            psql(new.hub if statement.isascii() else there, "Not restored", statement)
         except Failure as error:
             left.append(without_value(f"{before}…", after, str(error)))
     return left
@@ -5237,6 +5235,7 @@ def finish_restore(
     archive = source.archive
     log("info", "What was restored is whole", Database=new.scratch)
     there = new.hub.named(new.scratch)
+    there = there._replace(options=f"{there.options} -c role=none")  # the database may set one
     counted, paused, work = Counted(None, {}, [], None, []), "", True
     new.works = not archive.timescaledb
     try:

@@ -40,6 +40,16 @@ def test_settings_that_have_no_room_in_one_beginning_of_a_session(scene: Scene, 
     assert scene.postgres.sql("SHOW app.c", new) == "c" * 4000
 
 
+def test_a_role_that_the_database_sets_hinders_neither_statistics_nor_counting(
+        scene: Scene, new: str) -> None:
+    for setting in ("work_mem TO '7MB'", "role TO pg_monitor"):
+        scene.postgres.sql(f"ALTER DATABASE {scene.database} SET {setting}")
+    scene.backup(PGOPTIONS="-c role=none")
+    assert "row for row" in restored(scene, "latest", "--database", new).stdout
+    facts = "SELECT current_user, current_setting('work_mem'), reltuples FROM pg_class"
+    assert scene.postgres.sql(f"{facts} WHERE relname = 't'", new) == "pg_monitor|7MB|500"
+
+
 def test_a_proof_stays_one_where_a_session_keeps_the_scratch_database(
         scene: Scene, restorer: dict[str, str], tmp_path: Path) -> None:
     """A superuser's, an exporter's for instance, which no other role may end."""
