@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from restores import archive, identifier, refused, restored, stored, verifying
+from restores import RESTORED, archive, identifier, refused, restored, stored, verifying
 from servers import Postgres, SeaweedFS, temporary_folder
 from surroundings import FILLED, Generations, Scene
 from timescale import Timescale
@@ -197,7 +197,7 @@ def test_a_trigger_that_lets_in_whom_it_knows_does_not_hinder_a_restore(
     backup = stored(scene, archive(scene))
     with role(scene.postgres) as settings:
         restored(scene, backup, "--database", new, **settings)
-        assert json.loads(scene.run("verify", **settings).stdout)["verdict"] == "restored"
+        assert json.loads(scene.run("verify", **settings).stdout)["verdict"] == RESTORED
         with pytest.raises(RuntimeError, match="stranger"):
             scene.postgres.run("psql", "-c", "SELECT 1",
                                f"dbname={new} user={settings['DB_USER']} password=word")
