@@ -3407,6 +3407,7 @@ REFRESH = re.compile(r"(\S+ ){3}MATERIALIZED VIEW DATA ")
 REST = re.compile(
     r"(\S+ ){3}((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION) "
 )
+TRIGGER = re.compile(r"(\S+ ){3}EVENT TRIGGER ")
 # A key of a partitioned table and an index that is attached further down lock each other out, where
 # several workers make them (17.10: it knows of no locks on partitions). So keys come when all
 # indexes are there, and with them what pg_restore makes after keys.
@@ -4289,9 +4290,9 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive | None = N
     """The same, where sessions, pg_restore's too, are not ended or refused by what a server sets.
 
     An unknown setting would refuse them. archive: what is to be restored; TimescaleDB's event
-    triggers are of use to that.
+    triggers are of use to that, and where it has others, to pg_restore alone.
     """
-    needed = archive and archive.timescaledb
+    needed = archive and archive.timescaledb and not any(map(TRIGGER.match, archive.entries))
     options = ""
     if cluster.superuser:
         options += " -c temp_file_limit=-1"  # which a large index would exceed
@@ -4590,6 +4591,9 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     # commit which waits for the disk takes along what was written before.
     settings = f"{decisive_settings(target, archive)} -c synchronous_commit=off"
     tick = watching(target, archive.database_size)
+    if archive.timescaledb:
+        on = target.options.replace("event_triggers=off", "event_triggers=on")
+        target = target._replace(options=on)
 
     def restore_part(*part: str, options: str = "") -> None:
         """Restore what these options choose; options: of libpq."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from restores import RESTORED, holding, restored, verifying
 from servers import Executor, Postgres, SeaweedFS, programs, temporary_folder
 from surroundings import FILLED, UNTIL, Scene
-from timescale import PAUSE, PAUSING
+from timescale import PAUSE, PAUSING, Sensors
 
 
 def test_what_a_latin1_database_says_of_itself_and_of_roles_arrives(
@@ -96,6 +96,24 @@ def test_a_login_trigger_of_the_database_that_is_replaced_hinders_nobody(
         ALTER EVENT TRIGGER guard ENABLE ALWAYS""")
     restored(scene, "latest", "--database", new, "--replace")
     assert scene.postgres.sql("SELECT count(*) FROM t", new) == "500"
+
+
+def test_a_login_trigger_beside_timescaledb_hinders_no_restore(
+        sensors: Sensors, target: str, tmp_path: Path) -> None:
+    guarded = f"{target}_guarded"
+    sensors.server.sql(f"CREATE DATABASE {guarded} TEMPLATE sensors")
+    sensors.server.sql("""CREATE FUNCTION guard() RETURNS event_trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE 'nobody'; END $$; CREATE EVENT TRIGGER guard ON login
+        EXECUTE FUNCTION guard(); ALTER EVENT TRIGGER guard ENABLE ALWAYS""", guarded)
+    env = {**sensors.server.env, "PGOPTIONS": "-c event_triggers=off"}
+    sensors.server.env, before = env, sensors.server.env
+    try:
+        sensors.server.run("pg_dump", "-Fc", "-f", str(tmp_path / "a"), database=guarded)
+        sensors.server.drop(guarded)
+        sensors.run("restore", "--file", str(tmp_path / "a"), "--database", target)
+        assert sensors.server.sql("SELECT count(*) FROM notes", target) == "40"
+    finally:
+        sensors.server.env = before
 
 
 def test_what_was_left_out_is_told_also_where_a_signal_ends_it(scene: Scene, new: str) -> None:
