@@ -4957,6 +4957,7 @@ class Target:
         self.scratch = f"restore_{int(time.time())}"  # until it is whole, counted, can be named
         self.before = f"before_{self.scratch}"  # then that of the one that had its name
         self.taken = is_there(hub, name)  # there is one: empty, or to be replaced
+        self.replaces = False  # one that holds something
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
         self.works = False  # TimescaleDB has been told to work in it, where it has that
@@ -4968,6 +4969,7 @@ class Target:
                 "or with --replace",
             )
             require(there["ours"], f"the database {identifier(name)} is not {hub.user}'s to rename")
+            self.replaces = not there["empty"]
             self.workers = there["timescaledb"]
             self.warn()
 
@@ -5223,6 +5225,17 @@ class Source(NamedTuple):
     roles: list[Making]  # to be made before
 
 
+def in_short(new: Target, source: Source, counted: Counted, seconds: float) -> str:
+    """One line on what was made, of what, and how it is proven."""
+    called = identifier(new.name) if new.named else new.scratch
+    facts = f"{source.archive.tables} tables"
+    if counted.size:
+        rows = sum(counted.rows.values())
+        facts += f", {rows} rows, {seconds:.0f} seconds, {counted.size} bytes"
+    proof = f"checksum: {source.checksum}; {counted.verdict()}"
+    return f"Restored {source.name} into {called}: {facts}; {proof}."
+
+
 def finish_restore(
     new: Target,
     source: Source,
@@ -5259,15 +5272,12 @@ def finish_restore(
             with noting(left):
                 paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
                 work = True
-        hand_over(new, archive, work, left)
+        if new.replaces and counted.different:  # what is there may be worth more
+            left.append(f"{identifier(new.name)} is not replaced, as rows differ")
+        else:
+            hand_over(new, archive, work, left)
     finally:
-        called = identifier(new.name) if new.named else new.scratch
-        facts = f"{archive.tables} tables"
-        if counted.size:
-            facts += f", {sum(counted.rows.values())} rows, {sum(steps.seconds.values()):.0f}"
-            facts += f" seconds, {counted.size} bytes"
-        proof = f"checksum: {source.checksum}; {counted.verdict()}"
-        made = f"Restored {source.name} into {called}: {facts}; {proof}."
+        made = in_short(new, source, counted, sum(steps.seconds.values()))
         tell(new, archive, made, counted, paused)
         for text in left:
             log("error", text)

@@ -148,6 +148,17 @@ def test_the_rows_of_each_kind_of_table_are_compared_with_the_archives(
     assert report["compared"]["public.t"] == [500, 499] and report["rows"]["public.t"] == 499
 
 
+def test_nothing_is_replaced_by_what_has_other_rows_than_its_archive(
+        scene: Scene, tmp_path: Path) -> None:
+    scene.given_backup()
+    lost = then(tmp_path, "DELETE FROM t WHERE id = 1")
+    ran = restored(scene, "latest", "--database", scene.database, "--replace", status=1, PATH=lost)
+    assert "is not replaced, as rows differ" in ran.stderr
+    assert scene.sql("SELECT count(*) FROM t") == "500"
+    [kept] = re.findall(r"ALTER DATABASE (restore_\d+) RENAME", ran.stdout)
+    assert scene.postgres.sql("SELECT count(*) FROM t", kept) == "499"
+
+
 def without_statistics(stderr: str) -> list[str]:
     """The errors, but for the one of a table whose child at another server cannot be looked at."""
     return [text for text in errors(stderr) if not text.startswith("public.parent: not analyzed")]
