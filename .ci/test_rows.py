@@ -86,10 +86,10 @@ for part in ("hot_low", "hot_high", "child"):
     del ODD_TOLD[f"public.{part}"]
 # One row less in each ordinary table, and in all of `hashed`.
 LOSE = r"""DO $$ DECLARE name regclass; BEGIN
-    FOR name IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relname <> 'hashed_1'
+    FOR name IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relname !~ '^hashed_'
             AND relnamespace::regnamespace::text !~ '^(pg_|information)' LOOP
         EXECUTE format('DELETE FROM ONLY %s WHERE ctid = (SELECT min(ctid) FROM ONLY %1$s)', name);
-    END LOOP; END $$"""
+    END LOOP; DELETE FROM public.hashed WHERE i = 1; END $$"""
 
 
 def then(folder: Path, sql: str, which: str = "first") -> str:
