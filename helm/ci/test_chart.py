@@ -761,7 +761,9 @@ def chart_runs_a_sidecar_that_backs_up_and_takes_new_secrets_in_without_a_restar
         site.polling()
         assert list(site.standin.executors) == ["backup-prod-timescaledb"]
         first = site.succeeds(site.submit())
-        assert site.stored_keys() == [f"{site.name}/{first['filename']}"] and first["size"] > 0
+        stored = f"{site.name}/{first['filename']}"
+        assert site.stored_keys() == [stored, stored.replace(".bak", ".roles.sql")]
+        assert first["size"] > 0
         assert sidecar.probe() == 0
         sidecar.project(wrong)
         [error] = site.client.wait(site.submit(), FAILED)["errors"]
