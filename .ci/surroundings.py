@@ -501,7 +501,7 @@ class World(Site):
         answer = self.s3_client.get_object(Bucket="backup", Key=key)
         body = answer["Body"].read()
         assert sha256_of(body) == answer["Metadata"]["sha256"], key
-        if self.settings["BACKUP_ROLES"] != "off":  # it is never there without them
+        if "roles-sha256" in answer["Metadata"]:  # else PostgreSQL was away when it was asked
             roles = self.s3_client.get_object(Bucket="backup", Key=f"{key[:-4]}.roles.sql")
             assert sha256_of(roles["Body"].read()) == answer["Metadata"]["roles-sha256"], key
             assert roles["Metadata"]["backup-id"] == answer["Metadata"]["backup-id"], key
