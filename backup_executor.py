@@ -849,6 +849,26 @@ class Backup(NamedTuple):
     etag: str = ""  # as listed, bare; "" where that is not known
     written: datetime.datetime | None = None  # as listed, by the clock of S3
 
+    @property
+    def known(self) -> dict[str, str]:
+        """Its metadata, as far as there are any."""
+        return self.metadata or {}
+
+    @property
+    def database(self) -> str:
+        """The name of its database; "" where that is not known."""
+        return urllib.parse.unquote(self.known.get("database", ""))
+
+    @property
+    def server(self) -> str:
+        """The system identifier of its server; "" where that is not known."""
+        return self.known.get("system-identifier", "")
+
+    @property
+    def short_server(self) -> str:
+        """The end of that, as people are shown it: one server in a million has the same."""
+        return self.server[-6:]
+
 
 def body(answer: Any) -> bytes:
     """In place of botocore's own `content`, which reads an answer without an end on and on."""
@@ -1121,10 +1141,8 @@ def by_database(found: list[Backup]) -> dict[tuple[str, str], list[Backup]]:
     """The proven ones, oldest first, by their server's system identifier and their database."""
     whose: dict[tuple[str, str], list[Backup]] = {}
     for backup in found:
-        known = backup.metadata or {}
-        if known.get("sha256"):
-            database = urllib.parse.unquote(known.get("database", ""))
-            whose.setdefault((known.get("system-identifier", ""), database), []).append(backup)
+        if backup.known.get("sha256"):
+            whose.setdefault((backup.server, backup.database), []).append(backup)
     return whose
 
 
@@ -1284,6 +1302,11 @@ def beside(key: str) -> str:
     return key.removesuffix(".bak") + ROLES
 
 
+def archive_beside(name: str) -> str:
+    """The key of the archive that a key of roles belongs to."""
+    return name.removesuffix(ROLES) + ".bak"
+
+
 def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
     """Remove roles if their metadata say all of WHOSE, and their archive is gone.
 
@@ -1296,7 +1319,7 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
     known = metadata.get("backup-id")
     if not known or not whose.items() <= metadata.items():
         return bool(known or not head)
-    archive = s3.head(name.removesuffix(ROLES) + ".bak")
+    archive = s3.head(archive_beside(name))
     if not archive or archive["Metadata"].get("backup-id") != known:
         s3.call("delete_object", Key=name)
         log("info", "Removed roles without an archive", Key=name)
@@ -1315,10 +1338,7 @@ def roles_left(s3: S3, new: str) -> list[str]:
     left = [
         key
         for key, written in there.items()
-        if key.endswith(ROLES)
-        and key.removesuffix(ROLES) + ".bak" not in there
-        and written
-        and written < before
+        if key.endswith(ROLES) and archive_beside(key) not in there and written and written < before
     ]
     return random.sample(left, min(HEADS, len(left)))
 
@@ -1332,7 +1352,7 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
         left = roles_left(s3, made.roles) if made.roles else []
-        names = [beside(old.key) for old in gone if "roles-sha256" in (old.metadata or {})] + left
+        names = [beside(old.key) for old in gone if "roles-sha256" in old.known] + left
         unknown = [name for name in names if not remove_roles(s3, name, whose)]
         if unknown:
             what = "Leaving alone roles without metadata: look whether they hold passwords"
@@ -3385,33 +3405,36 @@ OF_DATABASE = (
     rf"(?s)((?:ALTER|COMMENT ON|ALTER ROLE {NAME} IN|(?:GRANT|REVOKE) [A-Z, ]+ ON|"
     rf"SECURITY LABEL FOR {NAME} ON) DATABASE ){NAME}( .*)"
 )
-# Entries of a table of contents, all of these. The first: those whose statements name roles.
-OF_ROLES = re.compile(
-    r"(\S+ ){3}(ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE) "
-)
-SCHEMA = re.compile(r"(\S+ ){3}SCHEMA - ")
-EXTENSION = re.compile(r"(\S+ ){3}EXTENSION - timescaledb ")
-FOREIGN_KEY = re.compile(r"(\S+ ){3}FK CONSTRAINT ")
+
+
+def entry_of(kind: str) -> re.Pattern[str]:
+    """The entries of a table of contents of this kind, which stands behind three numbers."""
+    return re.compile(rf"(?:\S+ ){{3}}(?:{kind}) ")
+
+
+# The first: those whose statements name roles.
+OF_ROLES = entry_of("ACL|DEFAULT ACL|POLICY|USER MAPPING|(COMMENT|SECURITY LABEL) - DATABASE")
+SCHEMA = entry_of("SCHEMA -")
+EXTENSION = entry_of("EXTENSION - timescaledb")
+FOREIGN_KEY = entry_of("FK CONSTRAINT")
 TABLE = re.compile(r"\S+ 1259 \d+ TABLE ")
-TABLE_DATA = re.compile(r"(\S+ ){3}TABLE DATA ")
-ATTACHED = re.compile(r"(\S+ ){3}TABLE ATTACH ")
-TAKES_ROWS = re.compile(r"(\S+ ){3}(BLOBS|MATERIALIZED VIEW DATA) ")
-OF_CONSTRAINT = re.compile(r"(\S+ ){3}COMMENT .*CONSTRAINT ")
-JOBS = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_(catalog|config) bgw_job ")
+TABLE_DATA = entry_of("TABLE DATA")
+ATTACHED = entry_of("TABLE ATTACH")
+TAKES_ROWS = entry_of("BLOBS|MATERIALIZED VIEW DATA")
+OF_CONSTRAINT = entry_of("COMMENT .*CONSTRAINT")
+JOBS = entry_of("TABLE DATA _timescaledb_(catalog|config) bgw_job")
 # Tablespaces of hypertables. In one that is not there a chunk would be made, and no row get in.
-PLACES = re.compile(r"(\S+ ){3}TABLE DATA _timescaledb_catalog tablespace ")
+PLACES = entry_of("TABLE DATA _timescaledb_catalog tablespace")
 EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
 # A database is whole without these. An event trigger may refuse what comes after it; pg_restore
 # itself makes them last, and fills the views, too.
-REFRESH = re.compile(r"(\S+ ){3}MATERIALIZED VIEW DATA ")
-REST = re.compile(
-    r"(\S+ ){3}((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION) "
-)
-TRIGGER = re.compile(r"(\S+ ){3}EVENT TRIGGER ")
+REFRESH = entry_of("MATERIALIZED VIEW DATA")
+REST = entry_of("((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION)")
+TRIGGER = entry_of("EVENT TRIGGER")
 # A key of a partitioned table and an index that is attached further down lock each other out, where
 # several workers make them (17.10: it knows of no locks on partitions). So keys come when all
 # indexes are there, and with them what pg_restore makes after keys.
-AFTER_INDEXES = re.compile(r"(\S+ ){3}((FK CONSTRAINT|ACL|DEFAULT ACL) |COMMENT .*CONSTRAINT )")
+AFTER_INDEXES = entry_of("FK CONSTRAINT|ACL|DEFAULT ACL|COMMENT .*CONSTRAINT")
 # What statements of pg_restore say, by identifiers.
 MAKES = re.compile(rf"CREATE (?:UNLOGGED )?TABLE ({NAME})\.({NAME}) ")
 ATTACHES = re.compile(rf"ALTER TABLE ONLY ({NAME})\.({NAME}) ATTACH PARTITION ({NAME})\.({NAME}) ")
@@ -3423,7 +3446,7 @@ KEY = re.compile(
 CATALOG = ("_timescaledb_catalog", "_timescaledb_config")
 OF_CATALOG = [f"--schema={schema}" for schema in CATALOG]
 NOT_OF_CATALOG = [f"--exclude-schema={schema}" for schema in CATALOG]
-STORED = re.compile(r"(\S+ ){3}(TABLE|INDEX|CONSTRAINT|MATERIALIZED VIEW) ")  # in a tablespace
+STORED = entry_of("TABLE|INDEX|CONSTRAINT|MATERIALIZED VIEW")  # in a tablespace
 # What CREATE DATABASE says of locales.
 LOCALE = (
     r" (?:LOCALE_PROVIDER = \w+|(?:LC_|ICU_|BUILTIN_)?(?:LOCALE|COLLATE|CTYPE|RULES) = '[^']*')"
@@ -3437,7 +3460,7 @@ DECISIVE = re.compile(
 )
 # What has rows or bytes of large objects. Others' statements may have any text on a line by itself;
 # in these there is no line but a row's that begins like one of ROWS_BEGIN.
-DATA = re.compile(r"(\S+ ){3}(TABLE DATA|BLOBS) ")
+DATA = entry_of("TABLE DATA|BLOBS")
 ROWS_BEGIN = re.compile(rb"\n(?:COPY|INSERT INTO) ")
 # As pg_dump 10.3 and later write it; a name may have newlines. It has at most 1,600 columns.
 COPY_HEAD = re.compile(
@@ -3908,22 +3931,11 @@ class Steps:
         self.seconds[step] = round(time.monotonic() - begun, 1)
 
 
-def server_of(backup: Backup) -> str:
-    """The system identifier of a backup's server; "" where it is not known."""
-    return (backup.metadata or {}).get("system-identifier", "")
-
-
-def short_server(backup: Backup) -> str:
-    """The end of that, as people are shown it: one server in a million has the same."""
-    return server_of(backup)[-6:]
-
-
 def facts_of(backup: Backup) -> str:
     """What one chooses a backup by, as `list` shows it."""
-    known = backup.metadata or {}
     return (
         f"{os.path.basename(backup.key)} ({moment(backup.seconds)}, {backup.size} bytes, "
-        f"{known.get('tables', '?')} tables, server {short_server(backup) or '?'})"
+        f"{backup.known.get('tables', '?')} tables, server {backup.short_server or '?'})"
     )
 
 
@@ -3949,7 +3961,7 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
     backup = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], head["Metadata"])
-    require(server_of(backup).endswith(server), f"{facts_of(backup)}: that is no server {server}")
+    require(backup.server.endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
 
 
@@ -3982,9 +3994,7 @@ def newest_good(s3: S3, database: str, server: str) -> tuple[list[Backup], set[s
     A backup is good by what its own server's are. It may be doubtful all the same: by those of
     another, which was lost perhaps. server: the end of identifiers. Raises Failure.
     """
-    sorts = [
-        backups for backups in backups_of(s3, database) if server_of(backups[0]).endswith(server)
-    ]
+    sorts = [backups for backups in backups_of(s3, database) if backups[0].server.endswith(server)]
     require(sorts, f"{s3.where}: there is no backup of a server {server}")
     newest = []
     for backups in sorts:
@@ -4021,15 +4031,15 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
 
     Raises Failure, at the step "checksum" where the backup is damaged.
     """
-    metadata = backup.metadata or {}
+    metadata = backup.known
     log(
         "info",
         "Found the backup",
         Key=backup.key,
         Size=f"{backup.size} bytes",
         Time=moment(backup.seconds),
-        Database=urllib.parse.unquote(metadata.get("database", "unknown")),
-        Server=short_server(backup) or "unknown",
+        Database=backup.database or "unknown",
+        Server=backup.short_server or "unknown",
     )
     pg_restore_for(metadata.get("pg-dump", ""))
     require_room(s3.s, backup.size, 0)
@@ -4055,7 +4065,7 @@ def roles_of(s3: S3, backup: Backup) -> str:
 
     S3Failure: that is not known.
     """
-    name, sha256 = beside(backup.key), (backup.metadata or {}).get("roles-sha256")
+    name, sha256 = beside(backup.key), backup.known.get("roles-sha256")
     require(sha256, f"{s3.where}: {backup.key} brings no roles: see BACKUP_ROLES")
     data = b""
     with allowing(404):
@@ -4422,11 +4432,10 @@ def make_roles(hub: Database, steps: list[Making]) -> list[str]:
     """
     left = []
     names = ", ".join(dict.fromkeys(step.role for step in steps))
-    if names:
-        text = "Making the roles that are missing; they stay, whatever comes of the restore"
-        log("info", text, Roles=names)
-        if not any(" PASSWORD '" in step.ways[0] for step in steps):
-            log("warning", "None of them has a password", Roles=names)
+    text = "Making the roles that are missing; they stay, whatever comes of the restore"
+    log("info", text, Roles=names)
+    if not any(" PASSWORD '" in step.ways[0] for step in steps):
+        log("warning", "None of them has a password", Roles=names)
     do = f"DO {literal(MAKE_ROLES.format(literal(json.dumps(steps))))}"
     refused = read_json(hub, "Making roles", REFUSED, first=do)
     for number, why in refused:
@@ -4475,7 +4484,7 @@ def drop(hub: Database, name: str) -> None:
 
 def decisive_settings(target: Database, archive: Archive) -> str:
     """The options of libpq by which an archive's rows come in as they were."""
-    options = "-c array_nulls=on "  # else a NULL in an array of texts becomes a text
+    options = ""
     for before, after in archive.properties:
         found = DECISIVE.fullmatch(before + after)
         if found:
@@ -5005,7 +5014,7 @@ def foreseen(s3: S3, backup: Backup, file: IO[bytes], options: list[str]) -> Arc
     require_room(s3.s, backup.size, 0)
     try:
         fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
-        return Archive(file, options, backup.metadata or {})
+        return Archive(file, options, backup.known)
     except Failure:
         return None
     finally:
@@ -5283,8 +5292,8 @@ def finish_restore(
             log("error", text)
 
 
-def chosen_parts(options: Options) -> list[str]:
-    """The options by which pg_restore leaves out what the command line does not want."""
+def require_possible(options: Options) -> None:
+    """Raise WrongSettings where the command line asks for what can't be restored."""
     name = options.database
     if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
         raise WrongSettings("impossible --database or --jobs")
@@ -5292,6 +5301,10 @@ def chosen_parts(options: Options) -> list[str]:
         raise WrongSettings(
             "--replace puts nothing in a place whose tables are left empty: --table"
         )
+
+
+def chosen_parts(options: Options) -> list[str]:
+    """The options by which pg_restore leaves out what the command line does not want."""
     without = [*NO_OWNER] if options.no_owner else []
     if options.no_tablespaces:
         without.append("--no-tablespaces")
@@ -5318,13 +5331,13 @@ def obtain(
     if early:
         require_all(hub, cluster.having(roles), early, options.locale)
     checksum = fetch(s3, backup, file, steps)
-    archive = Archive(file, parts, backup.metadata or {})
+    archive = Archive(file, parts, backup.known)
     return Source(backup.key, checksum, archive, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
     """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
-    chosen_parts(options)
+    require_possible(options)
     hub, cluster = examine_cluster(s.database(), options.database)
     new, steps = Target(hub, options.database, options.replace), Steps()
     if options.locale:
@@ -5370,7 +5383,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
         backup = chosen(s3, name) if name != "latest" else to_verify(s3)
         report: dict[str, Any] = {"object": backup.key, "size": backup.size}
-        report["server"] = short_server(backup) or None
+        report["server"] = backup.short_server or None
         report["seconds"] = steps.seconds
         try:
             for share in prove(s3, backup, file, steps):
@@ -5407,7 +5420,7 @@ def to_verify(s3: S3) -> Backup:
     for backup in newest:
         if backup.key in doubts:
             log("warning", "Passing over a doubtful backup", Key=backup.key)
-    return max(newest, key=lambda each: (each.key not in doubts, server_of(each) == ours, each))
+    return max(newest, key=lambda each: (each.key not in doubts, each.server == ours, each))
 
 
 def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dict[str, Any]]:
@@ -5426,7 +5439,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
         unproven[0] += ", roles"
     else:
         unproven.append("that its roles can be made")
-    metadata = backup.metadata or {}
+    metadata = backup.known
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
@@ -5464,7 +5477,7 @@ def not_restored(archive: Archive, counted: Counted) -> Iterator[str]:
 
 def prove_roles(s3: S3, backup: Backup) -> str:
     """How the roles are that a backup brings, as a report has it. Raises S3Failure."""
-    if "roles-sha256" not in (backup.metadata or {}):
+    if "roles-sha256" not in backup.known:
         return "absent"
     try:
         roles_of(s3, backup)
@@ -5586,7 +5599,7 @@ class Row(NamedTuple):
 
 def as_row(backup: Backup, before: int, doubts: set[str], verdicts: Mapping[str, Any]) -> Row:
     """A backup's row. before: the size of the one before it; 0: there is none."""
-    metadata, name = backup.metadata or {}, os.path.basename(backup.key)
+    metadata, name = backup.known, os.path.basename(backup.key)
     tables = re.fullmatch("[0-9]{1,9}", metadata.get("tables", ""))
     return Row(
         name,
@@ -5597,10 +5610,10 @@ def as_row(backup: Backup, before: int, doubts: set[str], verdicts: Mapping[str,
         verdicts.get(name),
         round(100 * (backup.size / before - 1), 1) if before else None,
         int(tables[0]) if tables else None,
-        short_server(backup) or None,
+        backup.short_server or None,
         metadata.get("postgresql", "").partition(" ")[0] or None,
         metadata.get("timescaledb"),
-        urllib.parse.unquote(metadata.get("database", "")) or None,
+        backup.database or None,
         "roles-sha256" in metadata,
     )
 
@@ -5766,7 +5779,7 @@ def check_jobs(now: Checking) -> Lines:
             f"{database.user} may not hold compression off while pg_dump takes its locks (see "
             "README, Least privileges): a dump that it disturbs is made again"
         )
-    took = int((now.newest.metadata or {}).get("exectime-backup", 0))
+    took = int(now.newest.known.get("exectime-backup", 0))
     names = [job["name"] for job in there["jobs"] if meets(job, now.newest.seconds, took)]
     if names:
         texts.append(
