@@ -560,6 +560,13 @@ def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Samp
                      "s", reach=0.5)
 
 
+def done_well(settings: dict[str, str], *command: str) -> None:
+    """Have a command of ours done, to its good end."""
+    done = run(settings, *command, timeout=3600)
+    if done.returncode:
+        raise RuntimeError(f"the {command[0]} failed: {done.stderr}")
+
+
 def newest_backup(s3: S3Server) -> str:
     found = s3.client().list_objects_v2(Bucket="backup", Prefix="backups/")["Contents"]
     key: str = max(each["Key"] for each in found)
@@ -586,9 +593,7 @@ def measure_archive(bench: Bench, size: float) -> Iterator[Sample]:
 def measure_restore(bench: Bench, size: float) -> Iterator[Sample]:
     """Download and check, up to where `verify` begins to read the archive."""
     with bench.s3() as s3:
-        done = run(bench.settings(s3), "backup", timeout=3600)
-        if done.returncode:
-            raise RuntimeError(f"the backup failed: {done.stderr}")
+        done_well(bench.settings(s3), "backup")
         stored = newest_backup(s3)
         s3.rclone("copyto", f":s3:backup/{stored}", bench.archive)
         s3.rclone("copyto", bench.archive, ":s3:backup/rclone.bak")
@@ -636,9 +641,7 @@ def opened(bench: Bench, database: str, what: str, times: range) -> Iterator[Sam
     """Restore a database's backup, by turns with ours and by hand first."""
     with bench.s3() as s3:
         settings = bench.settings(s3, database)
-        done = run(settings, "backup", timeout=3600)
-        if done.returncode:
-            raise RuntimeError(f"the backup failed: {done.stderr}")
+        done_well(settings, "backup")
         stored = f":s3:backup/{newest_backup(s3)}"
         for turn in times:
             seconds = {}
@@ -654,11 +657,8 @@ def restored_by_us(settings: dict[str, str]) -> float:
     """Seconds for `restore`, with its proof."""
     os.sync()
     begun = time.monotonic()
-    done = run(settings, "restore", "latest", "--database", "opened", timeout=3600)
-    seconds = time.monotonic() - begun
-    if done.returncode:
-        raise RuntimeError(f"the restore failed: {done.stderr}")
-    return seconds
+    done_well(settings, "restore", "latest", "--database", "opened")
+    return time.monotonic() - begun
 
 
 def restored_by_hand(bench: Bench, s3: S3Server, stored: str) -> float:

@@ -19,6 +19,7 @@ from servers import (
     Program,
     SeaweedFS,
     compiled,
+    error_lines,
     executor_environment,
     free_ports,
     temporary_folder,
@@ -117,7 +118,7 @@ def refused(scene: Scene, *arguments: str, **settings: Any) -> str:
     """The one error line of a restore that fails before, or as if, it had written anything."""
     before = databases(scene.postgres)
     ran = restored(scene, *arguments, **{"status": 1, **settings})
-    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    errors = error_lines(ran.stderr)
     assert len(errors) == 1 and not ran.stdout, ran.stdout + ran.stderr
     assert databases(scene.postgres) == before
     return errors[0]
@@ -247,7 +248,7 @@ class Proof(Scene):
         """What `verify` reports, and that is all on stdout. A failure has one line more."""
         ran = self.run("verify", name, **settings)
         report = json.loads(ran.stdout)
-        errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+        errors = error_lines(ran.stderr)
         assert ran.stdout == json.dumps(report, indent=4) + "\n"
         assert len(errors) == (report["verdict"].startswith("failed")), ran.stderr
         return report
@@ -255,7 +256,7 @@ class Proof(Scene):
     def refusal(self, *arguments: str, **settings: Any) -> str:
         """The one line of a command that fails and has nothing to report of the backup."""
         ran = self.run(*arguments, **{"status": 1, **settings})
-        [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+        [error] = error_lines(ran.stderr)
         assert not ran.stdout
         return error
 

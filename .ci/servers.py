@@ -595,6 +595,11 @@ def asking(words: str) -> str:
     return words.encode().hex()
 
 
+def error_lines(log: str) -> list[str]:
+    """The lines of a log that tell of an error."""
+    return [line for line in log.splitlines() if "level=error" in line]
+
+
 def memory(pid: int, field: str = "VmRSS") -> float:
     """MB of a process's memory, as /proc/PID/status has them."""
     status = Path(f"/proc/{pid}/status").read_text()

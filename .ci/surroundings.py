@@ -32,6 +32,7 @@ from servers import (
     backup_settings,
     client_programs,
     descendants,
+    error_lines,
     handles_below,
     memory,
     run,
@@ -125,7 +126,7 @@ class Scene:
     def failure(self, **settings: Any) -> str:
         """The one error line of a backup that fails."""
         result = self.run("backup", **{"status": 1, **settings})
-        errors = [line for line in result.stderr.splitlines() if "level=error" in line]
+        errors = error_lines(result.stderr)
         assert not result.stdout and len(errors) == 1, result.stdout + result.stderr
         return errors[0]
 
@@ -635,7 +636,7 @@ class Footprint(NamedTuple):
 
 def one_error(ran: subprocess.CompletedProcess[str], *says: str) -> str:
     """The one error line of a command that failed, and had no answer; it matches each of SAYS."""
-    errors = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    errors = error_lines(ran.stderr)
     assert ran.returncode == 1 and not ran.stdout and len(errors) == 1, ran.stdout + ran.stderr
     assert all(re.search(each, errors[0]) for each in says), (says, errors)
     return errors[0]

@@ -26,6 +26,7 @@ from servers import (
     asking,
     client_programs,
     descendants,
+    error_lines,
     handles_below,
     temporary_folder,
 )
@@ -483,7 +484,7 @@ def test_a_pg_dump_that_fails_in_the_middle_leaves_nothing(scene: Scene) -> None
     with scene.locked(), scene.start(FULL_BACKUPS="1") as executor:
         scene.sql(f"SELECT pg_terminate_backend({scene.waiting()})")
         assert executor.wait() == 1
-    [error] = [line for line in executor.lines if "level=error" in line]
+    [error] = error_lines(executor.log)
     assert "Backing up database" in error and "pg_dump: exit status 1" in error
     assert "terminating connection due to administrator command" in error
     assert not executor.out and scene.files() == []
@@ -527,7 +528,7 @@ def test_a_database_without_any_object_is_a_failure(scene: Scene) -> None:
 def test_a_full_disk_fails_clearly_and_leaves_nothing(big: Scene) -> None:
     with with_little_room(big, 2) as executor:
         assert executor.wait() == 1, executor.log
-    [error] = [line for line in executor.lines if "level=error" in line]
+    [error] = error_lines(executor.log)
     assert "pg_dump: exit status 1" in error and "No space left on device" in error
     assert executor.out == ["LEFT:"] and not big.objects()
 
@@ -548,7 +549,7 @@ case $asked in *{asking('pg_blocking_pids')}*) exec sleep 600;; esac
         size = os.statvfs(volume).f_blocks * os.statvfs(volume).f_frsize
         (volume / "full").write_bytes(bytes(int(size * 0.97)))
         assert executor.wait() == 1, executor.log
-    [error] = [line for line in executor.lines if "level=error" in line]
+    [error] = error_lines(executor.log)
     assert "pg_dump was stopped" in error and "bytes" in error
     assert executor.out == ["LEFT: full"] and not scene.objects()
 

@@ -21,7 +21,7 @@ from colonies import FAILED, SUCCESS, UNREGISTERED
 from machine import FILL, FULL, TMPFS, Machine
 from proxies import COMPLETING, FORBIDDEN, Proxy, through
 from restores import databases
-from servers import RcloneS3, descendants
+from servers import RcloneS3, descendants, error_lines
 from surroundings import BRISK, FILLED, Scene, Site, becomes_true, one_error, sha256_of, standin
 from timescale import Timescale
 
@@ -203,7 +203,7 @@ def test_serve_without_a_staging_volume_at_its_start_says_so_and_ends(site: Site
     site.folder.rmdir()
     with site.serve() as executor:
         assert executor.wait() == 1
-    [error] = [line for line in executor.lines if "level=error" in line]
+    [error] = error_lines(executor.log)
     assert f"{site.folder}: No such file or directory" in error and not executor.out
 
 

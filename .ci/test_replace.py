@@ -26,7 +26,7 @@ from restores import (
     tablespaces,
     verifying,
 )
-from servers import Executor, Postgres, temporary_folder
+from servers import Executor, Postgres, error_lines, temporary_folder
 from surroundings import Scene, becomes_true
 from timescale import Sensors
 
@@ -252,7 +252,7 @@ def before_the_download(scene: Scene, new: str, *arguments: str) -> str:
     were = databases(scene.postgres)
     ran = restored(scene, "latest", "--database", new, *arguments, status=1)
     assert "Download" not in ran.stderr and databases(scene.postgres) == were
-    return "\n".join(line for line in ran.stderr.splitlines() if "level=error" in line)
+    return "\n".join(error_lines(ran.stderr))
 
 
 def test_tablespaces_that_the_server_lacks_are_named_or_done_without(
@@ -344,7 +344,7 @@ def test_what_a_databases_own_settings_decide_comes_in_elsewhere_too(
     scene.sql("SET array_nulls = on;" + DECIDED)
     name = stored(scene, archive(scene))
     said = restored(scene, name, "--database", new, "--no-owner", status=1, **restorer).stderr
-    [error] = [line for line in said.splitlines() if "level=error" in line]
+    [error] = error_lines(said)
     assert "app.region" in error and "permission denied" in error
     assert scene.postgres.fingerprint(new) == scene.postgres.fingerprint(scene.database)
     assert scene.postgres.sql("SELECT each IS NULL FROM lists, unnest(b) AS each", new) == "f\nt"

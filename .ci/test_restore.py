@@ -28,7 +28,7 @@ from restores import (
     tablespaces,
     with_little_room,
 )
-from servers import Postgres, run, temporary_folder
+from servers import Postgres, error_lines, run, temporary_folder
 from surroundings import FILLED, Generations, Scene, sha256_of
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_counted_is_named_and_loses_nothing(
         SECURITY; ALTER TABLE invoices FORCE ROW LEVEL SECURITY""")
     name = stored(scene, archive(scene))
     ran = restored(scene, name, "--database", new, "--no-owner", status=1, **restorer)
-    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    [error] = error_lines(ran.stderr)
     assert "public.invoices: not counted: " in error and "row-level security" in error
     assert "500  public.t\n" in ran.stdout and "invoices" not in ran.stdout
     assert scene.postgres.sql("SELECT count(*) FROM invoices", new) == "900"
@@ -191,7 +191,7 @@ def test_a_security_label_that_the_server_does_not_know_asks_for_no_role(
     scene.sql("INSERT INTO pg_shseclabel SELECT oid, 'pg_database'::regclass, 'guard', 'secret'"
               " FROM pg_database WHERE datname = current_database()")
     said = restored(scene, stored(scene, archive(scene)), "--database", new, status=1).stderr
-    [error] = [line for line in said.splitlines() if "level=error" in line]
+    [error] = error_lines(said)
     assert "SECURITY LABEL FOR guard" in error and "lacks" not in error
     same_databases(scene, new)
 
@@ -376,7 +376,7 @@ def test_a_backup_for_which_there_is_no_room_is_refused(big: Scene, command: str
     more = ["--database", "never"] if command == "restore" else []
     with with_little_room(big, 16, command, name, *more) as executor:
         assert executor.wait() == 1
-    [error] = [line for line in executor.lines if "level=error" in line]
+    [error] = error_lines(executor.log)
     assert "bytes are free" in error and executor.out == ["LEFT:"]
     assert databases(big.postgres) == before and list(big.objects()) == [name]
 

@@ -24,7 +24,7 @@ from restores import (
     same_databases,
     stored,
 )
-from servers import HELD_UP, Executor, Postgres, descendants, run
+from servers import HELD_UP, Executor, Postgres, descendants, error_lines, run
 from surroundings import UNTIL, Scene, becomes_true
 
 # ---- Restores that fail or are stopped
@@ -166,7 +166,7 @@ def test_what_cannot_be_applied_is_listed_and_the_rest_is_there(scene: Scene, ne
         ALTER DATABASE {scene.database} CONNECTION LIMIT 17""")
     name = stored(scene, archive(scene))
     ran = restored(scene, name, "--database", new, status=1)
-    errors = "\n".join(line for line in ran.stderr.splitlines() if "level=error" in line)
+    errors = "\n".join(error_lines(ran.stderr))
     assert "of_the_past" in errors and "500  public.t" in ran.stdout
     same_databases(scene, new)
     applied = scene.postgres.sql("""SELECT current_setting('work_mem'), current_setting(
@@ -182,7 +182,7 @@ def test_a_statistic_that_fails_loses_nothing(scene: Scene, new: str) -> None:
         IF current_query() ~ 'ANALYZE' THEN RAISE 'no statistics'; END IF; RETURN i; END $$;
         CREATE INDEX ON t (public.sulk(id)); CREATE TABLE z AS SELECT 1 AS one""")
     ran = restored(scene, stored(scene, archive(scene)), "--database", new, status=1)
-    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    [error] = error_lines(ran.stderr)
     assert "public.t: not analyzed: no statistics" in error and "500  public.t" in ran.stdout
     same_databases(scene, new)
     assert scene.postgres.sql("SELECT reltuples FROM pg_class WHERE relname = 'z'", new) == "1"

@@ -23,6 +23,7 @@ from restores import RESTORED, archive, identifier, restored, stored, verifying
 from servers import (
     Executor,
     client_programs,
+    error_lines,
     executor_environment,
     handles_below,
     programs,
@@ -105,8 +106,7 @@ def then(folder: Path, sql: str, which: str = "first") -> str:
 
 def errors(stderr: str) -> list[str]:
     """What was logged as an error, without quotes."""
-    return [json.loads(line.split("msg=")[1]) for line in stderr.splitlines()
-            if "level=error" in line]
+    return [json.loads(line.split("msg=")[1]) for line in error_lines(stderr)]
 
 
 def different(of: dict[str, int]) -> set[str]:

@@ -14,7 +14,16 @@ import pytest
 
 from readme import least_privileges, restored_by_hand
 from restores import RESTORED, holding, identifier, paused, result_of, verifying
-from servers import ASKED, HELD_UP, PASSING_ON, Executor, asking, programs, temporary_folder
+from servers import (
+    ASKED,
+    HELD_UP,
+    PASSING_ON,
+    Executor,
+    asking,
+    error_lines,
+    programs,
+    temporary_folder,
+)
 from surroundings import BIG, Scene, becomes_true
 from timescale import ALARMS_KEY, PAUSING, SENSORS_ROWS, Sensors, Timescale, ask
 
@@ -147,7 +156,7 @@ def test_where_a_timescaledb_archive_cannot_be_restored_nothing_is_begun(
     with sensors.server.without(lacking):
         ran = sensors.run(command, sensors.name, *["--database", target] * (command == "restore"),
                           status=1, **user)
-    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    [error] = error_lines(ran.stderr)
     assert re.search(says, error), error
     assert not any("CREATE DATABASE" in line for line in sensors.server.logged(since))
 
@@ -239,7 +248,7 @@ def test_jobs_of_a_role_that_the_server_lacks_are_named_or_the_restoring_roles(
     timescale.sql(f"DROP ROLE {name}")
     since = len(timescale.logged())
     ran = station.run("restore", "latest", "--database", target, status=1)
-    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    [error] = error_lines(ran.stderr)
     assert f"lacks these roles, or the owners of these: {name};" in error
     assert not any("CREATE DATABASE" in line for line in timescale.logged(since))
     said = f"1000 of {name}, 1001 of 4000000000 (switched off)"
@@ -288,7 +297,7 @@ def test_where_no_worker_is_free_for_timescaledb_the_restore_says_so(
         sensors: Sensors, target: str) -> None:
     ran = sensors.run("restore", "latest", "--database", target, status=1,
                       PGOPTIONS="-c tests.slots=none")
-    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    [error] = error_lines(ran.stderr)
     assert target in error and "timescaledb.max_background_workers" in error
     assert sensors.server.text(target) == sensors.expected
 

@@ -16,7 +16,16 @@ import pytest
 from colonies import CANCELLED, FAILED, WAITING
 from proxies import Proxy, http_reply, through
 from restores import RESTORED, Proof, holding, paused, tablespaces, verifying
-from servers import HELD_UP, Executor, client_programs, descendants, handles_below, kill_child, run
+from servers import (
+    HELD_UP,
+    Executor,
+    client_programs,
+    descendants,
+    error_lines,
+    handles_below,
+    kill_child,
+    run,
+)
 from surroundings import BRISK, GENERATIONS, Scene, Site, becomes_true, sha256_of, standin
 from timescale import PAUSING, Sensors
 
@@ -204,7 +213,7 @@ def test_s3_that_is_away_is_an_error_that_says_nothing_of_the_backup(
 def test_a_server_that_cannot_be_used_says_nothing_of_the_backup(
         proof: Proof, setting: str, value: str, says: str) -> None:
     ran = proof.run("verify", status=1, **{setting: value})
-    [error] = [line for line in ran.stderr.splitlines() if "level=error" in line]
+    [error] = error_lines(ran.stderr)
     assert says in error and "not-this-one" not in ran.stdout + ran.stderr
     assert proof.verdicts() == {proof.name: None}
 
