@@ -81,12 +81,18 @@ CONDITIONS = {**COLONY, "executortype": str, "executornames": [str], "executorid
 SPEC = {"nodename": str, "funcname": str, "args": list, "kwargs": dict, "priority": int,
         "maxwaittime": int, "maxexectime": int, "maxretries": int, "label": str, "env": dict,
         "conditions": CONDITIONS}
+WORKFLOW = {**COLONY, "functionspecs": [SPEC]}
+CAPABILITIES = {
+    "hardware": [{"model": str, "nodes": int, "cpu": str, "cores": int, "mem": str, "storage": str,
+                  "platform": str, "architecture": str, "network": [str]}],
+    "software": [{"name": str, "type": str, "version": str}]}
 FIELDS: dict[str, dict[str, Any]] = {
     "addexecutormsg": {"executor": {**NAMES, "executortype": str}},
     "approveexecutormsg": NAMES,
     "removeexecutormsg": NAMES,
     "deleteexecutormsg": NAMES,
     "getexecutorsmsg": COLONY,
+    "updateexecutormsg": {**NAMES, "capabilities": CAPABILITIES},
     "addfunctionmsg": {"fun": {**NAMES, "executortype": str, "funcname": str, "description": str,
                                "desc": str, "args": [dict]}},
     "getfunctionsmsg": NAMES,
@@ -100,6 +106,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "closefailedmsg": {"processid": str, "errors": [str]},
     "submitfuncspecmsg": {"spec": SPEC},
     "cancelprocessmsg": {"processid": str},
+    "submitworkflowspecmsg": {"spec": WORKFLOW},
+    "cancelprocessgraphmsg": {"processgraphid": str},
+    "pauseassignmentsmsg": COLONY,
+    "resumeassignmentsmsg": COLONY,
     "addcronmsg": {"cron": {**COLONY, "name": str, "cronexpression": str, "interval": int,
                             "random": bool, "workflowspec": str}},
     "getcronsmsg": {**COLONY, "count": int},
@@ -108,7 +118,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deletecronmsg": {"cronid": str},
 }
 ONLY_2026 = {"removeexecutormsg", "removecronmsg", "addlogmsg", "getlogsmsg", "setoutputmsg",
-             "cancelprocessmsg"}
+             "cancelprocessmsg", "cancelprocessgraphmsg", "updateexecutormsg",
+             "pauseassignmentsmsg", "resumeassignmentsmsg"}
 ONLY_2023 = {"deleteexecutormsg", "deletecronmsg"}
 
 
@@ -181,6 +192,8 @@ class Standin(Server):
         self.executors: dict[str, dict[str, Any]] = {}
         self.functions: list[dict[str, Any]] = []
         self.processes: dict[str, dict[str, Any]] = {}
+        self.graphs: dict[str, list[dict[str, Any]]] = {}  # the processes of a workflow, by its id
+        self.paused = False
         self.crons: dict[str, dict[str, Any]] = {}
         self.logs: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str, int]] = []
@@ -237,8 +250,8 @@ class Standin(Server):
             process["retries"] += 1
             self._release(process)
         else:
-            kind = "wait" if process["state"] == WAITING else "execution"
-            self._end(process, FAILED, errors=[f"Maximum {kind} time limit exceeded"])
+            kind = "waiting" if process["state"] == WAITING else "execution"
+            self._fail(process, [f"Maximum {kind} time limit exceeded"])
 
     def _release(self, process: dict[str, Any]) -> None:
         """A running process waits again."""
@@ -256,6 +269,13 @@ class Standin(Server):
         self.deadlines.pop(process["processid"], None)
         process.update(state=state, endtime=rfc3339(), **result)
         self.changed.notify_all()
+
+    def _fail(self, process: dict[str, Any], errors: list[str]) -> None:
+        """A process fails; with one that others depend on all of its workflow does, wordlessly."""
+        self._end(process, FAILED, errors=errors)
+        if process["children"]:
+            for other in self.graphs[process["processgraphid"]]:
+                other["state"] = FAILED
 
     def _drop(self, executor: dict[str, Any]) -> None:
         """An executor leaves: its running processes wait again, its functions are gone."""
@@ -414,6 +434,17 @@ class Standin(Server):
             self._member(caller, fields)
         return list(self.executors.values()) or None
 
+    def on_updateexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        self._colony(fields)
+        executor = self.executors.get(fields["executorname"])
+        if executor is None or executor["state"] == UNREGISTERED:
+            raise Refused(400, f"Executor with name <{fields['executorname']}> does not exist")
+        if executor["executorid"] != caller:
+            self._member(caller)
+            raise Refused(400, "Only an executor can update its own capabilities")
+        executor["capabilities"] = fields["capabilities"]
+        return {}
+
     def on_addfunction(self, caller: str, fields: dict[str, Any]) -> Any:
         function = fields["fun"]
         self._member(caller, function)
@@ -442,16 +473,59 @@ class Standin(Server):
         name = self._member(caller, fields["spec"]["conditions"])
         return self._submit(caller, name, fields["spec"])
 
-    def _submit(self, caller: str, name: str, spec: dict[str, Any], graph: str = "") -> Any:
+    def on_submitworkflowspec(self, caller: str, fields: dict[str, Any]) -> Any:
+        name = self._member(caller, fields["spec"])
+        try:
+            graph = self._submit_all(caller, name, fields["spec"]["functionspecs"], [])
+        except ValueError as error:
+            raise Refused(500, str(error)) from None
+        return {"processgraphid": graph, "colonyname": COLONY_NAME, "state": WAITING,
+                "processids": [process["processid"] for process in self.graphs[graph]]}
+
+    def _submit_all(self, caller: str, name: str, specs: list[dict[str, Any]],
+                    before: list[Any]) -> str:
+        """Submit the processes of a workflow, the first ones with what came BEFORE as `in`."""
+        nodes = self._checked(specs)
+        graph = secrets.token_hex(32)
+        made = {}
+        for spec in nodes.values():
+            spec["maxexectime"] = spec["maxexectime"] or -1
+            spec["conditions"] |= {"colonyname": COLONY_NAME, "colonyid": self.owner}
+            depends = bool(spec["conditions"]["dependencies"])
+            made[spec["nodename"]] = self._submit(
+                caller, name, spec, processgraphid=graph, waitforparents=depends,
+                **{"in": [] if depends else before})
+        for child in made.values():
+            for node in child["spec"]["conditions"]["dependencies"]:
+                child["parents"].append(made[node]["processid"])
+                made[node]["children"].append(child["processid"])
+        self.graphs[graph] = [*made.values()]
+        return graph
+
+    @staticmethod
+    def _checked(specs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The nodes of a workflow by their names; ValueError if they are none."""
+        nodes = {spec["nodename"]: spec for spec in specs}
+        if not all(nodes):
+            raise ValueError("Nodename is missing, check function spec for errors")
+        if len(nodes) < len(specs):
+            raise ValueError("Duplicate nodename")
+        if any(node not in nodes for spec in specs for node in spec["conditions"]["dependencies"]):
+            raise ValueError("Failed to submit workflow, invalid dependencies, are you depending on"
+                             " a nodename that does not exits?")
+        return nodes
+
+    def _submit(self, caller: str, name: str, spec: dict[str, Any], **more: Any) -> Any:
         process: dict[str, Any] = {
             "processid": secrets.token_hex(32), "initiatorid": caller, "initiatorname": name,
             "assignedexecutorid": "", "isassigned": False, "state": WAITING,
             "prioritytime": time.time_ns(), "submissiontime": rfc3339(), "starttime": NEVER,
             "endtime": NEVER, "waitdeadline": NEVER, "execdeadline": NEVER, "retries": 0,
             "attributes": None, "spec": spec, "waitforparents": False, "parents": [],
-            "children": [], "processgraphid": graph, "in": [], "out": [], "errors": []}
+            "children": [], "processgraphid": "", "in": [], "out": [], "errors": [], **more}
         if self.generation == 2023:
-            process["spec"] = {key: value for key, value in spec.items() if key != "kwargs"}
+            process["spec"] = {key: value for key, value in spec.items()
+                               if key not in ("kwargs", "label")}
         self.processes[process["processid"]] = process
         self._limit(process, spec["maxwaittime"], "waitdeadline")
         self.changed.notify_all()
@@ -478,9 +552,10 @@ class Standin(Server):
         deadline = time.monotonic() + max(min(fields["timeout"], self.longest), 0)
         waiting = False
         while True:
-            for process in self.processes.values():
+            for process in [] if self.paused else self.processes.values():
                 conditions = process["spec"]["conditions"]
                 if (process["state"] == WAITING and cpu >= 0 and executor["state"] == APPROVED
+                        and not process["waitforparents"]
                         and conditions["executortype"] == executor["executortype"]
                         and (executor[which] in conditions[f"{which}s"]
                              or not conditions[f"{which}s"])):
@@ -488,9 +563,15 @@ class Standin(Server):
                         raise ConnectionAbortedError
                     process.update(state=RUNNING, isassigned=True, assignedexecutorid=caller,
                                    starttime=rfc3339())
+                    if process["parents"]:
+                        process["in"] = [text for parent in process["parents"]
+                                         for text in self.processes[parent]["out"]]
                     self._limit(process, process["spec"]["maxexectime"], "execdeadline")
                     return json.dumps(process)
             left = deadline - time.monotonic()
+            if left <= 0 and self.paused:
+                raise Refused(408 if fields["timeout"] > 0 else 503,
+                              "Assignment timeout: colony assignments are paused")
             if left <= 0:
                 raise Refused(404, "No process available for assignment")
             if not waiting:
@@ -498,6 +579,18 @@ class Standin(Server):
             self.changed.wait(left)
             if stopping.is_set():
                 raise ConnectionAbortedError
+
+    def on_pauseassignments(self, caller: str, fields: dict[str, Any]) -> Any:
+        return self._pause(caller, fields, True)
+
+    def on_resumeassignments(self, caller: str, fields: dict[str, Any]) -> Any:
+        return self._pause(caller, fields, False)
+
+    def _pause(self, caller: str, fields: dict[str, Any], paused: bool) -> Any:
+        self._owner(caller, fields)
+        self.paused = paused
+        self.changed.notify_all()
+        return {}
 
     def on_getprocess(self, caller: str, fields: dict[str, Any]) -> Any:
         return self._process(caller, fields["processid"], unknown=404)
@@ -513,6 +606,8 @@ class Standin(Server):
                      "", process["spec"]["conditions"]["executortype"])]
         if fields["state"] >= SUCCESS:
             found.reverse()  # the newest first
+        elif fields["state"] == RUNNING:
+            found.sort(key=lambda process: process["starttime"])  # the oldest start first
         return found[:fields["count"]] or None
 
     def on_closesuccessful(self, caller: str, fields: dict[str, Any]) -> Any:
@@ -522,7 +617,10 @@ class Standin(Server):
         if "\\u0000" in json.dumps(fields["out"]):
             raise Refused(400, "pq: unsupported Unicode escape sequence")
         self.closed[process["processid"]] = caller, len(self.calls) + 1  # and this one
-        self._end(process, SUCCESS, out=fields["out"])
+        self._end(process, SUCCESS, out=fields["out"] or process["out"])
+        for child in map(self.processes.__getitem__, process["children"]):
+            child["waitforparents"] = any(self.processes[parent]["state"] != SUCCESS
+                                          for parent in child["parents"])
         return {}
 
     def on_closefailed(self, caller: str, fields: dict[str, Any]) -> Any:
@@ -530,10 +628,10 @@ class Standin(Server):
         if process["state"] != RUNNING:
             raise Refused(400, "Tried to set successful, failed or cancelled process as failed")
         if any("\0" in text for text in fields["errors"]):
-            self._end(process, FAILED, errors=[])
+            self._fail(process, [])
             raise Refused(400, "pq: invalid byte sequence for encoding \"UTF8\": 0x00")
         self.closed[process["processid"]] = caller, len(self.calls) + 1
-        self._end(process, FAILED, errors=fields["errors"])
+        self._fail(process, fields["errors"])
         return {}
 
     def on_cancelprocess(self, caller: str, fields: dict[str, Any]) -> Any:
@@ -545,10 +643,21 @@ class Standin(Server):
         self._end(process, CANCELLED)
         return {}
 
+    def on_cancelprocessgraph(self, caller: str, fields: dict[str, Any]) -> Any:
+        if fields["processgraphid"] not in self.graphs:
+            raise Refused(500, "Failed to cancel processgraph, graph is nil")
+        self._member(caller)
+        for process in self.graphs[fields["processgraphid"]]:
+            if process["state"] in (WAITING, RUNNING):
+                self._end(process, CANCELLED)
+        return {}
+
     def on_setoutput(self, caller: str, fields: dict[str, Any]) -> Any:
         process = self._mine(caller, fields["processid"])
         if process["state"] != RUNNING:
             raise Refused(403, "Failed to set output, process is not running")
+        if "\\u0000" in json.dumps(fields["out"]):
+            raise Refused(400, "pq: unsupported Unicode escape sequence")
         process["out"] = fields["out"] or process["out"]
         return {}
 
@@ -595,12 +704,11 @@ class Standin(Server):
         self.crons[cron["cronid"]] = cron
         return cron
 
-    @staticmethod
-    def _workflow(cron: dict[str, Any]) -> list[dict[str, Any]]:
-        specs = decode(json.loads(cron["workflowspec"]), {"functionspecs": [SPEC]})
-        if not all(spec["nodename"] for spec in specs["functionspecs"]):
-            raise ValueError("Nodename is missing, check function spec for errors")
-        return specs["functionspecs"]
+    def _workflow(self, cron: dict[str, Any]) -> list[dict[str, Any]]:
+        specs: list[dict[str, Any]] = decode(
+            json.loads(cron["workflowspec"]), WORKFLOW)["functionspecs"]
+        self._checked(specs)
+        return specs
 
     def on_getcrons(self, caller: str, fields: dict[str, Any]) -> Any:
         self._member(caller, fields)
@@ -608,11 +716,10 @@ class Standin(Server):
 
     def on_runcron(self, caller: str, fields: dict[str, Any]) -> Any:
         cron = self._cron(caller, fields)
-        graph = secrets.token_hex(32)
-        for spec in self._workflow(cron):
-            spec["maxexectime"] = spec["maxexectime"] or -1
-            spec["conditions"] |= {"colonyname": COLONY_NAME, "colonyid": self.owner}
-            self._submit(cron["initiatorid"], cron["initiatorname"], spec, graph)
+        former = self.graphs.get(cron["prevprocessgraphid"], [])
+        before = [text for process in former if not process["children"] for text in process["out"]]
+        graph = self._submit_all(cron["initiatorid"], cron["initiatorname"], self._workflow(cron),
+                                 before)
         cron.update(lastrun=rfc3339(), prevprocessgraphid=graph)
         return cron
 
@@ -756,7 +863,22 @@ class Client:
             threading.Event().wait(0.05)  # a member learns it only by asking
 
     def cancel(self, identifier: str) -> None:
-        self.call("cancelprocessmsg", processid=identifier)
+        """Cancel a process; that of a workflow with all of it."""
+        graph = self.process(identifier)["processgraphid"]
+        kind, field = ("processgraph", graph) if graph else ("process", identifier)
+        self.call(f"cancel{kind}msg", **{f"{kind}id": field})
+
+    def submit_workflow(self, executortype: str, *functions: str) -> list[str]:
+        """Submit processes each of which depends on the one before; their ids."""
+        nodes = [{"nodename": name, "funcname": name, "conditions": {
+            "executortype": executortype, "dependencies": [*functions[:at]][-1:], **self.colony}}
+            for at, name in enumerate(functions)]
+        graph = self.call("submitworkflowspecmsg", spec={"functionspecs": nodes, **self.colony})
+        return graph["processids"]
+
+    def pause(self, resume: bool = False) -> None:
+        """Have the owner pause the colony, or resume it."""
+        self.call("resumeassignmentsmsg" if resume else "pauseassignmentsmsg", self.owner_key)
 
     def crons(self) -> list[dict[str, Any]]:
         return self.call("getcronsmsg", count=1000) or []
