@@ -227,10 +227,11 @@ def log(level: str, message: str, **fields: object) -> None:
     It never raises: that nobody takes a log is no reason to stop a backup.
     """
     text = redacted(message)
-    more = "".join(f" {name}={quoted(redacted(value))}" for name, value in fields.items())
+    told = {name: redacted(value) for name, value in fields.items()}
+    more = "".join(f" {name}={quoted(told[name])}" for name in told)
     with suppress(OSError):
         if CHILD in os.environ and level != "debug":
-            write(1, f"#{json.dumps([level, text + more])}\n")
+            write(1, f"#{json.dumps([level, text, told])}\n")
         if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             if os.isatty(2):
@@ -316,6 +317,10 @@ BACKUP_CRON||text||when Colonies submits `backup`: seconds first, in its server'
 BACKUP_CRON_NAME||text|backupcron|the name of its cron; NAME-EXECUTOR, if that is taken
 VERIFY_CRON||text||when Colonies submits `verify`: likewise
 VERIFY_CRON_NAME||text|verifycron|the name of its cron; likewise
+CHECK_CRON||text||when Colonies submits `check`: likewise
+CHECK_CRON_NAME||text|checkcron|the name of its cron; likewise
+CHECK_MAX_AGE||hours|26|hours that the newest backup may be old when Colonies asks for `check`
+BACKUP_MAX_WAIT||hours|23|hours after which Colonies fails what a cron submitted and nobody took
 DB_HOST||text|localhost|the database server
 DB_PORT||port|5432|its port
 DB_DATABASE||text|postgres|the database
@@ -379,6 +384,10 @@ class Settings(NamedTuple):
     backup_cron_name: str
     verify_cron: str
     verify_cron_name: str
+    check_cron: str
+    check_cron_name: str
+    check_max_age: float
+    backup_max_wait: float
     db_host: str
     db_port: int
     db_database: str
@@ -421,6 +430,10 @@ class Settings(NamedTuple):
         bucket = f"{self.aws_s3_bucket_name}/{self.aws_s3_prefix}"
         return f"{self.colonies_executor_name} {self.owner} {folder} {bucket}"
 
+    def key(self, name: str) -> str:
+        """The key of what is called NAME under the prefix."""
+        return f"{self.aws_s3_prefix}/{name}" if self.aws_s3_prefix else name
+
     @property
     def mark(self) -> int:
         """The connection limit of scratch databases of ours: a number that nobody else chooses."""
@@ -446,10 +459,12 @@ class Settings(NamedTuple):
         )
 
 
+HOURS = r"[0-9]{1,6}(\.[0-9]{1,6})?"
 # What a text has to look like, and what it is not otherwise; of other kinds: ANYTHING.
 PATTERNS = {
     "flag": ("(?i)true|1|yes|false|0|no", "true or false"),
     "count": ("[1-9][0-9]{0,8}", "a number from 1 on"),
+    "hours": (HOURS, "a number of hours"),
     "token": ("[!-~]+", "printable ASCII"),
     "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
     "server": (
@@ -489,16 +504,17 @@ def private_key(text: str) -> int:
     return key
 
 
-READERS: dict[str, Callable[[str], str | int]] = {
+READERS: dict[str, Callable[[str], str | float]] = {
     "flag": as_flag,
     "port": as_port,
     "count": int,
+    "hours": float,
     "file": as_authorities,
     "key": private_key,
 }
 
 
-def value_of(setting: Setting, environ: Mapping[str, str]) -> str | int:
+def value_of(setting: Setting, environ: Mapping[str, str]) -> str | float:
     """A setting's value, of its kind. Raises ValueError or OSError."""
     text = setting.text(environ)
     text.encode()  # UnicodeEncodeError, a ValueError, of what is no text
@@ -1056,7 +1072,7 @@ class S3:
 
     def key(self, name: str) -> str:
         """The key of what is called NAME under the prefix."""
-        return f"{self.s.aws_s3_prefix}/{name}" if self.s.aws_s3_prefix else name
+        return self.s.key(name)
 
     def head(self, key: str) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
@@ -2693,6 +2709,24 @@ def own_key(owner: int, colony: str, name: str) -> int:
 # ---- Colonies ------------------------------------------------------------------------------------
 
 
+MOST = 16 * MIB  # bytes of an answer; a process has 3/4 of that
+
+
+def beginning(raw: bytes) -> Any:
+    """What an answer beyond MOST tells of its first process, before what its submitter wrote.
+
+    That is all that it takes to close it. Raises Failure where the answer has none.
+    """
+    payload = raw.partition(b'"payload":')[2].lstrip(b' "')[: 64 * 1024]
+    try:
+        head = base64.b64decode(payload).decode(errors="replace").partition('"attributes":')[0]
+        process = json.loads(head.lstrip("[ \n").rstrip(", \n") + "}")
+    except ValueError:
+        raise Failure(f"its answer has more than {MOST} bytes, the limit here") from None
+    process["beyond"] = f"its description has more than {MOST * 3 // 4} bytes, the limit here"
+    return [process] if head.startswith("[") else process
+
+
 class Colonies:
     """A Colonies server. Raises OSError where COLONIES_CA_FILE cannot be read."""
 
@@ -2713,7 +2747,9 @@ class Colonies:
         self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
 
     def ask(self, key: int, within: float, kind: str, **fields: Any) -> Any:
-        """Sign and send a message; the decoded answer, of 16 MiB at most, within so many seconds.
+        """Sign and send a message; the decoded answer, within so many seconds.
+
+        Of one beyond MOST it is the `beginning`.
 
         Raises ColoniesFailure; its status is 0 also where something in between answers in its
         place.
@@ -2727,11 +2763,13 @@ class Colonies:
         def exchange() -> tuple[int, bytes]:
             """The HTTP status and the body of its answer."""
             with self.opener.open(request, timeout=within) as reply:
-                return reply.status, reply.read(16 * MIB)
+                return reply.status, reply.read(MOST + 1)
 
         try:
             status, raw = in_time(within, exchange)
             require(status // 100 != 3, "it redirects, which is not followed")
+            if status == 200 and len(raw) > MOST:
+                return beginning(raw)
             envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
             answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
             if status == 200 and envelope["error"] is False:
@@ -2758,8 +2796,17 @@ def server_time(text: object) -> int:
 
 # ---- The executor --------------------------------------------------------------------------------
 
-FUNCTIONS = {"backup": "Backs up; no arguments", "verify": "Proves one; argument: none or a name"}
-ARGUMENTS = {"backup": r"\[\]", "verify": r'\[("\w[\w.-]{,99}")?\]'}  # patterns of them as JSON
+FUNCTIONS = {
+    "backup": "Backs up; no arguments",
+    "verify": "Proves one; argument (name): none or a name",
+    "check": "Fails if a peer does; argument (maxage): none or hours that the newest may be old",
+}
+# Of each the one argument that it may have: its name as a keyword (2026), its pattern as JSON.
+ARGUMENTS = {
+    "backup": ("", ""),
+    "verify": ("name", r'"\w[\w.-]{,99}"'),
+    "check": ("maxage", f'"?{HOURS}"?'),
+}
 WAITING, RUNNING = 0, 1  # states of a process in Colonies' words; above: its ends
 
 
@@ -2778,24 +2825,61 @@ class Process(NamedTuple):
 
     id: str
     function: str
-    arguments: list[str] | None  # None: none that the function takes
+    arguments: list[str]  # of the command
+    refusal: str  # why it is not to be done; "": nothing speaks against it
     submitted: int  # ns since 1970, by the server's clock; 0: it does not say
     starttime: str  # by the same clock, for the result; "": it does not say
 
 
-def read_process(answer: Any) -> Process:
+def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
+    """The name of the backup that its workflow made before a process, if one did; and a refusal.
+
+    The first node of a cron has an `in`, too, but no parents: that is of the run before.
+    """
+    names, refusal = [], ""
+    for text in answer.get("in") or [] if answer.get("parents") else []:
+        with suppress(KeyError, TypeError, ValueError):  # what others put out
+            made = json.loads(text)
+            name, bucket, path = (str(made[x]) for x in ("filename", "bucket", "filepath_s3"))
+            if (bucket, path) == (s.aws_s3_bucket_name, f"/{s.key(name)}"):
+                names = [name]
+            else:
+                refusal = f"the backup before it is not of this bucket and prefix: {bucket}{path}"
+    return names, "" if names else refusal[:999]
+
+
+def arguments_of(function: str, spec: Mapping[str, Any]) -> list[str] | None:
+    """The argument that a process's spec gives a function, or none; None: it takes no such."""
+    keyword, pattern = ARGUMENTS.get(function, ("", ""))
+    args, kwargs = spec.get("args") or [], spec.get("kwargs") or {}
+    if function not in FUNCTIONS or not (isinstance(args, list) and isinstance(kwargs, dict)):
+        return None
+    given = [json.dumps(x) for x in [*args, *kwargs.values()]]
+    known = {*kwargs} <= {keyword} and all(re.fullmatch(pattern, x) for x in given)
+    return [x.strip('"') for x in given] if known and len(given) <= 1 else None
+
+
+def read_process(answer: Any, s: Settings) -> Process:
     """A process out of an answer of Colonies. Raises KeyError where that has no id."""
     spec = answer.get("spec")
     if not isinstance(spec, dict):
         spec = {}
-    function = str(spec.get("funcname"))[:99]
-    arguments = spec.get("args") or []
-    pattern = ARGUMENTS.get(function, "")
-    if spec.get("kwargs") or not re.fullmatch(pattern, json.dumps(arguments)):
-        arguments = None
-    submitted = server_time(answer.get("submissiontime"))
-    starttime = str(answer.get("starttime") or "")[:99]
-    return Process(str(answer["processid"])[:99], function, arguments, submitted, starttime)
+    function, refusal = str(spec.get("funcname"))[:99], ""
+    arguments = arguments_of(function, spec)
+    if arguments is None:
+        refusal = f"no function {function!r} with such arguments, only {FUNCTIONS}"
+    elif function == "check":
+        arguments = ["--json", "--max-age", *(arguments or [str(s.check_max_age)])]
+    elif function == "verify" and not arguments:
+        arguments, refusal = backup_before(answer, s)
+    return Process(
+        str(answer["processid"])[:99],
+        function,
+        arguments or [],
+        answer.get("beyond") or refusal,
+        server_time(answer.get("submissiontime")),
+        str(answer.get("starttime") or "")[:99],
+    )
 
 
 class Job:
@@ -2808,11 +2892,13 @@ class Job:
     def __init__(self, process: Process | None, *command: str):
         self.process = process
         self.news: list[str] = []  # log lines that Colonies has not got yet
+        self.shown: dict[str, str] = {}  # what it is at, by its log, and with how many bytes
         self.errors: list[str] = []
         self.result = b""
         self.rest = b""  # of a line that is not complete yet
-        keys = "COLONIES_.*PRVKEY(_FILE)?$"  # what it does takes none
-        env = {name: x for name, x in os.environ.items() if not re.match(keys, name)}
+        keys = "COLONIES_.*PRVKEY(_FILE)?$"
+        asks = "check" in command  # Colonies, too; the others take none
+        env = {name: x for name, x in os.environ.items() if asks or not re.match(keys, name)}
         told = {}
         if process:
             told = {"process": process.id, "starttime": process.starttime}
@@ -2833,10 +2919,13 @@ class Job:
             if not line.startswith(b"#"):
                 self.result += line + b"\n"
                 continue
-            level, text = json.loads(line[1:])
-            self.news.append(text)
+            level, text, fields = json.loads(line[1:])
+            more = "".join(f" {name}={quoted(fields[name])}" for name in fields)
+            self.news.append(text + more)
             if level == "error":
-                self.errors.append(text)
+                self.errors.append(text + more)
+            elif level == "info":
+                self.shown = {"phase": text, **fields}
         return not data and self.child.wait() is not None
 
 
@@ -2879,6 +2968,7 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
+        self.unknown: set[str] = set()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
 
@@ -2894,6 +2984,17 @@ class Executor:
         """What Colonies answers within so many seconds; key: else our own. Raises Failure."""
         self.show_life()
         return self.server.ask(key or self.key, within, msgtype, **fields)
+
+    def offer(self, msgtype: str, **fields: Any) -> None:
+        """Tell Colonies what only newer servers take. Raises Failure where it does not answer."""
+        if msgtype not in self.unknown:
+            try:
+                self.call(msgtype, **fields)
+            except ColoniesFailure as refused:
+                if not refused.status:
+                    raise
+                if "PayloadType" in str(refused):  # that is not asked for again
+                    self.unknown.add(msgtype)
 
     def show_life(self) -> None:
         """Touch the file that a liveness probe looks at; `check` is no sign of life.
@@ -2956,7 +3057,7 @@ class Executor:
         return any(x.pending or os.path.exists(x.partial) for x in dumps(self.s))
 
     def rank(self, process: Process) -> tuple[bool, bool]:
-        """What comes first: what is done; then backups, for which each verify waits."""
+        """What comes first: what is done; then backups, for which all else waits."""
         return process.id not in self.outcomes, process.function != "backup"
 
     def complain(self, error: Exception) -> None:
@@ -2971,7 +3072,8 @@ class Executor:
         level = "error"
         if not status and again:
             level = "warning"
-            self.times["look"] = self.times["cron"] = 0  # while it is away anything may happen
+            # While it is away anything may happen.
+            self.times["look"] = self.times["cron"] = self.times["describe"] = 0
         if self.due("complain", 60):
             log(level, f"{error}; trying again ...")
         if status == 403:
@@ -2997,7 +3099,9 @@ class Executor:
                 with allowing(403):
                     self.call("addfunctionmsg", fun=executor | said)
         self.joined = True
-        self.times["cron"] = 0  # while we were away another may have taken it for a former one's
+        self.unknown.clear()
+        # While we were away another may have taken our cron for a former one's.
+        self.times["cron"] = self.times["describe"] = 0
         log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
 
     def register(self, executor: dict[str, str]) -> None:
@@ -3028,26 +3132,75 @@ class Executor:
         return False
 
     def assign(self, **fields: Any) -> bool:
-        """Take in a process, if one comes, asked for or not; we may have it already."""
-        with allowing(404):
+        """Take in a process, if one comes, asked for or not; we may have it already.
+
+        A colony that its owner has paused (408, 503) hands out none, and takes that for a sign of
+        life all the same.
+        """
+        try:
             answer = self.call("assignprocessmsg", 25, **fields, **self.colony)
-            process = read_process(answer)
+        except ColoniesFailure as refused:
+            if refused.status in (408, 503):
+                if self.due("paused", 3600):
+                    log("warning", "The colony is paused: until it is resumed nothing is backed up")
+                return False
+            if refused.status != 404:
+                raise
+            answer = None
+        if self.times.pop("paused", 0):
+            log("info", "The colony hands out work again")
+        if answer is not None:
+            process = read_process(answer, self.s)
             self.queue.setdefault(process.id, process)
-            return True
-        return False
+        return answer is not None
 
     def look(self) -> None:
-        """Take in what is assigned to us, as Colonies has it: lost answers', an earlier run's."""
+        """Take in what is assigned to us, as Colonies has it: lost answers', an earlier run's.
+
+        A list has 100 processes at most, and MOST bytes: what a journal names is asked for by id.
+        """
+        with suppress(OSError):  # the volume is gone
+            for dump in dumps(self.s):
+                if dump.process:
+                    self.take_in(dump.process)
         asked = {"state": RUNNING, "count": 100, "executortype": self.type, **self.colony}
         for answer in self.call("getprocessesmsg", **asked) or []:
             if answer["assignedexecutorid"] == self.id:
-                process = read_process(answer)
+                self.take_in(str(answer["processid"]))
+
+    def take_in(self, number: str) -> None:
+        """Put a process into the queue, if it is assigned to us."""
+        with allowing(400, 404, 500):
+            answer = self.call("getprocessmsg", processid=number)
+            if (answer["state"], answer["assignedexecutorid"]) == (RUNNING, self.id):
+                process = read_process(answer, self.s)
                 self.queue[process.id] = process
+
+    def describe(self) -> None:
+        """Tell the colony what we are and what we back up, as far as it can be seen now (2026)."""
+        path = self.s.backup_path
+        software = [("Colonies Backup Executor", "executor", __version__)]
+        hardware = {"model": f"staging volume {path}", "platform": sys.platform}
+        try:
+            volume = os.statvfs(path)
+            hardware["storage"] = f"{volume.f_blocks * volume.f_frsize // MIB}Mi"
+            server = examine_database(read_settings(os.environ, "serve", serve=True))
+            software.append(("PostgreSQL", "database", server.postgresql))
+            software.append(("pg_dump", "program", server.pg_dump))
+            if server.timescaledb:
+                software.append(("TimescaleDB", "extension", server.timescaledb))
+        except (Failure, OSError):  # beside a database we may start before it
+            self.times["describe"] = time.monotonic() + 60 * TIME_SCALE
+        named = [dict(zip(("name", "type", "version"), each)) for each in software]
+        capabilities = {"hardware": [hardware], "software": named}
+        self.offer("updateexecutormsg", **self.names, capabilities=capabilities)
 
     def idle(self) -> None:
         """Wait for a process; see to what got lost, and to the crons."""
         if self.due("look", 60):
             self.look()
+        if "updateexecutormsg" not in self.unknown and self.due("describe", FOREVER):
+            self.describe()
         while self.due("cron", 3600):
             try:
                 see_to_crons(self)  # which may ask to be called again
@@ -3094,14 +3247,13 @@ class Executor:
             del self.queue[process.id]  # its outcome stays, should it come back
         elif process.id in self.outcomes:
             self.close(process)
-        elif process.arguments is None:
-            asked = process.function
-            self.fail(process, f"no function {asked!r} with such arguments, only {FUNCTIONS}")
+        elif process.refusal:
+            self.fail(process, process.refusal)
         elif process.function == "backup" and 0 < process.submitted <= self.newest[0]:
             text = "A backup begun after this request satisfies it"
             log("info", text, ProcessId=process.id, Database=self.database)
             self.outcomes[process.id] = {"out": [self.newest[1]]}
-        elif process.function == "verify" and self.assign(timeout=-1):
+        elif process.function != "backup" and self.assign(timeout=-1):
             pass  # what has come may go before it: the next round sees
         elif not self.due("again", 0):
             time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
@@ -3133,12 +3285,17 @@ class Executor:
             self.job = None
 
     def tell(self, job: Job) -> None:
-        """Pass the job's log on to its process, once, whatever Colonies thinks of it."""
+        """Pass the job's log on to its process, once, and as its output what it is at."""
         if job.process and job.news:
             text = "\n".join(job.news) + "\n"
-            with allowing(*range(1, 600)):  # servers of 2023 keep none
-                self.call("addlogmsg", processid=job.process.id, message=text)
+            self.offer("addlogmsg", processid=job.process.id, message=text)
             job.news.clear()
+            if job.shown:
+                self.put_out(job.process, json.dumps(job.shown, indent=4))
+
+    def put_out(self, process: Process, text: str) -> None:
+        """Show a text as the output of a process that runs; if it fails, that stays."""
+        self.offer("setoutputmsg", processid=process.id, out=[text])
 
     def conclude(self, job: Job) -> None:
         """A job has ended: note with what its process is to be closed, or let it begin anew.
@@ -3154,10 +3311,14 @@ class Executor:
         elif status == 0:
             result = job.result.decode().strip()
             self.outcomes[process.id] = {"out": [result]}
-            began = server_time(json.loads(result).get("starttime"))  # of a verify: 0
-            self.newest = (began, result)
+            self.times["describe"] = 0
+            if process.function == "backup":
+                self.newest = (server_time(json.loads(result).get("starttime")), result)
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
+            if job.result:  # a report of what failed
+                with suppress(Failure):
+                    self.put_out(process, job.result.decode().strip())
         else:
             self.deaths[process.id] += 1
             often = ""
@@ -3230,6 +3391,7 @@ class Cron(NamedTuple):
     expression: str  # when, seconds first
     names: list[str]  # of the executors that may take its processes (2026); none: any of the type
     ids: list[str]  # likewise (2023)
+    more: list[object]  # its processes' `maxwaittime`, in seconds, and label; 0 and "": not told
 
 
 def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -3245,7 +3407,8 @@ def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
 def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
     """The crons for our functions and an executor type, by name: a short one comes first.
 
-    Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here.
+    Whoever wants more of a cron, another node or a time limit, made it by hand: it is not here. A
+    label, and how long it may wait, executors tell, too, in crons that name them.
     """
     found = []
     for cron in listed:
@@ -3255,22 +3418,27 @@ def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
             names = [str(x) for x in whom.pop("executornames", [])]
             ids = [str(x) for x in whom.pop("executorids", [])]
             plain = {"funcname": function, "conditions": {"executortype": kind}}
-            if function in FUNCTIONS and node == plain:
+            more = [node.pop("maxwaittime", 0), node.pop("label", "")]
+            if function in FUNCTIONS and node == plain and (names or not any(more)):
                 name, number, when = (str(cron[x]) for x in ("name", "cronid", "cronexpression"))
-                found.append(Cron(name, number, function, when, names, ids))
-    return sorted(found)
+                found.append(Cron(name, number, function, when, names, ids, more))
+    return sorted(found, key=lambda cron: cron[:3])
 
 
 def see_to_crons(us: Executor) -> None:
     """Have our crons in the colony, and warn of odd ones, once each. Raises Failure."""
     s = us.s
-    if not s.backup_cron and not s.verify_cron:
+    wanted = {
+        "backup": (s.backup_cron_name, s.backup_cron),
+        "verify": (s.verify_cron_name, s.verify_cron),
+        "check": (s.check_cron_name, s.check_cron),
+    }
+    if not any(when for _, when in wanted.values()):
         return
     crons = Crons(us)
-    if s.backup_cron:
-        crons.ensure("backup", s.backup_cron_name, s.backup_cron)
-    if s.verify_cron:
-        crons.ensure("verify", s.verify_cron_name, s.verify_cron)
+    for function, (name, when) in wanted.items():
+        if when:
+            crons.ensure(function, name, when)
     for text in crons.odd():
         if us.due(text, FOREVER):
             log("warning", text)
@@ -3295,6 +3463,9 @@ class Crons:
         self.others = {str(x["executorname"]) for x in ours} - {us.name}
         # Who was away at one look only may be starting again.
         now = time.monotonic()
+        # 2023 knows no labels.
+        label = "" if "updateexecutormsg" in us.unknown else us.s.db_database
+        self.more = [int(us.s.backup_max_wait * 3600), label]
         self.alone = not self.others and us.alone_since + 60 * TIME_SCALE <= now
 
     def odd(self) -> list[str]:
@@ -3356,7 +3527,7 @@ class Crons:
         for cron in self.made(function, name):
             if not self.is_ours(cron, name):
                 theirs.append(cron)
-            elif not right and cron[3:] == (wanted, [us.name], [us.id]):
+            elif not right and cron[3:] == (wanted, [us.name], [us.id], self.more):
                 right.append(cron)
             else:
                 outdated.append(cron)
@@ -3376,7 +3547,9 @@ class Crons:
         """
         us = self.us
         whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
-        node = {"nodename": function, "funcname": function, "conditions": whom | us.colony}
+        node: dict[str, Any] = {"nodename": function, "funcname": function}
+        node |= {"conditions": whom | us.colony}
+        node["maxwaittime"], node["label"] = self.more
         workflow = json.dumps({"functionspecs": [node], **us.colony})
         cron = {"cronexpression": wanted, "interval": -1, "random": False, **us.colony}
         cron["workflowspec"] = workflow
@@ -5831,9 +6004,9 @@ CHECKS = {
 }
 
 
-def check(s: Settings, max_age: float) -> int:
+def check(s: Settings, max_age: float, as_json: bool) -> int:
     """Try every peer, a line or more for each; the exit status: 1 if one failed."""
-    now, failed = Checking(s, max_age), 0
+    now, found, failed = Checking(s, max_age), [], 0
     for name, look_at_it in CHECKS.items():
         try:
             lines = list(look_at_it(now))
@@ -5841,7 +6014,14 @@ def check(s: Settings, max_age: float) -> int:
             lines = [("FAIL", redacted(error))]
             failed = 1
         for mark, text in lines:
-            say(f"{mark:<5} {name}: {printable(' '.join(text.split()))}\n")
+            line = f"{name}: {printable(' '.join(text.split()))}"
+            found.append({"mark": mark, "text": line})
+            if not as_json:
+                say(f"{mark:<5} {line}\n")
+            if mark == "FAIL" and CHILD in os.environ:  # else nobody logs it
+                log("error", line)
+    if as_json:
+        say(json.dumps(found, indent=4) + "\n")
     return failed
 
 
@@ -5862,7 +6042,8 @@ GROUPS = {
 # What --help says of a command, beside one line and an example.
 HELP = {
     "backup": """
-stdout has the result alone, as one JSON text; in Colonies it is the process's output:
+stdout has the result alone, as one JSON text; in Colonies it is the process's output, which shows
+phase and bytes while it runs:
 
   filename, bucket,    where the backup is; the number in its name is the second in which it
   filepath_s3          began, since 1970
@@ -5909,7 +6090,9 @@ FULL_BACKUPS; restore and verify find the others by name.""",
     "check": """
 A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
 registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps
-versions that stays as one. With --max-age it also sees a night without a backup.""",
+versions that stays as one. With --max-age it also sees a night without a backup. In Colonies, as
+the function `check`, it fails with the lines that FAIL, its output has all, as with --json, and
+its argument, or else CHECK_MAX_AGE, is --max-age.""",
     "verify": """
 It takes the newest good backup of DB_DATABASE, or the one that is named; downloads it to
 BACKUP_PATH, in a file that no crash leaves; compares size and SHA-256; reads the whole archive, and
@@ -5919,7 +6102,8 @@ and as much WAL, as the database has. It takes a role with CREATEDB; with Timesc
 and the backup's version of it preloaded.
 
 Where several servers have backups of DB_DATABASE, it takes those of the one that is at DB_HOST; if
-that is away, or its newest is doubtful by the others', the newest good one.
+that is away, or its newest is doubtful by the others', the newest good one. In Colonies, after a
+`backup` in a workflow, it takes the one that was made there.
 
 stdout has the report alone, as one JSON text; in Colonies it is the process's output:
 
@@ -6092,6 +6276,7 @@ def command_line() -> argparse.ArgumentParser:
     verb = command("check", "try every setting and every peer", "check --max-age 26")
     text = "fail if the newest proven one is older"
     verb.add_argument("--max-age", type=float, default=FOREVER, metavar="HOURS", help=text)
+    verb.add_argument("--json", action="store_true", help="the lines, with their marks, as JSON")
     verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
     text = "its name in the bucket, or latest (the default)"
     verb.add_argument("name", nargs="?", default="latest", help=text)
@@ -6153,7 +6338,7 @@ def run_command(s: Settings, options: Options) -> int:
         list_backups(s, options.json)
         return 0
     if s.command == "check":
-        return check(s, options.max_age)
+        return check(s, options.max_age, options.json)
     if s.command == "restore":
         return restore(s, options)
     if s.command == "verify":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from backup_executor import FUNCTIONS
 from colonies import (
     APPROVED,
     CANCELLED,
@@ -65,7 +66,7 @@ def test_a_registration_whose_answers_get_lost_is_completed(site: Site) -> None:
             proxy.lose(kind)
         with site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK):
             site.polling()
-            assert not proxy.rules and len(site.standin.functions) == 2
+            assert not proxy.rules and len(site.standin.functions) == len(FUNCTIONS)
 
 
 @standin()
@@ -220,7 +221,7 @@ def test_an_idle_executor_that_was_dropped_registers_again_and_runs_what_waits(s
         proxy.up()
         site.succeeds(process)
         assert site.called("addexecutormsg") == 2
-        assert len(site.standin.functions) == 2
+        assert len(site.standin.functions) == len(FUNCTIONS)
 
 
 @standin()

@@ -208,16 +208,6 @@ def test_odd_processes_that_stay_assigned_to_it_keep_no_other_waiting(
 
 
 @standin()
-def test_a_process_too_long_to_be_read_keeps_no_other_waiting(site: Site) -> None:
-    site.standin.longest = 0.5  # it looks when a poll has ended
-    with site.serve(BACKUP_TIME_SCALE="0.05") as executor:
-        site.polling()
-        site.submit(args=["x" * (17 << 20)])
-        executor.wait_for("level=error .*getprocessesmsg")  # as long as the answer that got lost
-        assert "no function" in site.client.wait(site.submit("unknown"), FAILED)["errors"][0]
-
-
-@standin()
 def test_one_odd_time_of_a_server_lets_no_later_process_succeed_without_a_backup(
         site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     real = site.standin.on_assignprocess

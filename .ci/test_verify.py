@@ -290,7 +290,7 @@ def test_a_backup_that_waits_beside_a_verify_goes_first(site: Site) -> None:
 @pytest.mark.parametrize("what", [
     {"args": ["latest", "latest"]}, {"args": [5]}, {"args": [["latest"]]}, {"args": [None]},
     {"args": [""]}, {"args": ["--help"]}, {"args": ["latest\0"]}, {"args": ["\ud800"]},
-    {"args": ["x" * 200_000]}, {"kwargs": {"name": "latest"}}], ids=lambda what: str(what)[:30])
+    {"args": ["x" * 200_000]}, {"kwargs": {"named": "latest"}}], ids=lambda what: str(what)[:30])
 def test_arguments_that_verify_does_not_take_are_refused(site: Site, what: Any) -> None:
     process = site.submit("verify", **what)
     with site.serve() as executor:
