@@ -154,6 +154,22 @@ def time_limit(seconds: float) -> float:
     return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
 
 
+def behind(work: Callable[[], None]) -> threading.Thread:
+    """Start a thread, which ends with us. Raises RuntimeError where there is none to be had.
+
+    Signals stay the main one's, which holds them off at times.
+    """
+
+    def run_it() -> None:
+        """Run in the thread."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        work()
+
+    thread = threading.Thread(target=run_it, daemon=True)
+    thread.start()
+    return thread
+
+
 def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
     """What WORK returns or raises; TimeoutError if it takes longer, even if it only trickles.
 
@@ -169,9 +185,7 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    behind(attempt).join(seconds)
     if errors:
         raise errors[0]
     if not answers:
@@ -336,13 +350,14 @@ VERIFY_DB_HOST||text||the server where `verify` restores; else it only reads the
 VERIFY_DB_PORT||port|5432|its port
 VERIFY_DB_USER||text|postgres|the role that restores there
 VERIFY_DB_PASSWORD||secret||its password
+HEARTBEAT_URL||url||a dead-man service that each backup tells: GET URL/start, URL; POST URL/fail
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
 BACKUP_ROLES||roles|auto|the server's roles: auto (passwords if readable), no-passwords or off
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
 LOG_LEVEL||level|info|debug, info, warning or error
 """.strip().splitlines()
 ]
-SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
+SECRET = ("secret", "token", "key", "url")  # the kinds for which NAME_FILE may name a file
 
 
 class Database(NamedTuple):
@@ -399,6 +414,7 @@ class Settings(NamedTuple):
     verify_db_port: int
     verify_db_user: str
     verify_db_password: str
+    heartbeat_url: str
     backup_compression: str
     backup_roles: str
     backup_alive_file: str
@@ -456,6 +472,10 @@ PATTERNS = {
         r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?",
         "host[:port], a URL",
     ),
+    "url": (
+        r"""(?i)https?://([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?([/?][!-"$-~]*)?""",
+        "a URL of http or https, in ASCII, without user and fragment",
+    ),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
@@ -481,6 +501,14 @@ def as_authorities(path: str) -> str:
     return path
 
 
+def as_url(text: str) -> str:
+    """A URL; its longest word is a secret, too, since errors repeat it and it may be the token."""
+    token = max(re.split("[/?&=]", text)[3:], key=len, default="")
+    if len(token) > 15:  # a shorter one is a name, which stands in other places, too
+        SECRETS.add(token)
+    return text
+
+
 def private_key(text: str) -> int:
     """A private key of secp256k1. Raises ValueError, which does not repeat the text."""
     key = int(text, 16) if re.fullmatch("[0-9a-fA-F]{64}", text) else 0
@@ -495,6 +523,7 @@ READERS: dict[str, Callable[[str], str | int]] = {
     "count": int,
     "file": as_authorities,
     "key": private_key,
+    "url": as_url,
 }
 
 
@@ -2498,7 +2527,8 @@ RESULT = (
 def backup(
     s: Settings, resume: bool, process: str = "", starttime: str = ""
 ) -> dict[str, Any] | None:
-    """One backup; its result. With RESUME: only finish what earlier runs left, and None.
+    """One backup; its result. With RESUME: only finish what earlier runs left, and None; or the
+    result of the last one that was left, without what retention did.
 
     process: the id of the process in Colonies that it is for, if it is for one, and when that was
     started. Raises Failure, OSError or Stop; a finished dump is kept then, unless nobody wants it.
@@ -2509,7 +2539,7 @@ def backup(
         if resume:
             if s.verify_db_host:
                 drop_scratch(s)
-            return None
+            return {name: getattr(dump, name) for name in RESULT} if dump.gone else None
         attempts = dump.attempts + 1
         text = "killed three times: is the memory limit low?"
         require(attempts <= DEATHS or dump.gone, text)
@@ -2559,6 +2589,8 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
 def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
     """Finish or clear what crashes left on the volume; the dump of PROCESS, or an empty one.
 
+    When we are to RESUME: the last one that was finished, or an empty one.
+
     What cannot be finished keeps nobody from a new backup. Raises Failure or OSError where it is
     the one of PROCESS, or where we are here for nothing else: to RESUME.
     """
@@ -2566,7 +2598,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
     kept: Exception | None = None
     warn_of_strays(s)
     for dump in dumps(s):
-        own = bool(process) and dump.process == process
+        own, waited = bool(process) and dump.process == process, dump.pending
         try:
             there = settle(s3, dump, own, bool(process))
         except Exception as error:  # a journal may say anything
@@ -2576,7 +2608,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
             text = "Cannot finish what an earlier run left, it stays"
             log("warning", text, Filepath=dump.file, Error=error)
             continue
-        if own and there:
+        if there and (own or (resume and waited)):
             mine = dump
     if resume and kept:
         raise kept
@@ -2693,21 +2725,28 @@ def own_key(owner: int, colony: str, name: str) -> int:
 # ---- Colonies ------------------------------------------------------------------------------------
 
 
+def opener_for(tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    """What opens URLs, https too if there is TLS; the usual one would follow redirections."""
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.HTTPHandler())
+    if tls:
+        opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+    return opener
+
+
 class Colonies:
     """A Colonies server. Raises OSError where COLONIES_CA_FILE cannot be read."""
 
     def __init__(self, s: Settings):
-        scheme, host = "http", s.colonies_server_host
-        opener = self.opener = urllib.request.OpenerDirector()  # the usual one follows redirections
-        opener.add_handler(urllib.request.ProxyHandler())
-        opener.add_handler(urllib.request.HTTPHandler())
+        scheme, host, tls = "http", s.colonies_server_host, None
         if s.colonies_tls:  # else nothing holds the 2 MB of authorities
             scheme = "https"
             tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
             if s.colonies_insecure_skip_verify:
                 tls.check_hostname = False
                 tls.verify_mode = ssl.CERT_NONE
-            opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+        self.opener = opener_for(tls)
         if ":" in host:
             host = f"[{host}]"
         self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
@@ -2811,7 +2850,7 @@ class Job:
         self.errors: list[str] = []
         self.result = b""
         self.rest = b""  # of a line that is not complete yet
-        keys = "COLONIES_.*PRVKEY(_FILE)?$"  # what it does takes none
+        keys = "(COLONIES_.*PRVKEY|HEARTBEAT_URL)(_FILE)?$"  # what it does takes none
         env = {name: x for name, x in os.environ.items() if not re.match(keys, name)}
         told = {}
         if process:
@@ -2881,6 +2920,7 @@ class Executor:
         self.deaths: collections.Counter[str] = collections.Counter()
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
+        self.heart = Heartbeat(s)
 
     def take_keys(self, s: Settings) -> None:
         """Take the keys from settings: they may have changed since the start."""
@@ -3107,11 +3147,16 @@ class Executor:
             time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
         else:
             log("info", "Beginning process", ProcessId=process.id, Database=self.database)
+            if process.function == "backup":
+                self.heart.beat("start")
             self.job = Job(process, process.function, *process.arguments)
 
     def fail(self, process: Process, *errors: str) -> None:
         """Note that a process is to be closed as failed."""
-        log("error", "Process failed", ProcessId=process.id, Errors="; ".join(errors))
+        text = "; ".join(errors)
+        log("error", "Process failed", ProcessId=process.id, Errors=text)
+        if process.function == "backup":
+            self.heart.beat("fail", text)
         self.outcomes[process.id] = {"errors": list(errors)}
 
     def attend(self, job: Job) -> None:
@@ -3151,11 +3196,15 @@ class Executor:
         if not process:
             if status < 0:
                 log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+            elif job.result:
+                self.heart.beat()
         elif status == 0:
             result = job.result.decode().strip()
             self.outcomes[process.id] = {"out": [result]}
             began = server_time(json.loads(result).get("starttime"))  # of a verify: 0
             self.newest = (began, result)
+            if process.function == "backup":
+                self.heart.beat()
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
         else:
@@ -3208,14 +3257,15 @@ class Executor:
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
                     self.conclude(job)
             for process in list(self.queue.values())[:5]:
-                if not self.owner:
-                    self.outcomes.setdefault(process.id, {"errors": ["the executor was stopped"]})
+                if not self.owner and process.id not in self.outcomes:
+                    self.fail(process, "the executor was stopped")
                 if process.id in self.outcomes:
                     self.close(process, 0.5)
             if self.owner:
                 self.remove("executor", 1, self.owner, **self.names)
         except (Failure, OSError, ValueError) as error:
             log("warning", "Could not take leave", Error=error)
+        self.heart.wait(1)
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
@@ -3396,6 +3446,68 @@ class Crons:
             f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
             f"others: set {function.upper()}_CRON_NAME"
         )
+
+
+# ---- Being told ----------------------------------------------------------------------------------
+
+HEARTBEAT = next(each for each in SETTINGS if each.name == "HEARTBEAT_URL")
+BEAT_SECONDS = 10  # for one try
+
+
+def visit(request: urllib.request.Request) -> int:
+    """The HTTP status of an answer; by https the system's authorities (SSL_CERT_FILE) vouch."""
+    tls = ssl.create_default_context() if request.type == "https" else None
+    with opener_for(tls).open(request, timeout=time_limit(BEAT_SECONDS)) as reply:
+        return int(reply.status)
+
+
+class Heartbeat:
+    """Tells the service at HEARTBEAT_URL how backups go, in threads, one after the other.
+
+    That there is a success missing is what it tells its people, too. What goes wrong is a warning.
+    """
+
+    def __init__(self, s: Settings):
+        self.url = s.heartbeat_url
+        self.last: threading.Thread | None = None
+
+    def beat(self, what: str = "", reason: str = "") -> None:
+        """Tell of a "start", a "fail" with its reason, or a success. Its file is read anew."""
+        with suppress(OSError, ValueError):
+            self.url = str(value_of(HEARTBEAT, os.environ))
+        if not self.url:
+            return
+        try:
+            told = functools.partial(self.tell, self.last, self.url, what, redacted(reason))
+            self.last = behind(told)
+        except RuntimeError as error:
+            log("warning", "Cannot tell HEARTBEAT_URL", Error=error)
+
+    def tell(self, before: threading.Thread | None, url: str, what: str, reason: str) -> None:
+        """Tell it, in three tries, after what it was told BEFORE: else a start may come last."""
+        if before:
+            before.join()
+        parts, data, why = urllib.parse.urlsplit(url), None, ""
+        if what:
+            url = parts._replace(path=f"{parts.path.rstrip('/')}/{what}").geturl()
+        if what == "fail":
+            data = reason[:10_000].encode()  # services keep 10 kB or more
+        request = urllib.request.Request(url, data, {"Content-Type": "text/plain"})
+        for pause in itertools.islice(backoff(), 3):
+            try:
+                status = in_time(time_limit(BEAT_SECONDS), functools.partial(visit, request))
+                require(status // 100 == 2, f"HTTP status {status}")
+                return
+            except Exception as error:
+                why = str(error)
+            time.sleep(pause)
+        what, where = what or "success", parts.hostname
+        log("warning", "Cannot tell HEARTBEAT_URL", What=what, Host=where, Error=why)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it was told all, or for so many seconds."""
+        if self.last:
+            self.last.join(seconds)
 
 
 # ---- The archive ---------------------------------------------------------------------------------
@@ -5855,6 +5967,7 @@ GROUPS = {
     "AWS_S3_ENDPOINT": "The bucket",
     "FULL_BACKUPS": "What is kept, and where a dump is made",
     "VERIFY_DB_HOST": "Where backups are proven",
+    "HEARTBEAT_URL": "Who is told",
     "BACKUP_COMPRESSION": "Details",
 }
 
@@ -5887,9 +6000,15 @@ stdout has the result alone, as one JSON text; in Colonies it is the process's o
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
                        good one's size), not removed (and why), no metadata (and what it may be)
 
+HEARTBEAT_URL is that of a dead-man service, healthchecks.io or one alike, which tells people when
+no backup has come: GET URL/start when one begins, GET URL when it has succeeded or --resume has
+finished one, POST URL/fail with the reason when it has failed; a query stays at the end. Each is
+tried three times, for 10 seconds; what fails is a warning. One that was cancelled or stopped says
+nothing, nor does `verify`. By https the system's authorities vouch for it, or SSL_CERT_FILE's.
+
 One that fails prints none. Its dump, if it was finished, stays on BACKUP_PATH, and the next backup,
-an idle executor, or --resume uploads it. It exits with 1 while another backup or verify is running
-on the same BACKUP_PATH; --resume leaves its work to that one.
+an idle executor, or --resume, which prints its result, uploads it. It exits with 1 while another
+backup or verify is running on the same BACKUP_PATH; --resume leaves its work to that one.
 
 The roles are in PREFIX/backup_SECONDS.roles.sql. Who can read that object has the hashes of all
 passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BACKUP_PATH they are in
@@ -6162,6 +6281,9 @@ def run_command(s: Settings, options: Options) -> int:
         verdict = report["verdict"]
         require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
         return 0
+    heart = Heartbeat(s)  # of a child the executor tells: it may be killed
+    if not options.resume:
+        heart.beat("start")
     try:
         result = backup(s, options.resume, **told)
     except Busy as busy:
@@ -6169,8 +6291,15 @@ def run_command(s: Settings, options: Options) -> int:
             raise
         log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
         return 0
+    except Exception as error:
+        if not options.resume:
+            heart.beat("fail", str(error))
+            heart.wait()
+        raise
     if result:
+        heart.beat()
         say(json.dumps(result, indent=4) + "\n")
+    heart.wait()
     return 0
 
 
