@@ -29,8 +29,8 @@ The words: a *dump* is a file on the staging volume, a *backup* an object in the
 older executor's, or a server has forgotten them: its archive's head says whose it is.
 
 The rooms: errors and waiting, log, settings, programs; S3, retention, the staging volume, a backup;
-signing, Colonies, the executor, crons. There the nightly path ends. Then what operators run:
-archives, restore, verify, list, check, the command line.
+signing, Colonies, the executor, crons, being told. There the nightly path ends. Then what operators
+run: archives, restore, verify, list, check, the command line.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ import re
 import resource
 import select
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -154,6 +155,22 @@ def time_limit(seconds: float) -> float:
     return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
 
 
+def behind(work: Callable[[], None]) -> threading.Thread:
+    """Start a thread, which ends with us. Raises RuntimeError where there is none to be had.
+
+    Signals stay the main one's, which holds them off at times.
+    """
+
+    def run_it() -> None:
+        """Run in the thread."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        work()
+
+    thread = threading.Thread(target=run_it, daemon=True)
+    thread.start()
+    return thread
+
+
 def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
     """What WORK returns or raises; TimeoutError if it takes longer, even if it only trickles.
 
@@ -169,9 +186,7 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    behind(attempt).join(seconds)
     if errors:
         raise errors[0]
     if not answers:
@@ -341,13 +356,15 @@ VERIFY_DB_HOST||text||the server where `verify` restores; else it only reads the
 VERIFY_DB_PORT||port|5432|its port
 VERIFY_DB_USER||text|postgres|the role that restores there
 VERIFY_DB_PASSWORD||secret||its password
+HEARTBEAT_URL||url||a dead-man service that each backup tells: GET URL/start, URL; POST URL/fail
+METRICS_PORT||listen||where `serve` has metrics for Prometheus; HOST:PORT: at that address only
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
 BACKUP_ROLES||roles|auto|the server's roles: auto (passwords if readable), no-passwords or off
 BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporary folder
 LOG_LEVEL||level|info|debug, info, warning or error
 """.strip().splitlines()
 ]
-SECRET = ("secret", "token", "key")  # the kinds for which NAME_FILE may name a file
+SECRET = ("secret", "token", "key", "url")  # the kinds for which NAME_FILE may name a file
 
 
 class Database(NamedTuple):
@@ -408,6 +425,8 @@ class Settings(NamedTuple):
     verify_db_port: int
     verify_db_user: str
     verify_db_password: str
+    heartbeat_url: str
+    metrics_port: str
     backup_compression: str
     backup_roles: str
     backup_alive_file: str
@@ -471,6 +490,11 @@ PATTERNS = {
         r"(?i)(https?://)?([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?/?",
         "host[:port], a URL",
     ),
+    "url": (
+        r"""(?i)https?://([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?([/?][!-"$-~]*)?""",
+        "a URL of http or https, in ASCII, without user and fragment",
+    ),
+    "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}", "a port, or host:port"),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
@@ -496,6 +520,20 @@ def as_authorities(path: str) -> str:
     return path
 
 
+def as_listen(text: str) -> str:
+    """[HOST:]PORT with a port that there is. Raises ValueError."""
+    as_port(text.rpartition(":")[2])
+    return text
+
+
+def as_url(text: str) -> str:
+    """A URL; its longest word is a secret, too, since errors repeat it and it may be the token."""
+    token = max(re.split("[/?&=]", text)[3:], key=len, default="")
+    if len(token) > 15:  # a shorter one is a name, which stands in other places, too
+        SECRETS.add(token)
+    return text
+
+
 def private_key(text: str) -> int:
     """A private key of secp256k1. Raises ValueError, which does not repeat the text."""
     key = int(text, 16) if re.fullmatch("[0-9a-fA-F]{64}", text) else 0
@@ -511,6 +549,8 @@ READERS: dict[str, Callable[[str], str | float]] = {
     "hours": float,
     "file": as_authorities,
     "key": private_key,
+    "url": as_url,
+    "listen": as_listen,
 }
 
 
@@ -621,14 +661,15 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
 
     Its stdin is empty, unless MORE, which is for Popen, says otherwise; its stdout is a pipe.
     """
-    parent, libc = os.getpid(), ctypes.CDLL(None)
+    # Looked up here: in the child a lock of another thread's may be held for ever.
+    parent, prctl = os.getpid(), ctypes.CDLL(None).prctl
     # A Stop amid fork() is swallowed by what Python runs there (os.register_at_fork), or comes
     # when the program runs and nobody knows it: signals wait until it is known.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def die_with_parent() -> None:
         """Run in the child, before the program."""
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if os.getppid() != parent:
             os._exit(1)
@@ -2514,7 +2555,8 @@ RESULT = (
 def backup(
     s: Settings, resume: bool, process: str = "", starttime: str = ""
 ) -> dict[str, Any] | None:
-    """One backup; its result. With RESUME: only finish what earlier runs left, and None.
+    """One backup; its result. With RESUME: only finish what earlier runs left, and None; or the
+    result of the last one that was left, without what retention did.
 
     process: the id of the process in Colonies that it is for, if it is for one, and when that was
     started. Raises Failure, OSError or Stop; a finished dump is kept then, unless nobody wants it.
@@ -2525,7 +2567,7 @@ def backup(
         if resume:
             if s.verify_db_host:
                 drop_scratch(s)
-            return None
+            return {name: getattr(dump, name) for name in RESULT} if dump.gone else None
         attempts = dump.attempts + 1
         text = "killed three times: is the memory limit low?"
         require(attempts <= DEATHS or dump.gone, text)
@@ -2575,6 +2617,8 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
 def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
     """Finish or clear what crashes left on the volume; the dump of PROCESS, or an empty one.
 
+    When we are to RESUME: the last one that was finished, or an empty one.
+
     What cannot be finished keeps nobody from a new backup. Raises Failure or OSError where it is
     the one of PROCESS, or where we are here for nothing else: to RESUME.
     """
@@ -2582,7 +2626,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
     kept: Exception | None = None
     warn_of_strays(s)
     for dump in dumps(s):
-        own = bool(process) and dump.process == process
+        own, waited = bool(process) and dump.process == process, dump.pending
         try:
             there = settle(s3, dump, own, bool(process))
         except Exception as error:  # a journal may say anything
@@ -2592,7 +2636,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
             text = "Cannot finish what an earlier run left, it stays"
             log("warning", text, Filepath=dump.file, Error=error)
             continue
-        if own and there:
+        if there and (own or (resume and waited)):
             mine = dump
     if resume and kept:
         raise kept
@@ -2727,21 +2771,28 @@ def beginning(raw: bytes) -> Any:
     return [process] if head.startswith("[") else process
 
 
+def opener_for(tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
+    """What opens URLs, https too if there is TLS; the usual one would follow redirections."""
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.HTTPHandler())
+    if tls:
+        opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+    return opener
+
+
 class Colonies:
     """A Colonies server. Raises OSError where COLONIES_CA_FILE cannot be read."""
 
     def __init__(self, s: Settings):
-        scheme, host = "http", s.colonies_server_host
-        opener = self.opener = urllib.request.OpenerDirector()  # the usual one follows redirections
-        opener.add_handler(urllib.request.ProxyHandler())
-        opener.add_handler(urllib.request.HTTPHandler())
+        scheme, host, tls = "http", s.colonies_server_host, None
         if s.colonies_tls:  # else nothing holds the 2 MB of authorities
             scheme = "https"
             tls = ssl.create_default_context(cafile=s.colonies_ca_file or None)
             if s.colonies_insecure_skip_verify:
                 tls.check_hostname = False
                 tls.verify_mode = ssl.CERT_NONE
-            opener.add_handler(urllib.request.HTTPSHandler(context=tls))
+        self.opener = opener_for(tls)
         if ":" in host:
             host = f"[{host}]"
         self.url = f"{scheme}://{host}:{s.colonies_server_port}/api"
@@ -2896,7 +2947,7 @@ class Job:
         self.errors: list[str] = []
         self.result = b""
         self.rest = b""  # of a line that is not complete yet
-        keys = "COLONIES_.*PRVKEY(_FILE)?$"
+        keys = "(COLONIES_.*PRVKEY|HEARTBEAT_URL)(_FILE)?$"
         asks = "check" in command  # Colonies, too; the others take none
         env = {name: x for name, x in os.environ.items() if asks or not re.match(keys, name)}
         told = {}
@@ -2971,6 +3022,10 @@ class Executor:
         self.unknown: set[str] = set()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
+        self.heart = Heartbeat(s)
+        self.reachable = False  # whether Colonies answered the last time
+        self.failures: collections.Counter[str] = collections.Counter()  # by function
+        self.uploaded: int | None = None  # seconds of the last upload; None: since our start none
 
     def take_keys(self, s: Settings) -> None:
         """Take the keys from settings: they may have changed since the start."""
@@ -3020,6 +3075,8 @@ class Executor:
         that comes before the colony knows us: nobody has come to rely on us yet.
         """
         self.serving = True
+        if self.s.metrics_port:
+            behind(Metrics(self).serve)
         if self.s.verify_db_host:
             self.job = Job(None, "backup", "--resume")  # a crash may have left a database there
         pauses = backoff()
@@ -3031,7 +3088,7 @@ class Executor:
                 self.complain(error)
                 time.sleep(next(pauses))
             else:
-                pauses = backoff()
+                self.reachable, pauses = True, backoff()
                 if self.times.pop("complain", 0):
                     log("info", "Colonies is back")
 
@@ -3067,6 +3124,7 @@ class Executor:
         """
         status = getattr(error, "status", 200)  # what cannot be read is an odd answer, too
         again = getattr(error, "again", not isinstance(error, OSError))
+        self.reachable = status > 0
         if self.joined is None and not again:
             raise error
         level = "error"
@@ -3259,11 +3317,17 @@ class Executor:
             time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
         else:
             log("info", "Beginning process", ProcessId=process.id, Database=self.database)
+            if process.function == "backup":
+                self.heart.beat("start")
             self.job = Job(process, process.function, *process.arguments)
 
     def fail(self, process: Process, *errors: str) -> None:
         """Note that a process is to be closed as failed."""
-        log("error", "Process failed", ProcessId=process.id, Errors="; ".join(errors))
+        text = "; ".join(errors)
+        log("error", "Process failed", ProcessId=process.id, Errors=text)
+        self.failures[process.function] += 1
+        if process.function == "backup":
+            self.heart.beat("fail", text)
         self.outcomes[process.id] = {"errors": list(errors)}
 
     def attend(self, job: Job) -> None:
@@ -3308,12 +3372,17 @@ class Executor:
         if not process:
             if status < 0:
                 log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+            elif job.result:
+                self.heart.beat()
         elif status == 0:
             result = job.result.decode().strip()
             self.outcomes[process.id] = {"out": [result]}
             self.times["describe"] = 0
             if process.function == "backup":
-                self.newest = (server_time(json.loads(result).get("starttime")), result)
+                told = json.loads(result)
+                self.newest = (server_time(told.get("starttime")), result)
+                self.uploaded = told["exectime_upload_s3"]
+                self.heart.beat()
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
             if job.result:  # a report of what failed
@@ -3369,14 +3438,15 @@ class Executor:
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
                     self.conclude(job)
             for process in list(self.queue.values())[:5]:
-                if not self.owner:
-                    self.outcomes.setdefault(process.id, {"errors": ["the executor was stopped"]})
+                if not self.owner and process.id not in self.outcomes:
+                    self.fail(process, "the executor was stopped")
                 if process.id in self.outcomes:
                     self.close(process, 0.5)
             if self.owner:
                 self.remove("executor", 1, self.owner, **self.names)
         except (Failure, OSError, ValueError) as error:
             log("warning", "Could not take leave", Error=error)
+        self.heart.wait(1)
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
@@ -3569,6 +3639,315 @@ class Crons:
             f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
             f"others: set {function.upper()}_CRON_NAME"
         )
+
+
+# ---- Being told ----------------------------------------------------------------------------------
+
+HEARTBEAT = next(each for each in SETTINGS if each.name == "HEARTBEAT_URL")
+BEAT_SECONDS = 10  # for one try
+
+
+def visit(request: urllib.request.Request) -> int:
+    """The HTTP status of an answer; by https the system's authorities (SSL_CERT_FILE) vouch."""
+    tls = ssl.create_default_context() if request.type == "https" else None
+    with opener_for(tls).open(request, timeout=time_limit(BEAT_SECONDS)) as reply:
+        return int(reply.status)
+
+
+class Heartbeat:
+    """Tells the service at HEARTBEAT_URL how backups go, in threads, one after the other.
+
+    That there is a success missing is what it tells its people, too. What goes wrong is a warning.
+    """
+
+    def __init__(self, s: Settings):
+        self.url = s.heartbeat_url
+        self.last: threading.Thread | None = None
+
+    def beat(self, what: str = "", reason: str = "") -> None:
+        """Tell of a "start", a "fail" with its reason, or a success. Its file is read anew."""
+        with suppress(OSError, ValueError):
+            self.url = str(value_of(HEARTBEAT, os.environ))
+        if not self.url:
+            return
+        try:
+            told = functools.partial(self.tell, self.last, self.url, what, redacted(reason))
+            self.last = behind(told)
+        except RuntimeError as error:
+            log("warning", "Cannot tell HEARTBEAT_URL", Error=error)
+
+    def tell(self, before: threading.Thread | None, url: str, what: str, reason: str) -> None:
+        """Tell it, in three tries, after what it was told BEFORE: else a start may come last."""
+        if before:
+            before.join()
+        parts, data, why = urllib.parse.urlsplit(url), None, ""
+        if what:
+            url = parts._replace(path=f"{parts.path.rstrip('/')}/{what}").geturl()
+        if what == "fail":
+            data = reason[:10_000].encode()  # services keep 10 kB or more
+        request = urllib.request.Request(url, data, {"Content-Type": "text/plain"})
+        for pause in itertools.islice(backoff(), 3):
+            try:
+                status = in_time(time_limit(BEAT_SECONDS), functools.partial(visit, request))
+                require(status // 100 == 2, f"HTTP status {status}")
+                return
+            except Exception as error:
+                why = str(error)
+            time.sleep(pause)
+        what, where = what or "success", parts.hostname
+        log("warning", "Cannot tell HEARTBEAT_URL", What=what, Host=where, Error=why)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until it was told all, or for so many seconds."""
+        if self.last:
+            self.last.join(seconds)
+
+
+# By name, less the prefix colonies_backup_, what each is; those in _total count since our start.
+METRICS = dict(
+    row.split("|")
+    for row in """
+info|1, with the version, the database and the name of the executor
+newest_timestamp_seconds|When the newest proven backup of this database began; 0: there is none
+newest_size_bytes|Bytes of that backup
+newest_dump_seconds|What pg_dump took for it
+upload_seconds|What the last upload since the executor started took
+backups|Of this database good and doubtful ones; unproven (no checksum); other databases'
+verify_timestamp_seconds|When a backup of this database was verified last; 0: never
+verify_success|1 if that backup was found good, else 0, with the verdict
+verify_step_seconds|What each step of that took
+bucket_timestamp_seconds|When the bucket was looked at last, with success
+bucket_reachable|1 if the last look at the bucket succeeded, else 0
+running|1 if a child of the executor does this now, else 0; resume: what waited for S3
+uploads_waiting|Finished dumps on the staging volume, which S3 has not got
+staging_free_bytes|Bytes that are free on the staging volume
+colonies_reachable|1 if Colonies answered the last time, else 0
+registered|1 if the colony knows the executor and lets it work, else 0
+failures_total|Processes that failed
+""".strip().splitlines()
+)
+Samples = dict[str, float]  # of a metric, by labels as they are written
+LOOK_SECONDS = 60 * 60  # between two looks at the bucket; after a job 60, after a failure 300
+LOOK_LIMIT = 10 * 60  # that one may take
+CONNECTIONS = 16  # of clients at once; the oldest one goes for a new one
+REQUEST_MOST, CLIENT_SECONDS = 8192, 5  # bytes and time that a client has
+
+
+def labels(**named: object) -> str:
+    """Labels as a sample has them."""
+    texts = []
+    for name, value in named.items():
+        text = json.dumps(printable(redacted(value))[:200], ensure_ascii=False)
+        texts.append(f"{name}={text}")
+    return f"{{{','.join(texts)}}}"
+
+
+def survey(s: Settings) -> dict[str, Samples]:
+    """What metrics tell of the bucket. Raises Failure, also where it is not known what is ours."""
+    s3 = S3(s, 10)
+    found = s3.backups()
+    whose = by_database(found)
+    server = own_server(s, [of for of, database in whose if database == s.db_database])
+    ours = whose.get((server, s.db_database), [])
+    doubts, every = len(doubtful(ours)), sum(map(len, whose.values()))
+    facts: dict[str, Samples] = {
+        "newest_timestamp_seconds": {"": 0},
+        "backups": {
+            labels(kind="good"): len(ours) - doubts,
+            labels(kind="doubtful"): doubts,
+            labels(kind="unproven"): len(found) - every,
+            labels(kind="other"): every - len(ours),
+        },
+        "bucket_timestamp_seconds": {"": int(time.time())},
+    }
+    for newest in ours[-1:]:
+        facts["newest_timestamp_seconds"] = {"": newest.seconds}
+        facts["newest_size_bytes"] = {"": newest.size}
+        with suppress(KeyError, ValueError):
+            facts["newest_dump_seconds"] = {"": int(newest.known["exectime-backup"])}
+    return facts | last_verify(s3, (server, s.db_database), ours)
+
+
+def own_server(s: Settings, servers: list[str]) -> str:
+    """The system identifier of DB_HOST; while it is away, of the only one that has backups."""
+    try:
+        return psql(s.database(), "Looking at the server", WHOSE).strip()
+    except Failure:
+        if len(servers) > 1:
+            raise
+        return "".join(servers)
+
+
+def last_verify(s3: S3, of: tuple[str, str], ours: list[Backup]) -> dict[str, Samples]:
+    """What metrics tell of the last verify of one of OURS, or of another `of` our server's."""
+    names = {os.path.basename(backup.key) for backup in ours}
+    last, facts = 0.0, dict[str, Samples]()
+    for name, was in (verified(s3) or {}).items():
+        with suppress(AttributeError, TypeError, ValueError):  # somebody else wrote it
+            when = datetime.datetime.fromisoformat(was["time"]).timestamp()
+            mine = name in names or (was.get("server"), was.get("database")) == of
+            if mine and when > last:
+                kind = was["verdict"].partition(":")[0]
+                took = itertools.islice(was.get("seconds", {}).items(), 9)
+                steps = {labels(step=step): float(seconds) for step, seconds in took}
+                success = {labels(verdict=kind): float(kind != "failed")}
+                last, facts = when, {"verify_success": success, "verify_step_seconds": steps}
+    return facts | {"verify_timestamp_seconds": {"": last}}
+
+
+def listener(where: str) -> socket.socket:
+    """What listens at [HOST:]PORT; without a host at all addresses, IPv6's too. Raises OSError."""
+    host, _, port = where.rpartition(":")
+    host = host.strip("[]")
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    made = socket.create_server((host, int(port)), family=family, dualstack_ipv6=both)
+    made.setblocking(False)
+    return made
+
+
+class Client(NamedTuple):
+    """One that asks for metrics."""
+
+    connection: socket.socket
+    received: bytes  # so far
+    end: float  # by the monotonic clock: then it has had its time
+
+
+class Metrics:
+    """Serves GET /metrics, in a thread that does all in turn and waits for nobody.
+
+    What is in the bucket a child finds out now and then, since boto3 takes 40 MB; the rest the
+    executor knows. No client is trusted: each has a few bytes, a few seconds and one answer, and
+    all have 20 rounds a second. What goes wrong ends no executor.
+    """
+
+    def __init__(self, us: Executor):
+        self.us = us
+        self.clients: dict[int, Client] = {}  # by file descriptor, the oldest first
+        self.facts: dict[str, Samples] = {}  # of the bucket, as `survey` found them
+        self.child: Job | None = None  # that looks at the bucket
+        self.begun = 0.0  # when it last began, by the monotonic clock
+        self.pause = 0.0  # from then until the next
+        self.seen: Job | None = None  # what the executor did last
+
+    def serve(self) -> None:
+        """Listen and answer, for ever."""
+        while True:
+            try:
+                with listener(self.us.s.metrics_port) as server:
+                    while True:
+                        self.round(server)
+            except Exception as error:
+                log("warning", "No metrics, trying again in a minute ...", Error=error)
+            for client in self.clients.values():
+                client.connection.close()
+            self.clients.clear()
+            time.sleep(60 * TIME_SCALE)
+
+    def round(self, server: socket.socket) -> None:
+        """Do what is next for each, within a second."""
+        self.look()
+        now = time.monotonic()
+        for client in [each for each in self.clients.values() if each.end < now]:
+            self.drop(client)
+        pipes: list[Any] = [self.child.child.stdout] if self.child else []
+        ready = select.select([*pipes, *self.clients, server], [], [], 1)[0]
+        if self.child and pipes[0] in ready and self.child.ended():
+            self.conclude(self.child)
+        for descriptor in ready:
+            if descriptor in self.clients:
+                self.attend(self.clients[descriptor])
+        if server in ready:  # last: a new client may have the descriptor of one that is dropped
+            self.accept(server)
+        time.sleep(0.05)
+
+    def accept(self, server: socket.socket) -> None:
+        """Take a client in."""
+        with suppress(OSError):  # it has gone
+            connection, _ = server.accept()
+            connection.setblocking(False)
+            end = time.monotonic() + CLIENT_SECONDS
+            self.clients[connection.fileno()] = Client(connection, b"", end)
+        if len(self.clients) > CONNECTIONS:
+            self.drop(next(iter(self.clients.values())))
+
+    def drop(self, client: Client) -> None:
+        """Have done with a client."""
+        del self.clients[client.connection.fileno()]
+        client.connection.close()
+
+    def attend(self, client: Client) -> None:
+        """Take in what a client asks for, and answer it if that is all."""
+        said = b""
+        with suppress(OSError):
+            said = client.connection.recv(REQUEST_MOST)
+        client = client._replace(received=client.received + said)
+        self.clients[client.connection.fileno()] = client
+        whole = b"\r\n\r\n" in client.received
+        if whole:
+            status, body = "404 Not Found", "GET /metrics\n"
+            if re.match(rb"GET /metrics[ ?]", client.received):
+                status, body = "200 OK", self.text()
+            data = body.encode()
+            head = (
+                f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
+                f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+            )
+            with suppress(OSError):  # some 5 kB, which a socket holds; else it is lost
+                client.connection.send(head.encode() + data)
+        if whole or not said or len(client.received) > REQUEST_MOST:
+            self.drop(client)
+
+    def look(self) -> None:
+        """Have a child look at the bucket, if it is time and no job runs; end one that hangs."""
+        job, spent = self.us.job, time.monotonic() - self.begun
+        if self.child and spent > LOOK_LIMIT * TIME_SCALE:
+            stop(self.child.child, signal.SIGKILL)
+        if job is not self.seen:
+            self.seen, self.pause = job, 60
+        if not self.child and not job and (not self.begun or spent > self.pause * TIME_SCALE):
+            self.begun, self.pause = time.monotonic(), LOOK_SECONDS
+            self.child = Job(None, "survey")
+
+    def conclude(self, child: Job) -> None:
+        """Take over what a child found. That it failed says its log."""
+        self.child = None
+        succeeded = child.child.returncode == 0
+        if succeeded:
+            self.facts = json.loads(child.result)
+        else:
+            self.pause = 300
+        self.facts["bucket_reachable"] = {"": int(succeeded)}
+
+    def text(self) -> str:
+        """All metrics, as Prometheus reads them."""
+        us = self.us
+        job, info = us.job, {"version": __version__, "database": us.database, "executor": us.name}
+        does = (job.process.function if job.process else "resume") if job else ""
+        functions = [*FUNCTIONS, "resume"]
+        known = self.facts | {
+            "info": {labels(**info): 1},
+            "running": {labels(function=name): int(name == does) for name in functions},
+            "colonies_reachable": {"": int(us.reachable)},
+            "registered": {"": int(bool(us.joined))},
+            "failures_total": {labels(function=name): us.failures[name] for name in FUNCTIONS},
+        }
+        if us.uploaded is not None:
+            known["upload_seconds"] = {"": us.uploaded}
+        with suppress(OSError):  # the volume may be gone
+            there = os.listdir(us.s.backup_path)
+            waiting = sum(bool(re.fullmatch(r"backup_\d+\.bak", name)) for name in there)
+            known["uploads_waiting"] = {"": waiting}
+            known["staging_free_bytes"] = {"": free_bytes(us.s)[0]}
+        lines = []
+        for name in [each for each in METRICS if each in known]:
+            full, kind = f"colonies_backup_{name}", "gauge"
+            if name.endswith("_total"):
+                kind = "counter"
+            lines += [f"# HELP {full} {METRICS[name]}", f"# TYPE {full} {kind}"]
+            lines += [f"{full}{label} {value}" for label, value in known[name].items()]
+        return "\n".join(lines) + "\n"
 
 
 # ---- The archive ---------------------------------------------------------------------------------
@@ -5570,7 +5949,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
                 raise ServerLacks(str(error)) from None
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
-            remember(s3, os.path.basename(backup.key), report["verdict"])
+            remember(s3, backup, report["verdict"], steps)
         except Failure as error:
             log("warning", "Cannot note the verdict", Error=error)
     return report
@@ -5697,17 +6076,18 @@ def restore_scratch(
     return left, counted
 
 
-def verified(s3: S3) -> dict[str, dict[str, str]] | None:
+def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
     """The verdict and its time of each backup, by name, as PREFIX/verified.json has them.
 
-    None, with a warning: it holds something else. Raises S3Failure.
+    And what else `remember` notes, which may be anything: older versions do not. None, with a
+    warning: it holds something else. Raises S3Failure.
     """
-    known, text = dict[str, dict[str, str]](), b"{}"
+    known, text = dict[str, dict[str, Any]](), b"{}"
     with allowing(404):
         text = s3.call("get_object", Key=s3.key("verified.json"))
     try:
         for name, was in json.loads(text).items():
-            known[name] = {"verdict": str(was["verdict"]), "time": str(was["time"])}
+            known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
     except Exception:
         where = f"{s3.where}: {s3.key('verified.json')}"
         log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
@@ -5715,17 +6095,27 @@ def verified(s3: S3) -> dict[str, dict[str, str]] | None:
     return known
 
 
-def remember(s3: S3, name: str, verdict: str) -> None:
+def remember(s3: S3, backup: Backup, verdict: str, steps: Steps) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
-    Raises Failure: where the key may not write there, for one.
+    But the last one of each database stays, which metrics tell of. Raises Failure: where the key
+    may not write there, for one.
     """
     known = verified(s3)
     if known is None:
         return
-    known[name] = {"verdict": verdict, "time": moment(int(time.time()))}
-    there = {os.path.basename(backup.key) for backup in s3.backups()}
-    text = json.dumps({each: known[each] for each in sorted(there & set(known))}, indent=4)
+    known[os.path.basename(backup.key)] = {
+        "verdict": verdict,
+        "time": moment(int(time.time())),
+        "seconds": steps.seconds,
+        "server": backup.server,
+        "database": backup.database,
+    }
+    kept = {os.path.basename(each.key) for each in s3.names()}
+    ordered = sorted(known, key=lambda name: str(known[name]["time"]))
+    last = {(known[name].get("server"), known[name].get("database")): name for name in ordered}
+    kept |= {name for (_, database), name in last.items() if database}
+    text = json.dumps({name: known[name] for name in sorted(kept & set(known))}, indent=4)
     s3.put(s3.key("verified.json"), text.encode())
 
 
@@ -5760,7 +6150,7 @@ class Row(NamedTuple):
     size: int  # bytes
     checksum: bool
     doubtful: bool
-    verified: dict[str, str] | None
+    verified: dict[str, Any] | None
     change: float | None  # per cent of the size of the one before it, of this server and database
     tables: int | None
     server: str | None  # the end of its system identifier
@@ -6035,12 +6425,25 @@ GROUPS = {
     "AWS_S3_ENDPOINT": "The bucket",
     "FULL_BACKUPS": "What is kept, and where a dump is made",
     "VERIFY_DB_HOST": "Where backups are proven",
+    "HEARTBEAT_URL": "Who is told",
     "BACKUP_COMPRESSION": "Details",
 }
 
 
 # What --help says of a command, beside one line and an example.
 HELP = {
+    "serve": """
+With METRICS_PORT it answers GET /metrics there, for Prometheus, at all addresses, or with HOST:PORT
+at that one. Whoever reaches it learns, without a password, names, times and sizes, but no secret.
+The # HELP of each metric says what it is. What they tell of the bucket is looked up at the start,
+after each job, and every hour. To be alerted:
+
+  time() - colonies_backup_newest_timestamp_seconds > 26 * 3600    no backup in time; of the last
+                                       verify likewise: colonies_backup_verify_timestamp_seconds
+  colonies_backup_verify_success == 0                  a backup is not whole
+  sum(colonies_backup_verify_step_seconds) > 4 * 3600  a restore would take too long
+  increase(colonies_backup_failures_total[1h]) > 0     a process failed
+  colonies_backup_bucket_reachable == 0                S3 is away; what is known of it stays""",
     "backup": """
 stdout has the result alone, as one JSON text; in Colonies it is the process's output, which shows
 phase and bytes while it runs:
@@ -6068,9 +6471,15 @@ phase and bytes while it runs:
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
                        good one's size), not removed (and why), no metadata (and what it may be)
 
+HEARTBEAT_URL is that of a dead-man service, healthchecks.io or one alike, which tells people when
+no backup has come: GET URL/start when one begins, GET URL when it has succeeded or --resume has
+finished one, POST URL/fail with the reason when it has failed; a query stays at the end. Each is
+tried three times, for 10 seconds; what fails is a warning. One that was cancelled or stopped says
+nothing, nor does `verify`. By https the system's authorities vouch for it, or SSL_CERT_FILE's.
+
 One that fails prints none. Its dump, if it was finished, stays on BACKUP_PATH, and the next backup,
-an idle executor, or --resume uploads it. It exits with 1 while another backup or verify is running
-on the same BACKUP_PATH; --resume leaves its work to that one.
+an idle executor, or --resume, which prints its result, uploads it. It exits with 1 while another
+backup or verify is running on the same BACKUP_PATH; --resume leaves its work to that one.
 
 The roles are in PREFIX/backup_SECONDS.roles.sql. Who can read that object has the hashes of all
 passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BACKUP_PATH they are in
@@ -6280,6 +6689,7 @@ def command_line() -> argparse.ArgumentParser:
     verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
     text = "its name in the bucket, or latest (the default)"
     verb.add_argument("name", nargs="?", default="latest", help=text)
+    verbs.add_parser("survey")  # for Metrics; it shows nowhere
     text = "restore a backup into a new database at DB_HOST"
     add_restore(command("restore", text, "restore latest --database sensors_restored"))
     return parser
@@ -6341,12 +6751,27 @@ def run_command(s: Settings, options: Options) -> int:
         return check(s, options.max_age, options.json)
     if s.command == "restore":
         return restore(s, options)
+    if s.command == "survey":
+        try:
+            say(json.dumps(survey(s)) + "\n")
+        except Failure as error:
+            log("warning", "Cannot look at the bucket for the metrics", Error=error)
+            return 1
+        return 0
     if s.command == "verify":
         report = verify(s, options.name, wait=bool(told))
         say(json.dumps(report, indent=4) + "\n")
         verdict = report["verdict"]
         require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
         return 0
+    return run_backup(s, options, told)
+
+
+def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
+    """The command backup, and who is told of it. told: by the executor; else nothing."""
+    heart = Heartbeat(s)  # of a child the executor tells: it may be killed
+    if not options.resume:
+        heart.beat("start")
     try:
         result = backup(s, options.resume, **told)
     except Busy as busy:
@@ -6354,8 +6779,15 @@ def run_command(s: Settings, options: Options) -> int:
             raise
         log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
         return 0
+    except Exception as error:
+        if not options.resume:
+            heart.beat("fail", str(error))
+            heart.wait()
+        raise
     if result:
+        heart.beat()
         say(json.dumps(result, indent=4) + "\n")
+    heart.wait()
     return 0
 
 
@@ -6368,6 +6800,7 @@ def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     for signum in SIGNALS:
         signal.signal(signum, on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may hold them off
 
 
 def settings_for(options: Options) -> Settings:

@@ -581,7 +581,9 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
     hidden = {"COLONIES_COLONY_PRVKEY": OWNER_KEY, "COLONIES_EXECUTOR_PRVKEY": EXECUTOR_KEY,
               "DB_PASSWORD": password, "VERIFY_DB_PASSWORD": others,
               "AWS_S3_ACCESS_KEY": site.s3.access_key,
-              "AWS_S3_SECRET_ACCESS_KEY": site.s3.secret_key}
+              "AWS_S3_SECRET_ACCESS_KEY": site.s3.secret_key,
+              # nobody is there, which is a warning
+              "HEARTBEAT_URL": f"http://127.0.0.1:1/{secrets.token_hex(16)}/nightly?create=1"}
     assert hidden.keys() == {x.name for x in backup_executor.SETTINGS
                              if x.kind in backup_executor.SECRET}
     notes, bin_folder = tmp_path / "notes", client_programs()[0]
@@ -608,7 +610,7 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
             executor.stop()
             said += [executor.log]
         for path in notes.glob("*.parent-environment"):
-            assert not re.search(rb"(?m)PRVKEY|" + f"{OWNER_KEY}|{EXECUTOR_KEY}".encode(),
+            assert not re.search(rb"(?m)PRVKEY|HEARTBEAT|" + f"{OWNER_KEY}|{EXECUTOR_KEY}".encode(),
                                  path.read_bytes())
             path.unlink()  # of the commands to come this is what they were given
         for command in (["backup"], ["list", "--json"], ["verify"], ["check"],
@@ -632,7 +634,8 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
         started.add((path.name.partition(".")[0], whose))
         assert [x for x in variables if any(secret in x for secret in hidden.values())] == (
             [f"PGPASSWORD={roles[whose]}"] if whose else []), path
-        assert not re.search("(?m)^(COLONIES|AWS|DB|VERIFY|BACKUP)_", "\n".join(variables))
+        assert not re.search("(?m)^(COLONIES|AWS|DB|VERIFY|BACKUP|HEARTBEAT)_",
+                             "\n".join(variables))
         assert whose or not re.search("(?m)^PG", "\n".join(variables))
     assert started == {(program, whose) for program in ("pg_dump", "pg_restore", "psql")
                        for whose in ("", *roles)} - {("psql", ""), ("pg_dump", other)}
@@ -640,7 +643,9 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
     assert any("attempts" in text for text in journals)
     said += [path.read_text() for what in ("arguments", "parent") for path in
              notes.glob(f"*.{what}")]
-    assert not [text for text in said + journals for secret in hidden.values() if secret in text]
+    assert any("Cannot tell HEARTBEAT_URL" in text for text in said)
+    words = {*hidden.values(), re.findall("[0-9a-f]{32}", hidden["HEARTBEAT_URL"])[0]}
+    assert not [text for text in said + journals for secret in words if secret in text]
 
 
 def test_the_shell_of_ci_and_of_the_restore_by_hand_is_clean(tmp_path: Path) -> None:
