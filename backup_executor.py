@@ -259,10 +259,39 @@ def on_terminal() -> bool:
     return os.isatty(2) and CHILD not in os.environ
 
 
+def columns() -> int:
+    """How wide the terminal is at this moment: by itself and COLUMNS, the narrower; else 80."""
+    told = os.environ.get("COLUMNS", "")
+    known = [int(told)] if re.fullmatch("[1-9][0-9]{0,3}", told) else []
+    with suppress(OSError):
+        known.append(os.get_terminal_size(2).columns)
+    return min(filter(None, known), default=80)  # 0: nobody has told the terminal
+
+
+def short_size(size: float) -> str:
+    """Bytes as people read them, in powers of 1024: "27.7M"."""
+    units = iter("BKMGTP")
+    unit = next(units)
+    while size >= 1023.5 and unit != "P":
+        size, unit = size / 1024, next(units)
+    digits = 1 if size < 99.5 else 0
+    return f"{size:.{digits}f}".removesuffix(".0") + unit
+
+
+def short_time(seconds: float) -> str:
+    """A time as people read it, in the unit of which there are at least two: "26h"."""
+    for unit, many in ("s", 60), ("m", 60), ("h", 24), ("d", 365):
+        if abs(seconds) < 2 * many:
+            return f"{seconds:.0f}{unit}"
+        seconds /= many
+    return f"{seconds:.0f}y"
+
+
 def progress(what: str, total: int) -> Callable[[int], None]:
     """What shows the progress of a long step, when it is called with the bytes that are done.
 
     total: bytes, as far as they are known; else 0. A terminal shows a bar, a log a line at times.
+    What is more than it was to be has no part that is done, and no time that is left.
     """
     begun = shown = time.monotonic()
 
@@ -270,23 +299,39 @@ def progress(what: str, total: int) -> Callable[[int], None]:
         """Show it, if it is time."""
         nonlocal shown
         now = time.monotonic()
-        rate = f"{done / MIB / (now - begun + 0.001):.1f} MiB/s"
-        part, left = "", ""
-        if total and done:
-            part = f"{min(99, 100 * done // total)} %"
-            left = f"about {max(0, total / done - 1) * (now - begun):.0f} seconds"
+        part = 100 * done // total if 0 < done <= total else None
+        left = (total / done - 1) * (now - begun) if part is not None else 0.0
+        speed = done / (now - begun + 0.001)
         if on_terminal():
-            bar = "#" * min(30, 30 * done // (total or sys.maxsize))
-            text = f"\r\x1b[K{what} [{bar:<30}] {done // MIB} of {total // MIB} MiB, {rate}"
             with suppress(OSError):
-                write(2, text + (f", {part}, {left} left" if part else ""))
+                write(2, "\r\x1b[K" + bar(what, done, total, part, left, speed))
         elif now - shown >= PROGRESS_SECONDS * TIME_SCALE:
             shown = now
-            more = {"Done": part, "Left": left} if part else {}
-            of = f"about {total} bytes"
-            log("info", what, Size=f"{done} bytes", Of=of, Rate=rate, **more)
+            size, rate, more = f"{done} bytes", f"{speed / MIB:.1f} MiB/s", dict[str, str]()
+            if part is not None:
+                more["Of"] = f"about {total} bytes"
+                more |= {"Done": f"{part} %", "Left": f"about {left:.0f} seconds"}
+            log("info", what, Size=size, Rate=rate, **more)
 
     return show
+
+
+def bar(what: str, done: int, total: int, part: int | None, left: float, speed: float) -> str:
+    """The line of `progress` for a terminal: of its facts, the first ones first, what fits."""
+    facts = [short_size(done), f"{short_size(speed)}/s"]
+    if part is not None:
+        facts[0] += f" of {short_size(total)}"
+        facts[:0] = [f"{part} %", f"{short_time(left)} left"]
+    room = columns() - 1  # in the last column some terminals begin a new line
+    while len(", ".join(facts)) > room and len(facts) > 1:
+        facts.pop()
+    text = ", ".join(facts)
+    wide = min(30, room - len(f"{what} [] {text}"))
+    if part is not None and wide > 5:
+        text = f"{what} [{'#' * (wide * part // 100):<{wide}}] {text}"
+    elif wide >= 0:
+        text = f"{what}: {text}"
+    return text[:room]
 
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -979,6 +1024,7 @@ class S3:
         Raises Failure where boto3 is not installed or does not like its own settings.
         """
         self.s, self.patience = s, patience
+        self.date = ""  # of its last answer, by its clock, as HTTP has it
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         try:
             self.client = self.connected()
@@ -1079,6 +1125,7 @@ class S3:
         except Exception as error:  # its parsers meet what they don't expect: int() of a list, …
             raise Failure(f"botocore cannot read its answer: {error!r}") from None
         finally:
+            self.date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
             log(
                 "debug",
                 "S3 answered",
@@ -2515,7 +2562,10 @@ def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     """
     abort(s3, dump)
     dump.save()  # is there room to note what is begun?
-    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata_of(dump))
+    metadata = metadata_of(dump)
+    if re.fullmatch("[ -~]{1,40}", s3.date):
+        metadata["upload-begun"] = s3.date  # when it ends is the object's own time, in most servers
+    made = s3.call("create_multipart_upload", Key=key, Metadata=metadata)
     # Known at once: where noting it fails, it is aborted all the same.
     dump.upload = {"Key": key, "UploadId": made["UploadId"]}
     dump.save()
@@ -6143,7 +6193,7 @@ def doubtful_anywhere(whose: Mapping[tuple[str, str], list[Backup]]) -> set[str]
 
 
 class Row(NamedTuple):
-    """What `list` shows of a backup. None: it is not known."""
+    """What `list --json` shows of a backup. None: it is not known."""
 
     name: str
     time: str
@@ -6152,18 +6202,47 @@ class Row(NamedTuple):
     doubtful: bool
     verified: dict[str, Any] | None
     change: float | None  # per cent of the size of the one before it, of this server and database
+    change_bytes: int | None  # likewise, in bytes
+    exectime_backup: int | None  # seconds, as in a backup's result
+    exectime_upload_s3: int | None
     tables: int | None
     server: str | None  # the end of its system identifier
     postgresql: str | None
     timescaledb: str | None
     database: str | None
-    roles: bool  # whether it brings its server's; in JSON alone
+    roles: bool  # whether it brings its server's
 
 
-def as_row(backup: Backup, before: int, doubts: set[str], verdicts: Mapping[str, Any]) -> Row:
-    """A backup's row. before: the size of the one before it; 0: there is none."""
+def number_in(metadata: Mapping[str, str], name: str) -> int | None:
+    """The number that an object's metadata tell by this name, as far as they do."""
+    text = metadata.get(name, "")
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+
+
+def upload_seconds(backups: list[Backup]) -> dict[str, int]:
+    """How many seconds each one's upload took, by its key, where that is known.
+
+    From its begin, which its metadata tell, to the object's own time, both by S3's clock. AWS, for
+    one, dates an object by that begin, too: where none took 2 seconds, nothing is known. One that
+    took a day was copied since.
+    """
+    from email.utils import parsedate_to_datetime
+
+    took = {}
+    for each in backups:
+        with suppress(TypeError, ValueError, OverflowError):  # metadata may say anything
+            begun: Any = parsedate_to_datetime(each.known.get("upload-begun", ""))
+            seconds = int((each.written - begun).total_seconds())
+            if 0 <= seconds < 24 * 3600:
+                took[each.key] = seconds
+    return took if max(took.values(), default=0) >= 2 else {}
+
+
+def as_row(
+    backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Mapping[str, Any]
+) -> Row:
+    """A backup's row. before: the size of the one before it; 0: there is none. took: to upload."""
     metadata, name = backup.known, os.path.basename(backup.key)
-    tables = re.fullmatch("[0-9]{1,9}", metadata.get("tables", ""))
     return Row(
         name,
         moment(backup.seconds),
@@ -6172,7 +6251,10 @@ def as_row(backup: Backup, before: int, doubts: set[str], verdicts: Mapping[str,
         backup.key in doubts,
         verdicts.get(name),
         round(100 * (backup.size / before - 1), 1) if before else None,
-        int(tables[0]) if tables else None,
+        backup.size - before if before else None,
+        number_in(metadata, "exectime-backup"),
+        took,
+        number_in(metadata, "tables"),
         backup.short_server or None,
         metadata.get("postgresql", "").partition(" ")[0] or None,
         metadata.get("timescaledb"),
@@ -6181,34 +6263,65 @@ def as_row(backup: Backup, before: int, doubts: set[str], verdicts: Mapping[str,
     )
 
 
+LIST_ROW = "{:<21} {:>3} {:>5} {:>6} {:>4} {:>6} {:<8} {:<12} {:<6} {} {}"
+LIST_HEAD = (
+    "NAME                  AGE  SIZE CHANGE DUMP UPLOAD KIND     VERIFIED     SERVER"
+    " DATABASE VERSIONS"
+)
+
+
 def list_backups(s: Settings, as_json: bool) -> None:
     """Print what the bucket has under the prefix, newest first."""
     s3 = S3(s, 10)
     backups, verdicts = s3.backups(), verified(s3) or {}
-    whose = by_database(backups)
+    whose, took = by_database(backups), upload_seconds(backups)
     doubts, before = doubtful_anywhere(whose), dict[str, int]()
     for ours in whose.values():
         before |= {new.key: old.size for old, new in itertools.pairwise(ours)}
-    rows = [as_row(each, before.get(each.key, 0), doubts, verdicts) for each in reversed(backups)]
+    rows = [
+        as_row(each, before.get(each.key, 0), took.get(each.key), doubts, verdicts)
+        for each in reversed(backups)
+    ]
     if as_json:
         say(json.dumps([row._asdict() for row in rows], indent=4) + "\n")
         return
-    form = "{:<24} {:<26} {:>14} {:<9} {:<9} {:<36} {:>9} {:>6} {:<6} {:<10} {:<11} {}\n"
-    lines = [form.format(*map(str.upper, Row._fields))]
-    lines += [form.format(*map(as_cell, row)) for row in rows]
-    say("".join(lines))
+    say("".join(f"{line}\n" for line in [LIST_HEAD, *map(as_line, rows)]))
 
 
-def as_cell(value: object) -> str:
-    """What a table of `list` shows of a value of its JSON."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        kind = value["verdict"].partition(":")[0]
-        return printable(f"{kind} {value['time']}")
-    if isinstance(value, float):
-        return f"{value:+.1f}%"
-    return printable("-" if value is None else str(value))
+def as_line(row: Row) -> str:
+    """What the table of `list` shows of a row, in less than 100 columns: the rest is cut."""
+    import unicodedata
+
+    change, verdict = row.change, ""
+    if row.verified:
+        words = row.verified["verdict"]
+        kind = "not all" if ", not all" in words else re.split("[,:]", words)[0]
+        verdict = f"{kind[:8]} {age(row.verified['time'])}"
+    cells = [
+        row.name,
+        age(row.time),
+        short_size(row.size),
+        "" if change is None else f"{min(change, 999):+.3g}%",
+        *("" if n is None else f"{n}s" for n in (row.exectime_backup, row.exectime_upload_s3)),
+        "doubtful" if row.doubtful else "proven" if row.checksum else "unproven",
+        verdict,
+        row.server,
+        row.database,
+        "/".join(filter(None, [row.postgresql, row.timescaledb])),
+    ]
+    line = LIST_ROW.format(*(printable(cell or "-") for cell in cells))[:100]
+    wide = [1 + (unicodedata.east_asian_width(char) in "WF") for char in line]
+    while sum(wide) > 99:
+        line, wide = line[:-2] + "…", [*wide[:-2], 1]
+    return line
+
+
+def age(when: str) -> str:
+    """How long ago a time of ISO 8601 was, negative if it is to come; "": it is none."""
+    with suppress(ValueError, TypeError):
+        then = datetime.datetime.fromisoformat(when)
+        return short_time((datetime.datetime.now().astimezone() - then).total_seconds())
+    return ""
 
 
 # `next` is NULL for a job that has not run yet: it starts at once.
@@ -6487,15 +6600,21 @@ the dump's journal, for its owner alone, until S3 has them. They go with their b
 crash, or somebody, left without one go when they are a day old. Without metadata, which a server
 may forget (rclone serve s3 does), they stay, and a warning says so.""",
     "list": """
-CHECKSUM: it carries a SHA-256. DOUBTFUL: it has less than half of the last good one's size: perhaps
-the database was emptied, or it is a new server's, while the good ones are another's that was lost.
-(Retention counts each server's by themselves.) VERIFIED: how the last verify of it went, and when;
-that is forgotten when retention removes the backup. SIZE is in bytes, TIME when it began. CHANGE is
-by how many per cent it is larger than the one before it, of the same server and database. SERVER:
-the last six digits of its server's system identifier, as pg_controldata has it; pg_upgrade and
-initdb make a new one, a replica and a clone of its files have the same. --json also says whether a
-backup brings its server's roles. The newest 10,000 names are looked at, or three times
-FULL_BACKUPS; restore and verify find the others by name.""",
+AGE: since it began; it is negative where a clock was wrong. SIZE: in powers of 1024. CHANGE: by how
+many per cent it is larger than the one before it, of the same server and database, at most 999.
+DUMP and UPLOAD: how many seconds they took. KIND: proven, which carries a SHA-256; unproven, an
+older executor's; or doubtful, of less than half of the last good one's size: perhaps the database
+was emptied, or it is a new server's, while the good ones are another's that was lost. (Retention
+counts each server's by themselves.) VERIFIED: how the last verify of it went, and how long ago;
+that is forgotten when retention removes the backup. SERVER: the last six digits of its server's
+system identifier, as pg_controldata has it; pg_upgrade and initdb make a new one, a replica and a
+clone of its files have the same. VERSIONS: PostgreSQL's, and TimescaleDB's. "…": more was cut off.
+
+--json has all of it exactly: the time, bytes, the verdict as `verify` gave it; and tables, and
+whether the backup brings its server's roles. "-", and null, is what is not known: UPLOAD, for one,
+at AWS and wherever an object's time is not when its upload ended. That shows where one took 2
+seconds; before, none is known. The newest 10,000 names are looked at, or three times FULL_BACKUPS;
+restore and verify find the others by name.""",
     "check": """
 A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
 registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps

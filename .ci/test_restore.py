@@ -114,7 +114,7 @@ def test_what_cannot_be_counted_is_named_and_loses_nothing(
     report = json.loads(scene.run("verify", **restorer).stdout)
     assert report["verdict"] == "restored, not all counted" and report["rows"] == {"public.t": 500}
     assert any("public.invoices: not counted" in line for line in report["not_proven"])
-    assert report["verdict"] in scene.run("list").stdout
+    assert " not all " in scene.run("list").stdout
 
 
 @pytest.mark.parametrize("how", [
@@ -303,8 +303,8 @@ def test_latest_passes_over_a_doubtful_backup_that_list_shows(scene: Scene, new:
              for row in json.loads(scene.run("list", "--json").stdout)]
     assert known == [(small, True, None), (name, False, None)]
     head, *rows = (line.split() for line in scene.run("list").stdout.splitlines())
-    assert [(row[0], row[head.index("DOUBTFUL")], row[head.index("VERIFIED")]) for row in rows] == [
-        (small, "yes", "-"), (name, "no", "-")]
+    assert [(row[0], row[head.index("KIND")], row[head.index("VERIFIED")]) for row in rows] == [
+        (small, "doubtful", "-"), (name, "proven", "-")]
     said = restored(scene, "latest", "--database", new).stderr
     assert re.search(f"level=warning .*doubtful.*{small}", said)
     same_databases(scene, new)

@@ -174,7 +174,7 @@ def test_list_shows_when_each_backup_was_verified_and_how_that_went(proof: Proof
     assert re.match("failed.*SHA-256", last["verified"]["verdict"])
     lines = proof.run("list").stdout.splitlines()
     for line, row, word in ((lines[1], last, "failed"), (lines[2], first, "restored")):
-        assert row["name"] in line and word in line and row["verified"]["time"][:10] in line
+        assert row["name"] in line and re.search(rf" {word} \d+[sm] ", line)
 
 
 def test_what_is_not_in_the_bucket_any_more_is_not_said_to_be_verified(proof: Proof) -> None:
