@@ -401,7 +401,7 @@ VERIFY_DB_HOST||text||the server where `verify` restores; else it only reads the
 VERIFY_DB_PORT||port|5432|its port
 VERIFY_DB_USER||text|postgres|the role that restores there
 VERIFY_DB_PASSWORD||secret||its password
-HEARTBEAT_URL||url||a dead-man service that each backup tells: GET URL/start, URL; POST URL/fail
+HEARTBEAT_URL||url||a dead-man service to tell: GET URL/start, GET URL, POST URL/fail
 METRICS_PORT||listen||where `serve` has metrics for Prometheus; HOST:PORT: at that address only
 BACKUP_COMPRESSION||compression|auto|as for `pg_dump --compress`; auto: zstd from pg_dump 16 on
 BACKUP_ROLES||roles|auto|the server's roles: auto (passwords if readable), no-passwords or off

@@ -12,17 +12,21 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import backup_executor
 from colonies import FAILED
 from environment import PROJECT, ROOT
+from image import ADMIN_PATH
 from proxies import Proxy, Stranger, http_reply, secured, through
 from restores import RESTORED, verifying
-from servers import Executor, free_ports, kill_child, memory, run
+from servers import Executor, Program, free_ports, kill_child, memory, run
 from surroundings import BRISK, FAULT_SCALE, Scene, Site, becomes_true, standin
 
 OK = http_reply("200 OK", b"OK")
@@ -396,3 +400,57 @@ def test_a_port_alone_is_one_at_all_addresses() -> None:
     ran = subprocess.run(["unshare", "-n" if ROOT else "-rn", sys.executable, "-c", script],
                          cwd=PROJECT, text=True, capture_output=True, check=False)
     assert ran.stdout == "reached\n", ran.stderr
+
+
+# ---- Prometheus itself, which the command `image` brings ---------------------------------------
+
+@pytest.fixture(scope="session")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of Debian's prometheus and promtool; to install them might start one."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    for command in ("apt-get -q update", "apt-get -q download prometheus", "dpkg-deb -x *.deb ."):
+        ran = subprocess.run(["sh", "-c", command], cwd=folder, text=True, capture_output=True,
+                             env={**os.environ, "PATH": ADMIN_PATH}, check=False)
+        assert ran.returncode == 0, ran.stderr
+    return folder / "usr/bin"
+
+
+@standin()
+def image_metrics_are_what_promtool_and_a_real_prometheus_take(
+        site: Site, prometheus: Path, tmp_path: Path) -> None:
+    scraped, odd = Scraped(), 'a "name" \\ of\nthis'
+    [port] = free_ports(1)
+    with Executor(site.environ() | scraped.settings | {"COLONIES_EXECUTOR_NAME": odd}):
+        made = site.succeeds(site.submit())
+        site.succeeds(site.submit("verify"))
+        scraped.wait(lambda now: now["verify_timestamp_seconds"])
+        shown = scraped.ask(b"GET /metrics HTTP/1.1\r\n\r\n").partition(b"\r\n\r\n")[2]
+        assert set(re.findall(rb"(?m)^# HELP colonies_backup_(\w+)", shown)) == {
+            name.encode() for name in backup_executor.METRICS}
+        ran = subprocess.run([str(prometheus / "promtool"), "check", "metrics"], input=shown,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        assert (ran.returncode, ran.stdout) == (0, b"")
+        config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [{
+            "job_name": "backup", "static_configs": [{"targets": [f"127.0.0.1:{scraped.port}"]}]}]}
+        (tmp_path / "prometheus.yml").write_text(json.dumps(config))  # which is YAML, too
+
+        def query(expression: str) -> Any:
+            asked = urllib.parse.urlencode({"query": expression})
+            url = f"http://127.0.0.1:{port}/api/v1/query?{asked}"
+            with contextlib.suppress(OSError), urllib.request.build_opener(
+                    urllib.request.ProxyHandler({})).open(url, timeout=60) as answer:
+                return [(each["metric"], float(each["value"][1]))
+                        for each in json.load(answer)["data"]["result"]]
+
+        with Program([str(prometheus / "prometheus"), f"--config.file={tmp_path}/prometheus.yml",
+                      f"--storage.tsdb.path={tmp_path}/data",
+                      f"--web.listen-address=127.0.0.1:{port}"], {}):
+            becomes_true(lambda: query('up{job="backup"} == 1'))
+            [(_, newest)] = query("colonies_backup_newest_timestamp_seconds")
+            assert newest == int(made["filename"][7:-4])
+            [(labels, _)] = query("colonies_backup_info")
+            assert labels["executor"] == odd.replace("\n", "\\U0000000a")
+            rules = re.findall("(?m)^  (.*colonies_backup_.*?)  ", backup_executor.HELP["serve"])
+            inverse = [re.sub("> .*|== 0", "< 9e9", rule) for rule in rules]
+            becomes_true(lambda: [len(query(rule)) for rule in inverse] == [1, 1, 1, 2, 1])
+            assert [query(rule) for rule in rules] == [[]] * 5

@@ -111,6 +111,7 @@ from which `key` of which `secret`; and its `value` where that Secret is the cha
   (list "AWS_S3_SECRET_ACCESS_KEY" "s3-secret-access-key" "s3"
     "secretAccessKey" "secret-access-key")
   (list "VERIFY_DB_PASSWORD" "verify-db-password" "verify" "password" "password")
+  (list "HEARTBEAT_URL" "heartbeat-url" "heartbeat" "url" "url")
 }}
 {{- $values := index $parts (index . 2) }}
 {{- $key := index $values.secretKeys (index . 3) }}
@@ -194,6 +195,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
   (list "AWS_S3_PREFIX" .s3.prefix)
   (list "FULL_BACKUPS" (int .fullBackups))
   (list "BACKUP_PATH" .path)
+  (list "METRICS_PORT" (ternary .metricsPort "" (ne (int .metricsPort) 0)))
   (list "BACKUP_COMPRESSION" .compression)
   (list "BACKUP_ROLES" .roles)
   (list "BACKUP_ALIVE_FILE" .aliveFile)
@@ -264,6 +266,10 @@ volumeMounts:
 {{- $host := ternary "localhost" .Values.database.host .Values.database.enabled }}
 - name: backup
   {{- include "timescaledb.executor" (list . $host .Values.backup.command) | trim | nindent 2 }}
+  {{- with .Values.backup.metricsPort }}
+  ports:
+    - {name: metrics, containerPort: {{ . }}}
+  {{- end }}
   # No readiness or startup probe: the pod, the database's, would be ready only with the sidecar.
   # This one restarts the sidecar alone, when nothing has touched the file for some 5 minutes.
   livenessProbe:

@@ -99,7 +99,8 @@
 
 {{- $both := "and existingSecret are both set: which one?" }}
 {{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
-    "backup.s3" $backup.s3 "backup.verify" $backup.verify }}
+    "backup.s3" $backup.s3 "backup.verify" $backup.verify
+    "backup.heartbeat" $backup.heartbeat }}
 {{- range $key, $_ := $values.secretKeys }}
 {{- if and $values.existingSecret (index $values $key) }}
 - {{ $where }}.{{ $key }} {{ $both }}
@@ -114,7 +115,7 @@
 {{- end }}
 {{- range $where, $taken := dict
     "database" "^(PGDATA|POSTGRES_(DB|USER|PASSWORD)(_FILE)?)$"
-    "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY)_.*|FULL_BACKUPS|LOG_LEVEL)$" }}
+    "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY|HEARTBEAT|METRICS)_.*|FULL_BACKUPS|LOG_LEVEL)$" }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
 {{- if regexMatch $taken .name }}
