@@ -3722,7 +3722,8 @@ class Archive:
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
-        self.complete = True  # whether no extension, and what depends on it, was refused
+        # Entries without which a database was made, as an extension was refused; why, a line each.
+        self.refused = dict[str, str]()
         self.left_out = list[str]()  # lines on all that it takes from them
         self.roles = set[str]()  # that its statements name, which have to be there
         self.database = ""  # whose it is, as an identifier; "" where pg_restore cannot write it
@@ -4211,6 +4212,16 @@ COUNT_HYPERTABLES = FOR_EACH.format(
         format('SELECT count(*) FROM %I.%I', schema_name, table_name) AS query
     FROM _timescaledb_catalog.hypertable WHERE schema_name !~ '^_timescaledb_'""",
 )
+# Nothing but a start of the server brings pg_cron's scheduler back once it was ended (1.4.2).
+CRON_IS_BACK = """DO $$ BEGIN
+    FOR tries IN 1 .. 50 LOOP
+        IF EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'pg_cron scheduler') THEN
+            RETURN;
+        END IF;
+        PERFORM pg_sleep(0.2), pg_stat_clear_snapshot();
+    END LOOP;
+    RAISE 'its scheduler was ended, and is not back: no job runs until PostgreSQL is restarted';
+    END $$"""
 # ALTER DATABASE … RENAME stops TimescaleDB's scheduler for good, also where it is refused.
 START_WORKERS = "SELECT _timescaledb_functions.start_background_workers()"
 # Those below 1000 are TimescaleDB's own. It is a table up to 2.24, then a view of that.
@@ -4542,13 +4553,13 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
 
 def restore_last(
     parts: Sequence[tuple[str, list[str]]], restore_part: Callable[..., None], options: str
-) -> list[str]:
-    """Restore what a database is whole without; what was refused of it, a line each.
+) -> dict[str, str]:
+    """Restore what a database is whole without; the entries that were refused, a line each.
 
     parts: entries, each with the option by which they are tried all at once. Where that fails, each
     is tried by itself; a view is filled once more then.
     """
-    left = []
+    left = dict[str, str]()
     for how, entries in parts:
         try:
             if entries:
@@ -4560,7 +4571,7 @@ def restore_last(
                     with listing([entry]) as chosen:
                         restore_part(chosen, options=options)
                 except Failure as error:
-                    left.append(f"{entry_for_people(entry)}: {error}")
+                    left[entry] = f"{entry_for_people(entry)}: {error}"
     return left
 
 
@@ -4629,9 +4640,8 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
     without, unsure = refused(target, archive)
-    archive.complete = not without
-    left = [f"{entry_for_people(entry)}: {why}" for entry, why in without.items()]
-    require(not complete or not left, "; ".join(left))
+    left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
+    require(not complete or not left, "; ".join(left.values()))
 
     wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
     refreshes = list(filter(REFRESH.match, wanted))
@@ -4647,11 +4657,13 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
-    left += restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
-    require(not complete or not left, "; ".join(left))
+    left |= restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
+    require(not complete or not left, "; ".join(left.values()))
+    if without:
+        archive.refused = left
 
     warn_of_subscriptions(target)
-    return left
+    return list(left.values())
 
 
 def warn_of_subscriptions(target: Database) -> None:
@@ -4861,7 +4873,7 @@ def count_rows(target: Database, archive: Archive, copied: dict[str, int] | None
                 rows.pop(name, None)
     missed = [f"{name}: not counted: {reason}" for name, reason in why.items() if reason]
     return Counted(
-        size, dict(sorted(rows.items())), missed, *compare(tables, copied, archive.complete)
+        size, dict(sorted(rows.items())), missed, *compare(tables, copied, not archive.refused)
     )
 
 
@@ -4969,6 +4981,7 @@ class Target:
         self.replaces = False  # one that holds something
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
+        self.cron = False  # pg_cron's scheduler was in it, and was ended
         self.works = False  # TimescaleDB has been told to work in it, where it has that
         if self.taken:
             there = read_json(hub.named(name), "Looking at the database", EMPTY)
@@ -5098,6 +5111,7 @@ def name_patiently(new: Target, query: str) -> None:
             if over or not staying:
                 if found["ended"]:
                     log("warning", "Ending sessions", Sessions=found["ended"])
+                    new.cron = new.cron or "(pg_cron scheduler," in found["ended"]
                 psql(new.hub, "Not named", query)
                 return
         except Failure as error:
@@ -5159,6 +5173,8 @@ def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> Non
     try:
         with noting(left):
             name_database(new, archive)
+            if archive.refused:
+                restore_refused(new, archive, left)
             if timescale and work:
                 there = new.hub.named(new.name)
                 go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
@@ -5166,9 +5182,26 @@ def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> Non
                 new.works = True
                 start_workers(there)
     finally:
+        if new.cron:
+            with noting(left):
+                psql(new.hub, "Waiting for pg_cron", CRON_IS_BACK)
         if new.workers:
             with noting(left):
                 start_workers(new.hub.named(new.before if new.named else new.name))
+
+
+def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
+    """Try once more what was refused: the name may be the one that an extension (pg_cron) asks for.
+
+    The lines of what comes about are taken from `left`. Its jobs run from then on.
+    """
+    there = new.hub.named(new.name)
+    there = there._replace(options=f"{there.options} -c role=none")
+    parts = [("--single-transaction", [*filter(archive.refused.__contains__, archive.entries)])]
+    with noting(left):
+        still = restore_last(parts, part_by_part(there, archive, 1), LASTING)
+        for entry in archive.refused.keys() - still.keys():
+            left.remove(archive.refused[entry])
 
 
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
@@ -5988,7 +6021,9 @@ order:
      transaction does, all is as before, TimescaleDB's scheduler runs, and the statements that name
      it are printed. In a database that was replaced its jobs run on, and its subscriptions. After a
      kill -9 here all is open, but that scheduler stands still until somebody calls
-     _timescaledb_functions.start_background_workers() there.
+     _timescaledb_functions.start_background_workers() there. What an extension refused before is
+     tried once more: pg_cron, where NEW is its database, with its jobs, which run. Once it was
+     ended, only a start of PostgreSQL brings its scheduler back (1.4.2): that is said then.
   5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
      --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
      it has run, no job does. A kill -9 here leaves you to call it.
