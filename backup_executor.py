@@ -686,6 +686,8 @@ LINE = re.compile(r"(?m)^LINE \d+: .*\n *\^$\n?")
 COMMAND = re.compile(
     r"""(?ms)^(Command was: (?:[A-Z]+ )*(?:"[^"]*"|[^\s"'(;])*).*?(?=^pg_restore: |\Z)"""
 )
+# What it tells with --verbose, without which it does not say at which entry it failed.
+CHATTER = re.compile("(?m)^pg_restore: (?!error|warning|hint|detail|from TOC entry).*\n")
 
 
 def excerpt(stderr: bytes) -> str:
@@ -696,7 +698,7 @@ def excerpt(stderr: bytes) -> str:
     the end, after as many warnings (pg_restore).
     """
     said = redacted(stderr.decode("utf-8", "replace"))
-    said = COMMAND.sub("\\1 …\n", LINE.sub("", said)).strip()
+    said = COMMAND.sub("\\1 …\n", LINE.sub("", CHATTER.sub("", said))).strip()
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
@@ -713,8 +715,8 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
     return said
 
 
-# pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (17.10).
-CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (detail|hint): .*\n)*"
+# pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (14 to 18).
+CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (?!warning|error).*\n)*"
 
 
 def run(
@@ -724,14 +726,15 @@ def run(
     options: str = "",
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
-    heed: bool = False,
+    heed: list[str] | None = None,
     stdin: bytes | None = None,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
-    called each second meanwhile, more often at first; what it raises stops the program. heed: log
-    what it warns of, if all goes well. stdin: what it reads there; None: nothing.
+    called each second meanwhile, more often at first; what it raises stops the program. heed: what
+    it warns of, if all goes well, is logged and added here. stdin: what it reads there; None:
+    nothing.
 
     Raises Failure, with the program's own words, unless it exits with 0. Over a network that goes
     dead without a word it ends when TCP's keepalive gives up: by default in two hours (not tried).
@@ -755,9 +758,10 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
-    warnings = re.sub(CIRCULAR, b"", stderr) if heed else b""
-    if warnings:
-        log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
+    warnings = excerpt(re.sub(CIRCULAR, b"", stderr))
+    if heed is not None and warnings:
+        log("warning", f"{argv[0]} warns", Step=step, Said=warnings)
+        heed.append(warnings)
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
 
@@ -1450,6 +1454,7 @@ class Dump:
 
     def __init__(self, file: str, **known: object):
         self.file = file  # the path of a sealed one
+        self.warnings = list[str]()  # pg_dump's, pg_dumpall's, and of what it lacks
         vars(self).update(known)
 
     @property
@@ -1596,7 +1601,20 @@ LOOK = """SELECT json_build_object('database', current_database(),
     (SELECT system_identifier::text FROM pg_control_system()), 'timescaledb', (SELECT extversion
     FROM pg_extension WHERE extname = 'timescaledb'), 'other_databases', (SELECT count(*)
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
-    'reads_passwords', has_table_privilege('pg_authid', 'SELECT'))"""
+    'reads_passwords', has_table_privilege('pg_authid', 'SELECT'),
+    'search_path', current_setting('search_path'))"""
+# What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
+# read mappings, too; others see none of their options, if they have any.
+LEFT_OUT = """SELECT json_build_object(
+    'subscriptions, as the role is no superuser', (SELECT json_agg(subname) FROM pg_subscription
+        WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = user)),
+    'options (passwords) of user mappings, as the role is no superuser', (SELECT json_agg(
+        format('%s at %s', usename, srvname)) FROM pg_user_mappings WHERE umoptions IS NULL
+        AND {known}),
+    'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
+        WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
+MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
@@ -1638,6 +1656,7 @@ class Server(NamedTuple):
     pg_dump: str  # "17.2"
     other_databases: int | None = None  # of the server
     reads_passwords: bool = False  # whether our role may: their hashes
+    search_path: str = ""  # of a session of ours
 
     @property
     def major(self) -> int:
@@ -1657,11 +1676,32 @@ def examine_database(s: Settings) -> Server:
     record = functools.partial(Server, pg_dump=version[0] if version else "0")
     server = read_record(s.database(), "Looking at the database", LOOK, record)
     text, of = f"pg_dump {server.pg_dump} is", f"than the server, {server.postgresql}"
+    require_options(s.database(), server.search_path)
     if server.client < server.major:
         raise Failure(f"{text} older {of}: install the server's version or later")
     if server.client > server.major:
         log("warning", f"{text} newer {of}: restoring takes its version")
     return server
+
+
+def require_options(database: Database, search_path: str) -> None:
+    """Raise Failure where a session has not the options that PLAIN asks for, as this tells."""
+    require(
+        search_path == "pg_catalog",
+        f"{database.host}:{database.port} is a pooler that drops sessions' `options` (pgbouncer's "
+        "ignore_startup_parameters), and others would get what ours set: name PostgreSQL itself",
+    )
+
+
+def left_out(database: Database, server: Server) -> list[str]:
+    """What no dump by this role, of this server, has of a database, a line each."""
+    lines = list[str]()
+    known = MAPPING if server.reads_passwords else "true"
+    step, query = "Looking for what the dump lacks", LEFT_OUT.format(known=known)
+    with noting(lines):
+        for what, names in read_json(database, step, query).items():
+            lines += shortened(f"Not in the dump: {what}", names or [])
+    return lines
 
 
 def require_room(s: Settings, newest: int, database_size: int) -> str:
@@ -2075,7 +2115,8 @@ PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
     "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
     "invalid snapshot|snapshot .* does not exist|"  # it was shared, which is tried once
-    "too many (connections|clients)|remaining connection slots"
+    "too many (connections|clients)|remaining connection slots|"
+    r"(query failed|from server): (?!ERROR|FATAL|PANIC)\S+:  "  # in words that are not known here
 )
 ADVICE = (
     "keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
@@ -2087,9 +2128,13 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
-    into `made_again`. Raises Failure: the third one failed, too, or one for good.
+    into `made_again`, what it lacks into `warnings`. Raises Failure: the third one failed, too, or
+    one for good.
     """
     for pause in (*PAUSES, None):
+        dump.warnings = left_out(s.database(), server)
+        for line in dump.warnings:
+            log("warning", line)
         take_roles(s, server, dump)
         try:
             dump_once(s, server, dump, expected)
@@ -2139,7 +2184,7 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             continue  # the server would log an error each night
         try:
             command = ["pg_dumpall", *options]
-            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=True)
+            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=dump.warnings)
             known = not re.search("[\udc80-\udcff]", sql)
             require(known, "its roles have names in no known encoding")
             most = len(sql.encode()) <= ROLES_MOST
@@ -2188,7 +2233,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
                 window.release()
 
         try:
-            run("Backing up database", command, database, options, tick=tick, heed=True)
+            run("Backing up database", command, database, options, tick=tick, heed=dump.warnings)
         except Failure as error:
             if "pg_dump: exit status 1:" in str(error):
                 error.again = window.lost()
@@ -2492,6 +2537,7 @@ RESULT = (
     "other_databases",
     "starttime",
     "made_again",
+    "warnings",
 )
 
 
@@ -3466,6 +3512,7 @@ ROWS_BEGIN = re.compile(rb"\n(?:COPY|INSERT INTO) ")
 COPY_HEAD = re.compile(
     rf"\nCOPY ({NAME})\.({NAME}) (?:\({NAME}(?:, {NAME})*\))? FROM stdin;(?=\n)".encode()
 )
+COPIES = re.compile(COPY_HEAD.pattern + rb"\n\Z")
 COPY_END = b"\n\\.\n"  # no row is like that: there a backslash is doubled
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
@@ -3720,6 +3767,8 @@ class Archive:
         dumped_by = "".join(re.findall("; +Dumped by pg_dump version: (.*)", contents))
         self.pg_restore = pg_restore_for(dumped_by)  # the major version of the one that reads it
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
+        server = "".join(re.findall("; +Dumped from database version: (.*)", contents))
+        self.server = major_version(server)  # its major version
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         # Entries without which a database was made, as an extension was refused; why, a line each.
@@ -4081,6 +4130,7 @@ def roles_of(s3: S3, backup: Backup) -> str:
 CLUSTER = """SELECT json_build_object(
     'major', current_setting('server_version_num')::int / 10000,
     'superuser', (SELECT rolsuper FROM pg_roles WHERE rolname = user),
+    'search_path', current_setting('search_path'),
     'limits', (SELECT json_object_agg(datname, datconnlimit) FROM pg_database),
     'roles', (SELECT json_agg(rolname) FROM pg_roles),
     'tablespaces', (SELECT json_agg(spcname) FROM pg_tablespace),
@@ -4163,7 +4213,8 @@ FOR_EACH = """
                 EXECUTE part.query {into};
                 answers := array_append(answers, json_build_array(part.whole, number, ''));
             EXCEPTION WHEN others THEN
-                answers := array_append(answers, json_build_array(part.whole, 0, SQLERRM));
+                answers := array_append(answers, json_build_array(part.whole, 0,
+                    format('%s (%s)', SQLERRM, SQLSTATE)));
             END;
             COMMIT;
         END LOOP;
@@ -4300,11 +4351,14 @@ def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]
         try:
             if name != but:
                 told = read_json(hub, "Looking at the server", CLUSTER, options=AS_STORED)
-                cluster = Cluster(**told)
-                return unhindered(hub, cluster), cluster
+                break
         except Failure as error:
             errors.append(error)
-    raise errors[0]
+    else:
+        raise errors[0]
+    require_options(hub, told.pop("search_path"))
+    cluster = Cluster(**told)
+    return unhindered(hub, cluster), cluster
 
 
 def unhindered(database: Database, cluster: Cluster, archive: Archive | None = None) -> Database:
@@ -4316,7 +4370,8 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive | None = N
     needed = archive and archive.timescaledb and not any(map(TRIGGER.match, archive.entries))
     options = ""
     if cluster.superuser:
-        options += " -c temp_file_limit=-1"  # which a large index would exceed
+        # A large index would exceed that; and words are read.
+        options += " -c temp_file_limit=-1 -c lc_messages=C"
     if cluster.major >= 14:
         options += " -c idle_session_timeout=0"
     if cluster.major >= 17:
@@ -4603,7 +4658,7 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
     """
     setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
-    argv = ["pg_restore", f"--dbname={target.name}", "--no-password"]
+    argv = ["pg_restore", f"--dbname={target.name}", "--no-password", "--verbose"]
     known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
     if not known:
         argv.append("--exit-on-error")
@@ -5399,9 +5454,15 @@ def restore(s: Settings, options: Options) -> int:
 # ---- The command verify --------------------------------------------------------------------------
 
 WHOSE = "SELECT system_identifier FROM pg_control_system()"
-# Of PostgreSQL's words, those by which the server or its role is at fault, not the backup.
-SERVERS_FAULT = re.compile(
-    r" connection |ERROR:  (permission denied|must be )|No space left on device|out of .*memory"
+# SQLSTATEs of what is wrong with rows or objects themselves: not for want of a privilege (42501), a
+# locale (22023), a collation or the like (42704); nor that they are there, as in a second try.
+BACKUPS_FAULT = re.compile("2[123](?!023)|42(?!501|70[14]|710|723|P0[67]|P16)|44|P0")
+# Those of what a server lacks, whatever is restored: room, locks, memory, itself.
+WANTING = re.compile("08|5|XX")
+UNCOUNTED = re.compile(rf"\(({WANTING.pattern})\w+\)$")
+# What pg_restore says where it, or the machine that it runs on, is at fault, not what it reads.
+READERS_FAULT = re.compile(
+    "killed by|exit status -|out of memory|unsupported version|not support|is older than"
 )
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
@@ -5426,8 +5487,8 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
         except Failure as error:
             if steps.current in ("", "download") or isinstance(error, ServerLacks):
                 raise
-            if steps.current != "count" and SERVERS_FAULT.search(str(error)):
-                raise ServerLacks(str(error)) from None
+            if steps.current == "read" and READERS_FAULT.search(str(error)):
+                raise
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
             remember(s3, os.path.basename(backup.key), report["verdict"])
@@ -5536,6 +5597,52 @@ def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
     return hub, cluster
 
 
+def once_more(lines: Iterable[bytes], rows: bool) -> Iterator[bytes]:
+    """What psql is to read of an entry's script by pg_restore, so that it obeys nothing of that.
+
+    Statements are as `script` has them; ROWS of COPY follow, up to where that ends.
+    """
+    lines, statement = iter(lines), b""
+    for line in lines:
+        statement += re.sub(rb"^\\(un)?restrict .*\n", b"", line)
+        if len(statement) > LONGEST_HEAD:
+            return
+        if rows and line.endswith(b" FROM stdin;\n") and COPIES.search(statement):
+            break
+    yield script(os.fsdecode(statement))
+    for line in lines:
+        yield line
+        if line.rstrip() == b"\\.":
+            break
+
+
+def sqlstate(target: Database, archive: Archive, said: str) -> str:
+    """By which SQLSTATE an entry is refused once more, the first that pg_restore said it failed at.
+
+    pg_restore tells none, and the server's words may be in any language. "": it is not refused, it
+    is too long, or there is no connection.
+    """
+    failed = re.findall(r"pg_restore: from TOC entry (\d+);", said)[:1]
+    entries = [entry for entry in archive.entries if [number_of(entry)] == failed]
+    if not entries:
+        return ""
+    told, argv = b"", [*PSQL, "-vVERBOSITY=sqlstate"]
+    env = environment(target, f"{UNHINDERED} {decisive_settings(target, archive)}")
+    with listing(entries) as chosen:
+        entry = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
+        source = start(entry, environment(None))
+        psql = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            if source.stdout and psql.stdin and psql.stdout:
+                with suppress(BrokenPipeError), psql.stdin as pipe:
+                    pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
+                told = psql.stdout.read()
+        finally:
+            stop(source, signal.SIGKILL)
+            stop(psql, signal.SIGKILL)
+    return b"".join(re.findall(rb"(?m):  ([0-9A-Z]{5})$", told)[:1]).decode()
+
+
 def restore_scratch(
     s: Settings, archive: Archive, copied: dict[str, int] | None, steps: Steps
 ) -> tuple[list[str], Counted]:
@@ -5550,9 +5657,19 @@ def restore_scratch(
     create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
     with new_database(hub, scratch.name, create):
         with steps.timed("restore"):
-            left = rebuild(scratch, archive, 1)
+            try:
+                left = rebuild(scratch, archive, 1)
+            except Failure as error:
+                state = sqlstate(scratch, archive, str(error))
+                if BACKUPS_FAULT.match(state) and cluster.major >= archive.server:
+                    raise
+                raise ServerLacks(str(error)) from None
+            lacking = [each for each in left if WANTING.match(sqlstate(scratch, archive, each))]
         with steps.timed("count"):
             counted = count_rows(scratch, archive, copied)
+        lacking += filter(UNCOUNTED.search, counted.missed)
+        if counted.size is None or lacking:
+            raise ServerLacks("; ".join(lacking or counted.missed))
     drop(hub, scratch.name)
     return left, counted
 
@@ -5692,6 +5809,14 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
+# As PostgreSQL's manual has it of max_locks_per_transaction. pg_dump locks tables, up to 17
+# sequences, 15 views, too; none locks indexes (15.19, 17.10, 18.6).
+LOCKS = """SELECT json_build_array((SELECT count(*) FROM pg_class
+        WHERE relkind IN ('r', 'p', 'S', 'v', 'm') AND oid >= 16384),
+    current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::int
+    + current_setting('max_prepared_transactions')::int))"""
+
+
 class Checking:
     """What a check has seen so far; one peer's answer serves in looking at the next."""
 
@@ -5755,6 +5880,28 @@ def check_left_out(now: Checking) -> Lines:
         yield "warn", f"{text}, or its {count} roles: {without}"
     else:
         yield "ok", f"{text}, or its {count} roles (BACKUP_ROLES)"
+
+
+def check_contents(now: Checking) -> Lines:
+    """What no dump has of this database."""
+    lines = left_out(now.settings.database(), now.server) if now.server else [UNKNOWN[1]]
+    for line in lines:
+        yield "warn" if now.server else "-", line
+    if not lines:
+        yield "ok", "pg_dump, as this role, leaves nothing of the database out"
+
+
+def check_locks(now: Checking) -> Lines:
+    """Whether the server has room for the locks of a dump, or of a restore."""
+    if not now.server:
+        yield UNKNOWN
+        return
+    relations, slots = read_json(now.settings.database(), "Looking at the locks", LOCKS)
+    text = f"{relations} relations, {slots} slots for locks"
+    if relations < slots:
+        yield "ok", text
+    else:
+        yield "warn", f"{text}: dumps may fail of them; raise max_locks_per_transaction"
 
 
 def check_bucket(now: Checking) -> Lines:
@@ -5857,6 +6004,8 @@ CHECKS = {
     "colonies": check_colonies,
     "database": check_database,
     "left out": check_left_out,
+    "contents": check_contents,
+    "locks": check_locks,
     "bucket": check_bucket,
     "staging volume": check_volume,
     "jobs": check_jobs,
@@ -5916,6 +6065,7 @@ stdout has the result alone, as one JSON text; in Colonies it is the process's o
   other_databases      how many the server has beside this one: no backup holds them
   starttime            when Colonies started the process; "" for a backup by hand
   made_again           why a dump was void and made again, a text for each; mostly empty
+  warnings             of pg_dump and pg_dumpall, and what the dump lacks, as they are in the log
   removed              keys of the backups that retention removed; their roles go with them
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
                        good one's size), not removed (and why), no metadata (and what it may be)
