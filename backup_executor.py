@@ -788,6 +788,8 @@ LINE = re.compile(r"(?m)^LINE \d+: .*\n *\^$\n?")
 COMMAND = re.compile(
     r"""(?ms)^(Command was: (?:[A-Z]+ )*(?:"[^"]*"|[^\s"'(;])*).*?(?=^pg_restore: |\Z)"""
 )
+# What it tells with --verbose, without which it does not say at which entry it failed.
+CHATTER = re.compile("(?m)^pg_restore: (?!error|warning|hint|detail|from TOC entry).*\n")
 
 
 def excerpt(stderr: bytes) -> str:
@@ -798,7 +800,7 @@ def excerpt(stderr: bytes) -> str:
     the end, after as many warnings (pg_restore).
     """
     said = redacted(stderr.decode("utf-8", "replace"))
-    said = COMMAND.sub("\\1 …\n", LINE.sub("", said)).strip()
+    said = COMMAND.sub("\\1 …\n", LINE.sub("", CHATTER.sub("", said))).strip()
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
@@ -815,8 +817,8 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
     return said
 
 
-# pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (17.10).
-CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (detail|hint): .*\n)*"
+# pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (14 to 18).
+CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (?!warning|error).*\n)*"
 
 
 def run(
@@ -826,14 +828,15 @@ def run(
     options: str = "",
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
-    heed: bool = False,
+    heed: list[str] | None = None,
     stdin: bytes | None = None,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
-    called each second meanwhile, more often at first; what it raises stops the program. heed: log
-    what it warns of, if all goes well. stdin: what it reads there; None: nothing.
+    called each second meanwhile, more often at first; what it raises stops the program. heed: what
+    it warns of, if all goes well, is logged and added here. stdin: what it reads there; None:
+    nothing.
 
     Raises Failure, with the program's own words, unless it exits with 0. Over a network that goes
     dead without a word it ends when TCP's keepalive gives up: by default in two hours (not tried).
@@ -857,9 +860,10 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
-    warnings = re.sub(CIRCULAR, b"", stderr) if heed else b""
-    if warnings:
-        log("warning", f"{argv[0]} warns", Step=step, Said=excerpt(warnings))
+    warnings = excerpt(re.sub(CIRCULAR, b"", stderr))
+    if heed is not None and warnings:
+        log("warning", f"{argv[0]} warns", Step=step, Said=warnings)
+        heed.append(warnings)
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
 
@@ -1554,6 +1558,7 @@ class Dump:
 
     def __init__(self, file: str, **known: object):
         self.file = file  # the path of a sealed one
+        self.warnings = list[str]()  # pg_dump's, pg_dumpall's, and of what it lacks
         vars(self).update(known)
 
     @property
@@ -1700,7 +1705,20 @@ LOOK = """SELECT json_build_object('database', current_database(),
     (SELECT system_identifier::text FROM pg_control_system()), 'timescaledb', (SELECT extversion
     FROM pg_extension WHERE extname = 'timescaledb'), 'other_databases', (SELECT count(*)
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
-    'reads_passwords', has_table_privilege('pg_authid', 'SELECT'))"""
+    'reads_passwords', has_table_privilege('pg_authid', 'SELECT'),
+    'search_path', current_setting('search_path'))"""
+# What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
+# read mappings, too; others see none of their options, if they have any.
+LEFT_OUT = """SELECT json_build_object(
+    'subscriptions, as the role is no superuser', (SELECT json_agg(subname) FROM pg_subscription
+        WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = user)),
+    'options (passwords) of user mappings, as the role is no superuser', (SELECT json_agg(
+        format('%s at %s', usename, srvname)) FROM pg_user_mappings WHERE umoptions IS NULL
+        AND {known}),
+    'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
+        WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
+MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
@@ -1742,6 +1760,7 @@ class Server(NamedTuple):
     pg_dump: str  # "17.2"
     other_databases: int | None = None  # of the server
     reads_passwords: bool = False  # whether our role may: their hashes
+    search_path: str = ""  # of a session of ours
 
     @property
     def major(self) -> int:
@@ -1761,11 +1780,32 @@ def examine_database(s: Settings) -> Server:
     record = functools.partial(Server, pg_dump=version[0] if version else "0")
     server = read_record(s.database(), "Looking at the database", LOOK, record)
     text, of = f"pg_dump {server.pg_dump} is", f"than the server, {server.postgresql}"
+    require_options(s.database(), server.search_path)
     if server.client < server.major:
         raise Failure(f"{text} older {of}: install the server's version or later")
     if server.client > server.major:
         log("warning", f"{text} newer {of}: restoring takes its version")
     return server
+
+
+def require_options(database: Database, search_path: str) -> None:
+    """Raise Failure where a session has not the options that PLAIN asks for, as this tells."""
+    require(
+        search_path == "pg_catalog",
+        f"{database.host}:{database.port} is a pooler that drops sessions' `options` (pgbouncer's "
+        "ignore_startup_parameters), and others would get what ours set: name PostgreSQL itself",
+    )
+
+
+def left_out(database: Database, server: Server) -> list[str]:
+    """What no dump by this role, of this server, has of a database, a line each."""
+    lines = list[str]()
+    known = MAPPING if server.reads_passwords else "true"
+    step, query = "Looking for what the dump lacks", LEFT_OUT.format(known=known)
+    with noting(lines):
+        for what, names in read_json(database, step, query).items():
+            lines += shortened(f"Not in the dump: {what}", names or [])
+    return lines
 
 
 def require_room(s: Settings, newest: int, database_size: int) -> str:
@@ -2179,7 +2219,8 @@ PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
     "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
     "invalid snapshot|snapshot .* does not exist|"  # it was shared, which is tried once
-    "too many (connections|clients)|remaining connection slots"
+    "too many (connections|clients)|remaining connection slots|"
+    r"(query failed|from server): (?!ERROR|FATAL|PANIC)\S+:  "  # in words that are not known here
 )
 ADVICE = (
     "keep jobs and policies that truncate, rewrite, compress, replace or drop tables away "
@@ -2191,9 +2232,13 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     """Run pg_dump until its archive holds all that was there when it began; see `dump_once`.
 
     expected: bytes that it may come to, for the log; 0: unknown. Why a dump was made again goes
-    into `made_again`. Raises Failure: the third one failed, too, or one for good.
+    into `made_again`, what it lacks into `warnings`. Raises Failure: the third one failed, too, or
+    one for good.
     """
     for pause in (*PAUSES, None):
+        dump.warnings = left_out(s.database(), server)
+        for line in dump.warnings:
+            log("warning", line)
         take_roles(s, server, dump)
         try:
             dump_once(s, server, dump, expected)
@@ -2243,7 +2288,7 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             continue  # the server would log an error each night
         try:
             command = ["pg_dumpall", *options]
-            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=True)
+            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=dump.warnings)
             known = not re.search("[\udc80-\udcff]", sql)
             require(known, "its roles have names in no known encoding")
             most = len(sql.encode()) <= ROLES_MOST
@@ -2292,7 +2337,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
                 window.release()
 
         try:
-            run("Backing up database", command, database, options, tick=tick, heed=True)
+            run("Backing up database", command, database, options, tick=tick, heed=dump.warnings)
         except Failure as error:
             if "pg_dump: exit status 1:" in str(error):
                 error.again = window.lost()
@@ -2599,6 +2644,7 @@ RESULT = (
     "other_databases",
     "starttime",
     "made_again",
+    "warnings",
 )
 
 
@@ -4068,6 +4114,7 @@ ROWS_BEGIN = re.compile(rb"\n(?:COPY|INSERT INTO) ")
 COPY_HEAD = re.compile(
     rf"\nCOPY ({NAME})\.({NAME}) (?:\({NAME}(?:, {NAME})*\))? FROM stdin;(?=\n)".encode()
 )
+COPIES = re.compile(COPY_HEAD.pattern + rb"\n\Z")
 COPY_END = b"\n\\.\n"  # no row is like that: there a backslash is doubled
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
@@ -4322,9 +4369,12 @@ class Archive:
         dumped_by = "".join(re.findall("; +Dumped by pg_dump version: (.*)", contents))
         self.pg_restore = pg_restore_for(dumped_by)  # the major version of the one that reads it
         self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
+        server = "".join(re.findall("; +Dumped from database version: (.*)", contents))
+        self.server = major_version(server)  # its major version
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
-        self.complete = True  # whether no extension, and what depends on it, was refused
+        # Entries without which a database was made, as an extension was refused; why, a line each.
+        self.refused = dict[str, str]()
         self.left_out = list[str]()  # lines on all that it takes from them
         self.roles = set[str]()  # that its statements name, which have to be there
         self.database = ""  # whose it is, as an identifier; "" where pg_restore cannot write it
@@ -4682,6 +4732,7 @@ def roles_of(s3: S3, backup: Backup) -> str:
 CLUSTER = """SELECT json_build_object(
     'major', current_setting('server_version_num')::int / 10000,
     'superuser', (SELECT rolsuper FROM pg_roles WHERE rolname = user),
+    'search_path', current_setting('search_path'),
     'limits', (SELECT json_object_agg(datname, datconnlimit) FROM pg_database),
     'roles', (SELECT json_agg(rolname) FROM pg_roles),
     'tablespaces', (SELECT json_agg(spcname) FROM pg_tablespace),
@@ -4764,7 +4815,8 @@ FOR_EACH = """
                 EXECUTE part.query {into};
                 answers := array_append(answers, json_build_array(part.whole, number, ''));
             EXCEPTION WHEN others THEN
-                answers := array_append(answers, json_build_array(part.whole, 0, SQLERRM));
+                answers := array_append(answers, json_build_array(part.whole, 0,
+                    format('%s (%s)', SQLERRM, SQLSTATE)));
             END;
             COMMIT;
         END LOOP;
@@ -4813,6 +4865,16 @@ COUNT_HYPERTABLES = FOR_EACH.format(
         format('SELECT count(*) FROM %I.%I', schema_name, table_name) AS query
     FROM _timescaledb_catalog.hypertable WHERE schema_name !~ '^_timescaledb_'""",
 )
+# Nothing but a start of the server brings pg_cron's scheduler back once it was ended (1.4.2).
+CRON_IS_BACK = """DO $$ BEGIN
+    FOR tries IN 1 .. 50 LOOP
+        IF EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'pg_cron scheduler') THEN
+            RETURN;
+        END IF;
+        PERFORM pg_sleep(0.2), pg_stat_clear_snapshot();
+    END LOOP;
+    RAISE 'its scheduler was ended, and is not back: no job runs until PostgreSQL is restarted';
+    END $$"""
 # ALTER DATABASE … RENAME stops TimescaleDB's scheduler for good, also where it is refused.
 START_WORKERS = "SELECT _timescaledb_functions.start_background_workers()"
 # Those below 1000 are TimescaleDB's own. It is a table up to 2.24, then a view of that.
@@ -4891,11 +4953,14 @@ def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]
         try:
             if name != but:
                 told = read_json(hub, "Looking at the server", CLUSTER, options=AS_STORED)
-                cluster = Cluster(**told)
-                return unhindered(hub, cluster), cluster
+                break
         except Failure as error:
             errors.append(error)
-    raise errors[0]
+    else:
+        raise errors[0]
+    require_options(hub, told.pop("search_path"))
+    cluster = Cluster(**told)
+    return unhindered(hub, cluster), cluster
 
 
 def unhindered(database: Database, cluster: Cluster, archive: Archive | None = None) -> Database:
@@ -4907,7 +4972,8 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive | None = N
     needed = archive and archive.timescaledb and not any(map(TRIGGER.match, archive.entries))
     options = ""
     if cluster.superuser:
-        options += " -c temp_file_limit=-1"  # which a large index would exceed
+        # A large index would exceed that; and words are read.
+        options += " -c temp_file_limit=-1 -c lc_messages=C"
     if cluster.major >= 14:
         options += " -c idle_session_timeout=0"
     if cluster.major >= 17:
@@ -5144,13 +5210,13 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
 
 def restore_last(
     parts: Sequence[tuple[str, list[str]]], restore_part: Callable[..., None], options: str
-) -> list[str]:
-    """Restore what a database is whole without; what was refused of it, a line each.
+) -> dict[str, str]:
+    """Restore what a database is whole without; the entries that were refused, a line each.
 
     parts: entries, each with the option by which they are tried all at once. Where that fails, each
     is tried by itself; a view is filled once more then.
     """
-    left = []
+    left = dict[str, str]()
     for how, entries in parts:
         try:
             if entries:
@@ -5162,7 +5228,7 @@ def restore_last(
                     with listing([entry]) as chosen:
                         restore_part(chosen, options=options)
                 except Failure as error:
-                    left.append(f"{entry_for_people(entry)}: {error}")
+                    left[entry] = f"{entry_for_people(entry)}: {error}"
     return left
 
 
@@ -5194,7 +5260,7 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
     """
     setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
-    argv = ["pg_restore", f"--dbname={target.name}", "--no-password"]
+    argv = ["pg_restore", f"--dbname={target.name}", "--no-password", "--verbose"]
     known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
     if not known:
         argv.append("--exit-on-error")
@@ -5231,9 +5297,8 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
     without, unsure = refused(target, archive)
-    archive.complete = not without
-    left = [f"{entry_for_people(entry)}: {why}" for entry, why in without.items()]
-    require(not complete or not left, "; ".join(left))
+    left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
+    require(not complete or not left, "; ".join(left.values()))
 
     wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
     refreshes = list(filter(REFRESH.match, wanted))
@@ -5249,11 +5314,13 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
-    left += restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
-    require(not complete or not left, "; ".join(left))
+    left |= restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
+    require(not complete or not left, "; ".join(left.values()))
+    if without:
+        archive.refused = left
 
     warn_of_subscriptions(target)
-    return left
+    return list(left.values())
 
 
 def warn_of_subscriptions(target: Database) -> None:
@@ -5463,7 +5530,7 @@ def count_rows(target: Database, archive: Archive, copied: dict[str, int] | None
                 rows.pop(name, None)
     missed = [f"{name}: not counted: {reason}" for name, reason in why.items() if reason]
     return Counted(
-        size, dict(sorted(rows.items())), missed, *compare(tables, copied, archive.complete)
+        size, dict(sorted(rows.items())), missed, *compare(tables, copied, not archive.refused)
     )
 
 
@@ -5571,6 +5638,7 @@ class Target:
         self.replaces = False  # one that holds something
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
+        self.cron = False  # pg_cron's scheduler was in it, and was ended
         self.works = False  # TimescaleDB has been told to work in it, where it has that
         if self.taken:
             there = read_json(hub.named(name), "Looking at the database", EMPTY)
@@ -5700,6 +5768,7 @@ def name_patiently(new: Target, query: str) -> None:
             if over or not staying:
                 if found["ended"]:
                     log("warning", "Ending sessions", Sessions=found["ended"])
+                    new.cron = new.cron or "(pg_cron scheduler," in found["ended"]
                 psql(new.hub, "Not named", query)
                 return
         except Failure as error:
@@ -5761,6 +5830,8 @@ def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> Non
     try:
         with noting(left):
             name_database(new, archive)
+            if archive.refused:
+                restore_refused(new, archive, left)
             if timescale and work:
                 there = new.hub.named(new.name)
                 go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
@@ -5768,9 +5839,26 @@ def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> Non
                 new.works = True
                 start_workers(there)
     finally:
+        if new.cron:
+            with noting(left):
+                psql(new.hub, "Waiting for pg_cron", CRON_IS_BACK)
         if new.workers:
             with noting(left):
                 start_workers(new.hub.named(new.before if new.named else new.name))
+
+
+def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
+    """Try once more what was refused: the name may be the one that an extension (pg_cron) asks for.
+
+    The lines of what comes about are taken from `left`. Its jobs run from then on.
+    """
+    there = new.hub.named(new.name)
+    there = there._replace(options=f"{there.options} -c role=none")
+    parts = [("--single-transaction", [*filter(archive.refused.__contains__, archive.entries)])]
+    with noting(left):
+        still = restore_last(parts, part_by_part(there, archive, 1), LASTING)
+        for entry in archive.refused.keys() - still.keys():
+            left.remove(archive.refused[entry])
 
 
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
@@ -5968,9 +6056,15 @@ def restore(s: Settings, options: Options) -> int:
 # ---- The command verify --------------------------------------------------------------------------
 
 WHOSE = "SELECT system_identifier FROM pg_control_system()"
-# Of PostgreSQL's words, those by which the server or its role is at fault, not the backup.
-SERVERS_FAULT = re.compile(
-    r" connection |ERROR:  (permission denied|must be )|No space left on device|out of .*memory"
+# SQLSTATEs of what is wrong with rows or objects themselves: not for want of a privilege (42501), a
+# locale (22023), a collation or the like (42704); nor that they are there, as in a second try.
+BACKUPS_FAULT = re.compile("2[123](?!023)|42(?!501|70[14]|710|723|P0[67]|P16)|44|P0")
+# Those of what a server lacks, whatever is restored: room, locks, memory, itself.
+WANTING = re.compile("08|5|XX")
+UNCOUNTED = re.compile(rf"\(({WANTING.pattern})\w+\)$")
+# What pg_restore says where it, or the machine that it runs on, is at fault, not what it reads.
+READERS_FAULT = re.compile(
+    "killed by|exit status -|out of memory|unsupported version|not support|is older than"
 )
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
@@ -5995,8 +6089,8 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
         except Failure as error:
             if steps.current in ("", "download") or isinstance(error, ServerLacks):
                 raise
-            if steps.current != "count" and SERVERS_FAULT.search(str(error)):
-                raise ServerLacks(str(error)) from None
+            if steps.current == "read" and READERS_FAULT.search(str(error)):
+                raise
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
             remember(s3, backup, report["verdict"], steps)
@@ -6105,6 +6199,52 @@ def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
     return hub, cluster
 
 
+def once_more(lines: Iterable[bytes], rows: bool) -> Iterator[bytes]:
+    """What psql is to read of an entry's script by pg_restore, so that it obeys nothing of that.
+
+    Statements are as `script` has them; ROWS of COPY follow, up to where that ends.
+    """
+    lines, statement = iter(lines), b""
+    for line in lines:
+        statement += re.sub(rb"^\\(un)?restrict .*\n", b"", line)
+        if len(statement) > LONGEST_HEAD:
+            return
+        if rows and line.endswith(b" FROM stdin;\n") and COPIES.search(statement):
+            break
+    yield script(os.fsdecode(statement))
+    for line in lines:
+        yield line
+        if line.rstrip() == b"\\.":
+            break
+
+
+def sqlstate(target: Database, archive: Archive, said: str) -> str:
+    """By which SQLSTATE an entry is refused once more, the first that pg_restore said it failed at.
+
+    pg_restore tells none, and the server's words may be in any language. "": it is not refused, it
+    is too long, or there is no connection.
+    """
+    failed = re.findall(r"pg_restore: from TOC entry (\d+);", said)[:1]
+    entries = [entry for entry in archive.entries if [number_of(entry)] == failed]
+    if not entries:
+        return ""
+    told, argv = b"", [*PSQL, "-vVERBOSITY=sqlstate"]
+    env = environment(target, f"{UNHINDERED} {decisive_settings(target, archive)}")
+    with listing(entries) as chosen:
+        entry = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
+        source = start(entry, environment(None))
+        psql = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            if source.stdout and psql.stdin and psql.stdout:
+                with suppress(BrokenPipeError), psql.stdin as pipe:
+                    pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
+                told = psql.stdout.read()
+        finally:
+            stop(source, signal.SIGKILL)
+            stop(psql, signal.SIGKILL)
+    return b"".join(re.findall(rb"(?m):  ([0-9A-Z]{5})$", told)[:1]).decode()
+
+
 def restore_scratch(
     s: Settings, archive: Archive, copied: dict[str, int] | None, steps: Steps
 ) -> tuple[list[str], Counted]:
@@ -6119,9 +6259,19 @@ def restore_scratch(
     create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
     with new_database(hub, scratch.name, create):
         with steps.timed("restore"):
-            left = rebuild(scratch, archive, 1)
+            try:
+                left = rebuild(scratch, archive, 1)
+            except Failure as error:
+                state = sqlstate(scratch, archive, str(error))
+                if BACKUPS_FAULT.match(state) and cluster.major >= archive.server:
+                    raise
+                raise ServerLacks(str(error)) from None
+            lacking = [each for each in left if WANTING.match(sqlstate(scratch, archive, each))]
         with steps.timed("count"):
             counted = count_rows(scratch, archive, copied)
+        lacking += filter(UNCOUNTED.search, counted.missed)
+        if counted.size is None or lacking:
+            raise ServerLacks("; ".join(lacking or counted.missed))
     drop(hub, scratch.name)
     return left, counted
 
@@ -6335,6 +6485,14 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
+# As PostgreSQL's manual has it of max_locks_per_transaction. pg_dump locks tables, up to 17
+# sequences, 15 views, too; none locks indexes (15.19, 17.10, 18.6).
+LOCKS = """SELECT json_build_array((SELECT count(*) FROM pg_class
+        WHERE relkind IN ('r', 'p', 'S', 'v', 'm') AND oid >= 16384),
+    current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::int
+    + current_setting('max_prepared_transactions')::int))"""
+
+
 class Checking:
     """What a check has seen so far; one peer's answer serves in looking at the next."""
 
@@ -6398,6 +6556,28 @@ def check_left_out(now: Checking) -> Lines:
         yield "warn", f"{text}, or its {count} roles: {without}"
     else:
         yield "ok", f"{text}, or its {count} roles (BACKUP_ROLES)"
+
+
+def check_contents(now: Checking) -> Lines:
+    """What no dump has of this database."""
+    lines = left_out(now.settings.database(), now.server) if now.server else [UNKNOWN[1]]
+    for line in lines:
+        yield "warn" if now.server else "-", line
+    if not lines:
+        yield "ok", "pg_dump, as this role, leaves nothing of the database out"
+
+
+def check_locks(now: Checking) -> Lines:
+    """Whether the server has room for the locks of a dump, or of a restore."""
+    if not now.server:
+        yield UNKNOWN
+        return
+    relations, slots = read_json(now.settings.database(), "Looking at the locks", LOCKS)
+    text = f"{relations} relations, {slots} slots for locks"
+    if relations < slots:
+        yield "ok", text
+    else:
+        yield "warn", f"{text}: dumps may fail of them; raise max_locks_per_transaction"
 
 
 def check_bucket(now: Checking) -> Lines:
@@ -6500,6 +6680,8 @@ CHECKS = {
     "colonies": check_colonies,
     "database": check_database,
     "left out": check_left_out,
+    "contents": check_contents,
+    "locks": check_locks,
     "bucket": check_bucket,
     "staging volume": check_volume,
     "jobs": check_jobs,
@@ -6580,6 +6762,7 @@ phase and bytes while it runs:
   other_databases      how many the server has beside this one: no backup holds them
   starttime            when Colonies started the process; "" for a backup by hand
   made_again           why a dump was void and made again, a text for each; mostly empty
+  warnings             of pg_dump and pg_dumpall, and what the dump lacks, as they are in the log
   removed              keys of the backups that retention removed; their roles go with them
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
                        good one's size), not removed (and why), no metadata (and what it may be)
@@ -6700,7 +6883,9 @@ order:
      transaction does, all is as before, TimescaleDB's scheduler runs, and the statements that name
      it are printed. In a database that was replaced its jobs run on, and its subscriptions. After a
      kill -9 here all is open, but that scheduler stands still until somebody calls
-     _timescaledb_functions.start_background_workers() there.
+     _timescaledb_functions.start_background_workers() there. What an extension refused before is
+     tried once more: pg_cron, where NEW is its database, with its jobs, which run. Once it was
+     ended, only a start of PostgreSQL brings its scheduler back (1.4.2): that is said then.
   5. With TimescaleDB, timescaledb_post_restore(): all of its jobs run within a second, unless
      --pause-jobs is given; then what switches them on is printed. If it fails, it is printed: until
      it has run, no job does. A kill -9 here leaves you to call it.

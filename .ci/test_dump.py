@@ -414,7 +414,8 @@ def test_a_kept_dump_that_was_changed_is_neither_uploaded_nor_removed(
 # knew of the server's roles and other databases.
 JOURNAL = {"by", "process", "starttime", "attempts", "id", "sha256", "size", "exectime_backup",
            "tables", "database", "system_identifier", "postgresql", "timescaledb", "pg_dump"}
-OF_SERVER = {"database_size", "roles_sql", "roles_sha256", "role_passwords", "other_databases"}
+OF_SERVER = {"database_size", "roles_sql", "roles_sha256", "role_passwords", "other_databases",
+             "warnings"}
 
 
 @pytest.mark.parametrize("stage", ["sealed", "stored", "gone"])

@@ -139,18 +139,33 @@ def test_a_dump_that_fails_since_a_table_is_gone_is_made_again_in_any_language(
     assert "existiert nicht" in why
 
 
-def test_what_pg_dump_warns_of_is_in_the_log(scene: Scene, tmp_path: Path) -> None:
+def test_a_dump_that_fails_with_words_in_another_language_is_made_again(
+        scene: Scene, tmp_path: Path) -> None:
+    path = program(tmp_path, "pg_dump", f"""[ "$1" = --version ] || [ -e '{tmp_path}/once' ] || {{
+        touch '{tmp_path}/once'
+        echo 'pg_dump: error: query failed: FEHLER:  Verklemmung entdeckt' >&2; exit 1; }}
+exec "$real" "$@\"""")
+    [why] = scene.backup(PATH=path, BACKUP_TIME_SCALE="0.01")["made_again"]
+    assert "Verklemmung" in why
+
+
+def test_what_pg_dump_warns_of_is_in_log_and_result(scene: Scene, tmp_path: Path) -> None:
     path = program(tmp_path, "pg_dump", """"$real" "$@"
 [ "$1" = --version ] || cat >&2 << END
 pg_dump: warning: there are circular foreign-key constraints on this table:
 pg_dump: detail: hypertable
 pg_dump: hint: Consider using a full dump instead of a --data-only dump.
+pg_dump: warning: there are circular foreign-key constraints among these tables:
+pg_dump:   chunk
+pg_dump: Consider using a full dump, as 14 has it.
 pg_dump: warning: subscriptions not dumped because current user is not a superuser
 END""")
-    warnings = [line for line in scene.run("backup", PATH=path).stderr.splitlines()
-                if "level=warning" in line]
+    ran = scene.run("backup", PATH=path)
+    warnings = [line for line in ran.stderr.splitlines() if "level=warning" in line]
     assert len(warnings) == 1 and "circular" not in warnings[0]
-    assert "subscriptions not dumped because current user is not a superuser" in warnings[0]
+    [warning] = json.loads(ran.stdout)["warnings"]
+    assert warning.startswith("pg_dump: warning: subscriptions not dumped because")
+    assert warning in warnings[0]
 
 
 # ---- What is said ------------------------------------------------------------------------------

@@ -326,8 +326,9 @@ def test_an_extension_that_can_live_in_one_database_alone_is_named_with_what_dep
 def test_what_the_server_or_role_of_verify_lacks_is_no_verdict_on_the_backup(
         scene: Scene, restorer: dict[str, str], what: str, why: str) -> None:
     scene.sql(f"""CREATE FUNCTION picky(int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
-        IF current_database() LIKE 'verify%' THEN RAISE 'could not extend file "base/1":
-        No space left on device'; END IF; RETURN true; END $$; {what}""")
+        IF current_database() LIKE 'verify%' THEN RAISE disk_full USING MESSAGE =
+        'could not extend file "base/1": No space left on device'; END IF; RETURN true;
+        END $$; {what}""")
     scene.backup()
     before = scene.objects().keys()
     ran = scene.run("verify", status=1, **restorer)
