@@ -3115,6 +3115,7 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
+        self.facts: dict[str, Any] = {}  # the last backup's result, with what it is of
         self.unknown: set[str] = set()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
@@ -3331,29 +3332,32 @@ class Executor:
                 self.queue[process.id] = process
 
     def describe(self) -> None:
-        """Tell the colony what we are and what we back up, as far as it can be seen now (2026)."""
+        """Tell the colony what we are and where we stage, and what the last backup was of (2026).
+
+        It asks no database: the programs for that are children's, who have none of our keys.
+        """
         path = self.s.backup_path
-        software = [("Colonies Backup Executor", "executor", __version__)]
         hardware = {"model": f"staging volume {path}", "platform": sys.platform}
-        try:
+        with suppress(OSError):  # the volume is gone
             volume = os.statvfs(path)
             hardware["storage"] = f"{volume.f_blocks * volume.f_frsize // MIB}Mi"
-            server = examine_database(read_settings(os.environ, "serve", serve=True))
-            software.append(("PostgreSQL", "database", server.postgresql))
-            software.append(("pg_dump", "program", server.pg_dump))
-            if server.timescaledb:
-                software.append(("TimescaleDB", "extension", server.timescaledb))
-        except (Failure, OSError):  # beside a database we may start before it
-            self.times["describe"] = time.monotonic() + 60 * TIME_SCALE
-        named = [dict(zip(("name", "type", "version"), each)) for each in software]
-        capabilities = {"hardware": [hardware], "software": named}
+        kinds = {"PostgreSQL": "database", "TimescaleDB": "extension", "pg_dump": "program"}
+        versions = {name: self.facts.get(name.lower()) for name in kinds}
+        kinds["Colonies Backup Executor"] = "executor"
+        versions["Colonies Backup Executor"] = __version__
+        software = [
+            {"name": name, "type": kinds[name], "version": version}
+            for name, version in versions.items()
+            if version
+        ]
+        capabilities = {"hardware": [hardware], "software": software}
         self.offer("updateexecutormsg", **self.names, capabilities=capabilities)
 
     def idle(self) -> None:
         """Wait for a process; see to what got lost, and to the crons."""
         if self.due("look", 60):
             self.look()
-        if "updateexecutormsg" not in self.unknown and self.due("describe", FOREVER):
+        if self.due("describe", FOREVER):
             self.describe()
         while self.due("cron", 3600):
             try:
@@ -3473,11 +3477,11 @@ class Executor:
         elif status == 0:
             result = job.result.decode().strip()
             self.outcomes[process.id] = {"out": [result]}
-            self.times["describe"] = 0
             if process.function == "backup":
-                told = json.loads(result)
-                self.newest = (server_time(told.get("starttime")), result)
-                self.uploaded = told["exectime_upload_s3"]
+                self.facts = json.loads(result)
+                self.newest = (server_time(self.facts.get("starttime")), result)
+                self.uploaded = self.facts["exectime_upload_s3"]
+                self.times["describe"] = 0
                 self.heart.beat()
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
@@ -3594,17 +3598,12 @@ def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
 def see_to_crons(us: Executor) -> None:
     """Have our crons in the colony, and warn of odd ones, once each. Raises Failure."""
     s = us.s
-    wanted = {
-        "backup": (s.backup_cron_name, s.backup_cron),
-        "verify": (s.verify_cron_name, s.verify_cron),
-        "check": (s.check_cron_name, s.check_cron),
-    }
-    if not any(when for _, when in wanted.values()):
+    wanted = [function for function in FUNCTIONS if getattr(s, f"{function}_cron")]
+    if not wanted:
         return
     crons = Crons(us)
-    for function, (name, when) in wanted.items():
-        if when:
-            crons.ensure(function, name, when)
+    for function in wanted:
+        crons.ensure(function, *(getattr(s, f"{function}_cron{x}") for x in ("_name", "")))
     for text in crons.odd():
         if us.due(text, FOREVER):
             log("warning", text)

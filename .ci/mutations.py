@@ -48,8 +48,8 @@ FRONTS = r"^test_backup_executor\.py::(?!.*(a_restored|renames|report|help|list_
 STAGED = r"test_(going_on|nightly|odd_moments)\.py"
 DUMPED = r"|test_dump\.py|test_timescale\.py::.*(notices|waits|cannot_hold)"
 ROLES = r"test_roles\.py::(?!.*(crash|random))"
-JOINED = (rf"{FRONTS}|test_(executor|colonies)\.py|test_odd_moments\.py::.*(process|close|log|kill"
-          r"|approv|lost|answers|child|colonies|waits)|test_hostile\.py::.*process"
+JOINED = (rf"{FRONTS}|test_(executor|colonies|citizen)\.py"
+          r"|test_odd_moments\.py::.*(process|close|log|kill|approv|lost|answers|child|colonies|waits)|test_hostile\.py::.*process"
           r"|test_verify\.py::.*(waits_beside|arguments)")
 # The rooms of the nightly path, by their headings, and the tests that may notice their changes.
 ROOMS = {
