@@ -120,22 +120,24 @@ def test_it_is_told_of_a_backup_that_something_killed(site: Site) -> None:
 
 
 class Holding(Service):
-    """One that answers nobody until it is released."""
+    """One that takes what it is told, and answers nobody until it is released."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.released = threading.Event()
+        super().__init__()
 
-    def _serve(self, client: socket.socket) -> None:
-        self.released.wait(60)
-        super()._serve(client)
+    def __getattribute__(self, name: str) -> Any:
+        if name == "answer":
+            self.released.wait(120)
+        return super().__getattribute__(name)
 
 
 @standin()
-def test_a_service_that_does_not_answer_delays_nothing(site: Site) -> None:
-    with Holding() as service, site.serve(HEARTBEAT_URL=service.url):
+def test_a_service_that_does_not_answer_delays_nothing_and_is_told_in_order(site: Site) -> None:
+    with Holding() as service, site.serve(HEARTBEAT_URL=service.url) as executor:
         site.succeeds(site.submit())
-        assert not service.received
+        executor.wait_for("Closed process")
+        assert set(service.told) <= {"GET /…/start"}  # once, or again after ten seconds
         service.released.set()
         becomes_true(lambda: service.told[-1:] == ["GET /…"])
 
