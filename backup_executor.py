@@ -6563,12 +6563,12 @@ def check_left_out(now: Checking) -> Lines:
 
 
 def check_contents(now: Checking) -> Lines:
-    """What no dump has of this database."""
+    """What a dump by this role, of this server, lacks of the database in silence."""
     lines = left_out(now.settings.database(), now.server) if now.server else [UNKNOWN[1]]
     for line in lines:
         yield "warn" if now.server else "-", line
     if not lines:
-        yield "ok", "pg_dump, as this role, leaves nothing of the database out"
+        yield "ok", "no subscription, option of a user mapping or unlogged row is left out"
 
 
 def check_locks(now: Checking) -> Lines:
