@@ -41,6 +41,7 @@ carries it lies in .ci, and what tests the chart with the chart:
 
     environment                        the private environment, by the standard library alone
     servers, colonies, proxies         programs, PostgreSQL and S3; the stand-in; what breaks things
+    forking                            starts of the executor for which boto3 is loaded already
     timescale, machine                 the stand-in for the extension; disks, clocks and limits
     conftest, common                   what all of them share
     surroundings, restores             what tests set up, and what those of restores share
@@ -156,7 +157,7 @@ def colonies(arguments: list[str]) -> int:
 def run_tests(arguments: list[str]) -> NoReturn:
     """Become pytest on all tests, which writes nothing beside them; ARGUMENTS are pytest's.
 
-    Without any, four processes take one test after the other; most wait for half of their time.
+    Without any, four processes take one test after the other, which keeps two processors busy.
     """
     os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
                               str(PROJECT), *(arguments or ["-n", "4", "--maxschedchunk", "1"])])

@@ -38,7 +38,6 @@ from servers import (
     descendants,
     memory,
     programs,
-    run,
     temporary_folder,
     tool,
 )
@@ -562,9 +561,9 @@ def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Samp
 
 def done_well(settings: dict[str, str], *command: str) -> None:
     """Have a command of ours done, to its good end."""
-    done = run(settings, *command, timeout=3600)
-    if done.returncode:
-        raise RuntimeError(f"the {command[0]} failed: {done.stderr}")
+    with Executor(settings, *command, by=BY_PATH) as program:  # as people start it
+        if program.wait(3600):
+            raise RuntimeError(f"the {command[0]} failed: {program.log}")
 
 
 def newest_backup(s3: S3Server) -> str:

@@ -87,6 +87,10 @@ def make_environment(target: Path, wanted: list[str], megabytes: int) -> None:
                 " apt install python3-venv")
         checked([str(partial / "bin/python"), *PIP, "install", "--only-binary=:all:",
                  *wanted], f"pip cannot install {wanted[0]}, …; is the network there?")
+        # Each client of boto3 looks through all services that are described there.
+        for described in partial.glob("lib/python*/site-packages/botocore/data/[a-z]*/"):
+            if described.is_dir() and described.name not in ("s3", "sts"):
+                shutil.rmtree(described)
         # Only bin/python itself is used from here on: the other scripts name the partial path.
         partial.rename(target)
     finally:

