@@ -4085,9 +4085,16 @@ EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
 REFRESH = entry_of("MATERIALIZED VIEW DATA")
 REST = entry_of("((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION)")
 TRIGGER = entry_of("EVENT TRIGGER")
+SUBSCRIPTION = entry_of("SUBSCRIPTION")
 # A key of a partitioned table and an index that is attached further down lock each other out, where
 # several workers make them (17.10: it knows of no locks on partitions). So keys come when all
 # indexes are there, and with them what pg_restore makes after keys.
+INDEX_ATTACH = entry_of("INDEX ATTACH")
+# A worker that fills what its own pg_restore has made empties it first, for servers with
+# wal_level=minimal: then that needs no WAL. Everywhere else each table costs a wait for the disk
+# (2,000 of them: 35 s in place of 22). Where there are more, they are made by one pg_restore, and
+# filled by the next.
+FEW_TABLES = 100
 AFTER_INDEXES = entry_of("FK CONSTRAINT|ACL|DEFAULT ACL|COMMENT .*CONSTRAINT")
 # What statements of pg_restore say, by identifiers.
 MAKES = re.compile(rf"CREATE (?:UNLOGGED )?TABLE ({NAME})\.({NAME}) ")
@@ -4122,6 +4129,7 @@ COPY_HEAD = re.compile(
 )
 COPIES = re.compile(COPY_HEAD.pattern + rb"\n\Z")
 COPY_END = b"\n\\.\n"  # no row is like that: there a backslash is doubled
+END = re.compile(re.escape(COPY_END))  # by which it is found in half of the time
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
 Pair = tuple[str, ...]  # a table's schema and its name
@@ -4234,12 +4242,13 @@ def count_block(text: bytes, table: str, rows: dict[str, int]) -> tuple[bytes, s
             schema, name = (identifier(unquoted(part.decode("latin-1"))) for part in head.groups())
             table, at = f"{schema}.{name}", head.end()
             rows.setdefault(table, 0)
-        end = text.find(COPY_END, at)
-        seen = end if end >= 0 else max(at, len(text) - len(COPY_END) + 1)
+        slash = text.find(b"\\", at)  # a byte is found in a fifth of that time
+        end = END.search(text, max(at, slash - 1)) if slash >= 0 else None
+        seen = end.start() if end else max(at, len(text) - len(COPY_END) + 1)
         rows[table] += text.count(b"\n", at, seen)  # the head's newline, not the last row's
-        if end < 0:
+        if not end:
             return text[seen:], table
-        table, at = "", end + len(COPY_END) - 1
+        table, at = "", end.end() - 1
 
 
 def count_copied(program: subprocess.Popen[bytes], errors: IO[bytes]) -> dict[str, int] | None:
@@ -4250,6 +4259,9 @@ def count_copied(program: subprocess.Popen[bytes], errors: IO[bytes]) -> dict[st
     """
     rows, rest, table = dict[str, int](), b"", ""
     pipe = program.stdout
+    for each in (threading.get_native_id(), program.pid):
+        with suppress(OSError):  # what restores goes first; at its end there is time for this
+            os.setpriority(os.PRIO_PROCESS, each, 10)
     while pipe and (block := os.read(pipe.fileno(), BLOCK)):
         if len(rest) <= LONGEST_HEAD:  # else all the same it is read to its end
             rest, table = count_block(rest + block, table, rows)
@@ -4258,22 +4270,6 @@ def count_copied(program: subprocess.Popen[bytes], errors: IO[bytes]) -> dict[st
     said = f"exit status {status}: {excerpt(errors.read())}"
     require(status == 0, f"Reading the archive: pg_restore: {said}")
     return None if ROWS_BEGIN.match(rest) else rows
-
-
-def pointing_at_hypertables(keys: dict[str, str], hypertables: Copied) -> set[str]:
-    """The entries, of all foreign keys with their statements, whose key points at a hypertable.
-
-    With `timescaledb.restoring` on, it finds no rows there, or is not passed on to the chunks, as a
-    materialized view counted 5,760 of 14,400 rows; with it off, a key *of* a hypertable is refused.
-    One at itself, which only an older table can have, is of it. (2.28.3, 2.29.2, 2.30.0-dev)
-    """
-    names, found = {*hypertables.tables()}, set()
-    for entry, statement in keys.items():
-        match = KEY.match(statement)
-        key = as_key(*match.groups()) if match else None
-        if key and key.to in names and key.of not in names:
-            found.add(entry)
-    return found
 
 
 class Key(NamedTuple):
@@ -4493,29 +4489,42 @@ class Archive:
         adopted = owners if "--no-owner" in self.options else set(filter(GONE.fullmatch, owners))
         self.roles |= set(map(unquoted, owners - adopted))
 
-        keys = list(filter(FOREIGN_KEY.match, self.entries))
-        with listing(extension + keys) as chosen:
-            made = statements(self.read("-f-", chosen))
-        schema = re.search(rf"CREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});", "\n".join(made))
-        added = [statement for statement in made if statement.startswith("ALTER TABLE ")]
-        require(len(added) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
-        late = pointing_at_hypertables(dict(zip(keys, added)), copied(catalog, "hypertable"))
-        late |= set(filter(OF_CONSTRAINT.match, self.entries))
+        with listing(extension) as chosen:
+            made = self.read("-f-", chosen)
+        schema = re.search(rf"\nCREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});\n", made)
+        late = set(filter(OF_CONSTRAINT.match, self.entries))
+        # With `timescaledb.restoring` on, a key at a hypertable finds no rows there, or is not
+        # passed on to the chunks, as a materialized view counted 5,760 of 14,400 rows; with it off,
+        # a key *of* one is refused. One at itself, which only an older table can have, is of it.
+        # (2.28.3, 2.29.2, 2.30.0-dev)
+        hypertables = {*copied(catalog, "hypertable").tables()}
+        for entry, key in self.foreign_keys().items():
+            if key.to in hypertables and key.of not in hypertables:
+                late.add(entry)
         place = schema[1] if schema else "public"
         return Timescale(version or "?", place, jobs, adopted, late)
+
+    def said(self, entries: Iterable[str], *patterns: re.Pattern[str]) -> list[list[Any]]:
+        """What each of these patterns finds in the statements of these entries."""
+        with listing(entries) as chosen:
+            made = statements(self.read("-f-", chosen))
+        return [
+            [found.groups() for found in map(pattern.match, made) if found] for pattern in patterns
+        ]
+
+    def foreign_keys(self) -> dict[str, Key]:
+        """Its foreign keys, by entry."""
+        keys = list(filter(FOREIGN_KEY.match, self.entries))
+        [found] = self.said(keys, KEY)
+        require(len(found) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
+        return {key: as_key(*identifiers) for key, identifiers in zip(keys, found)}
 
     def examine_tables(self) -> Tables:
         """Its tables, from its statements: a table of contents does not tell names from owners."""
         tables = list(filter(TABLE.match, self.entries))
-        keys = list(filter(FOREIGN_KEY.match, self.entries))
-        with listing([*tables, *filter(ATTACHED.match, self.entries), *keys]) as wanted:
-            made = statements(self.read("-f-", wanted))
-        created, attached, pointing = (
-            [found.groups() for found in map(pattern.match, made) if found]
-            for pattern in (MAKES, ATTACHES, KEY)
-        )
-        exact = len(created) == len(tables) and len(pointing) == len(keys)
-        require(exact, f"its {len(tables)} tables cannot be told apart")
+        attaching = filter(ATTACHED.match, self.entries)
+        created, attached = self.said([*tables, *attaching], MAKES, ATTACHES)
+        require(len(created) == len(tables), f"its {len(tables)} tables cannot be told apart")
         names = dict(zip((entry.split(" ")[2] for entry in tables), map(named, created)))
         data = ((entry, entry.split(" ")[2]) for entry in filter(TABLE_DATA.match, self.entries))
         parts = [(named(each[:2]), named(each[2:])) for each in attached]
@@ -4526,7 +4535,7 @@ class Archive:
             {*names.values()},
             {entry: names[oid] for entry, oid in data if oid in names},
             parts,
-            {key: as_key(*identifiers) for key, identifiers in zip(keys, pointing)},
+            self.foreign_keys(),
         )
 
     def choose(self, typed: Sequence[str] | None) -> None:
@@ -4664,8 +4673,8 @@ def newest_good(s3: S3, database: str, server: str) -> tuple[list[Backup], set[s
     return sorted(newest), doubtful(sorted(itertools.chain(*sorts)))
 
 
-def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> tuple[int, int]:
-    """Write these bytes of a backup to where they belong in a file; which they are."""
+def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
+    """Write these bytes of a backup to where they belong in a file."""
     wanted = f"bytes {start}-{end - 1}/{backup.size}"
 
     def take(answer: Any) -> None:
@@ -4681,13 +4690,18 @@ def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -
         require((at, answer.get("ContentRange")) == (end, wanted), f"it gave not {wanted}")
 
     s3.call("get_object", take=take, Key=backup.key, Range=f"bytes={start}-{end - 1}")
-    return start, end
 
 
-def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
+def piece_of(backup: Backup) -> int:
+    """The bytes of it that one request gets: it is got in order, and hashed as it comes."""
+    return max(16 * MIB, backup.size // 4096)
+
+
+def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0) -> str:
     """Download a backup into a file: "checked", or "absent" if it carries no checksum.
 
-    Raises Failure, at the step "checksum" where the backup is damaged.
+    there: the bytes that the file has, none or a piece. Raises Failure, at the step "checksum"
+    where the backup is damaged.
     """
     metadata = backup.known
     log(
@@ -4700,11 +4714,17 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> str:
         Server=backup.short_server or "unknown",
     )
     pg_restore_for(metadata.get("pg-dump", ""))
-    require_room(s3.s, backup.size, 0)
-    sha256, size = hashlib.sha256(), max(16 * MIB, backup.size // 4096)
+    require_room(s3.s, backup.size - there, 0)
+    sha256 = hashlib.sha256()
+
+    def get(start: int, end: int) -> tuple[int, int]:
+        """Have these bytes in the file; which they are."""
+        if end > there:
+            fetch_range(s3, backup, file, start, end)
+        return start, end
+
     with steps.timed("download"):
-        work = functools.partial(fetch_range, s3, backup, file)
-        for start, end in slices("Download in progress", backup.size, size, work):
+        for start, end in slices("Download in progress", backup.size, piece_of(backup), get):
             for at in range(start, end, BLOCK):  # hashed while the next ones come
                 sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
     steps.current = "checksum"
@@ -4831,19 +4851,21 @@ FOR_EACH = """
             THEN 'SQL_ASCII' ELSE 'UTF8' END), 'hex'), false);
     END $$
 """
-# In hexadecimal, since psql writes names in the database's encoding; none is "[]".
 SIZE = "SELECT pg_database_size(current_database())"
+# In hexadecimal, since psql writes names in the database's encoding; none is "[]".
 ANSWERS = f"""SELECT json_build_object('size', ({SIZE}),
     'answers', coalesce(current_setting('colonies_backup.answers', true), '5b5d'))"""
-# A table with a partition at another server has no statistics of its own: that is not asked.
+# A table with a partition at another server has no statistics of its own: that is not asked. The
+# largest are shared out first among the sessions.
 ANALYZE = FOR_EACH.format(
     into="",
-    parts="""
-    SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query
+    parts="""SELECT * FROM (
+    SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query,
+        nspname, relname, row_number() OVER (ORDER BY pg_relation_size(c.oid) DESC, c.oid) AS nth
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE (relkind IN ('r', 'm') AND relpersistence <> 't') OR (relkind = 'p' AND NOT EXISTS (
         SELECT FROM pg_partition_tree(c.oid) JOIN pg_class f ON f.oid = relid
-        WHERE f.relkind = 'f'))""",
+        WHERE f.relkind = 'f'))) AS tables WHERE nth % {jobs} = {job}""",
 )
 # Each table by itself, without its partitions and children. One at another server is not asked: its
 # rows are in no dump. {encoding}: the archive's, in which its names are compared.
@@ -4895,19 +4917,16 @@ NUMBER_TABLESPACES = """SELECT setval(pg_get_serial_sequence('_timescaledb_catal
 MEMBERS = """SELECT format('%s %s', nspname, relname) FROM pg_depend, pg_class c
     JOIN pg_namespace n ON n.oid = relnamespace
     WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e'"""
-SUBSCRIBED = """SELECT count(*) FROM pg_subscription
+# Of a database, whose name an expression has.
+SUBSCRIPTIONS = """SELECT {} FROM pg_subscription
     WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = {})"""
-SUBSCRIPTIONS = """SELECT string_agg(format('%s of the slot %s', subname, subslotname), ', ')
-    FROM pg_subscription
-    WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+SLOTS = "string_agg(format('%s of the slot %s', subname, subslotname), ', ')"
 # A database with a subscription can't be dropped; and the slot at the publisher is another's.
-UNSUBSCRIBE = """DO $$
+UNSUBSCRIBE = f"""DO $$
     DECLARE
         name name;
     BEGIN
-        FOR name IN SELECT subname FROM pg_subscription
-                WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-        LOOP
+        FOR name IN {SUBSCRIPTIONS.format("subname", "current_database()")} LOOP
             EXECUTE format('ALTER SUBSCRIPTION %I DISABLE', name);
             EXECUTE format('ALTER SUBSCRIPTION %I SET (slot_name = NONE)', name);
             EXECUTE format('DROP SUBSCRIPTION %I', name);
@@ -4954,12 +4973,11 @@ def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]
     Not the one named BUT. None of these has to be there, nor to let in this role. Raises Failure.
     """
     errors = []
-    for name in ("postgres", "template1", server.name):
+    for name in filter(but.__ne__, dict.fromkeys(["postgres", "template1", server.name])):
         hub = server.named(name)
         try:
-            if name != but:
-                told = read_json(hub, "Looking at the server", CLUSTER, options=AS_STORED)
-                break
+            told = read_json(hub, "Looking at the server", CLUSTER, options=AS_STORED)
+            break
         except Failure as error:
             errors.append(error)
     else:
@@ -5100,9 +5118,9 @@ def only_new(steps: list[Making], there: Sequence[str]) -> list[Making]:
 
 
 def make_roles(hub: Database, steps: list[Making]) -> list[str]:
-    """Make roles, all in one transaction; what was refused, a line each, which is logged, too.
+    """Make roles, all in one transaction; what was refused, a line each.
 
-    Raises Failure; then none is made.
+    It is logged here, as they stay whatever comes. Raises Failure; then none is made.
     """
     left = []
     names = ", ".join(dict.fromkeys(step.role for step in steps))
@@ -5119,7 +5137,7 @@ def make_roles(hub: Database, steps: list[Making]) -> list[str]:
             if len(text) > 3:
                 reason = reason.replace(text.replace("''", "'"), "***")
         left.append(f"{what}: not done: {reason}")
-        log("warning", left[-1])
+        log("error", left[-1])
     return left
 
 
@@ -5149,7 +5167,7 @@ def drop(hub: Database, name: str) -> None:
     """
     step = "Dropping a database"
     try:
-        if psql(hub, step, SUBSCRIBED.format(literal(name))).strip() != "0":
+        if psql(hub, step, SUBSCRIPTIONS.format("count(*)", literal(name))).strip() != "0":
             psql(hub.named(name), step, UNSUBSCRIBE)
         psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
     except Failure as error:
@@ -5214,6 +5232,26 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
     return why, unsure
 
 
+def tables_first(archive: Archive) -> list[str]:
+    """The entries to restore before workers begin; none where there are few tables."""
+    if archive.tables <= FEW_TABLES:
+        return []
+    return archive.read("-l", "--section=pre-data").split("\n")
+
+
+def apart(entries: list[str], first: Iterable[str] = ()) -> list[list[str]]:
+    """Entries, in as many passes as workers need, lest they lock each other out.
+
+    first: what is to be there before, but for what pg_restore makes last.
+    """
+    last = {*filter(AFTER_INDEXES.match, entries)}
+    before = {*first} - last
+    if not any(map(INDEX_ATTACH.match, entries)):
+        last = set()
+    between = {*entries} - before - last
+    return [list(filter(part.__contains__, entries)) for part in (before, between, last) if part]
+
+
 def restore_last(
     parts: Sequence[tuple[str, list[str]]], restore_part: Callable[..., None], options: str
 ) -> dict[str, str]:
@@ -5226,13 +5264,11 @@ def restore_last(
     for how, entries in parts:
         try:
             if entries:
-                with listing(entries) as chosen:
-                    restore_part(how, chosen, options=options)
+                restore_part(entries, how, options=options)
         except Failure:
             for entry in entries:
                 try:
-                    with listing([entry]) as chosen:
-                        restore_part(chosen, options=options)
+                    restore_part([entry], options=options)
                 except Failure as error:
                     left[entry] = f"{entry_for_people(entry)}: {error}"
     return left
@@ -5259,15 +5295,14 @@ def watching(target: Database, total: int) -> Callable[[], None]:
 
 
 def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
-    """What restores a part of an archive, which options of pg_restore choose. It raises Failure.
+    """What restores some of an archive's entries, as options of pg_restore say. It raises Failure.
 
     pg_restore 17 and 18 set transaction_timeout on servers before 17, too, which is no reason to
     stop. They count once that they could not; with workers once more, as they connect anew after
     them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
     """
-    setting = "SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"
     argv = ["pg_restore", f"--dbname={target.name}", "--no-password", "--verbose"]
-    known = archive.pg_restore >= 17 and not psql(target, "Restoring", setting).strip()
+    known = archive.pg_restore >= 17 and "transaction_timeout" not in target.options
     if not known:
         argv.append("--exit-on-error")
     # None of this has to outlast a crash of the server by itself: that is a Failure, and later a
@@ -5278,13 +5313,14 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
         on = target.options.replace("event_triggers=off", "event_triggers=on")
         target = target._replace(options=on)
 
-    def restore_part(*part: str, options: str = "") -> None:
-        """Restore what these options choose; options: of libpq."""
-        times = 2 if f"--jobs={jobs}" in part and jobs > 1 else 1
+    def restore_part(entries: Iterable[str], *how: str, options: str = "") -> None:
+        """Restore these, as HOW says; options: of libpq."""
+        times = 2 if f"--jobs={jobs}" in how and jobs > 1 else 1
         options = f"{UNHINDERED} {settings} {options}"
         try:
-            what = [*part, *archive.options, archive.path]
-            run("Restoring", [*argv, *what], target, options, tick=tick)
+            with listing(entries) as chosen:
+                what = [*how, chosen, *archive.options, archive.path]
+                run("Restoring", [*argv, *what], target, options, tick=tick)
         except Failure as error:
             if not known or not str(error).endswith(f"errors ignored on restore: {times}"):
                 raise
@@ -5313,10 +5349,8 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
-        with listing(itertools.filterfalse(AFTER_INDEXES.match, first)) as chosen:
-            restore_part(many, chosen)
-        with listing(filter(AFTER_INDEXES.match, first)) as chosen:
-            restore_part(many, chosen)
+        for part in apart(first, tables_first(archive)):
+            restore_part(part, many)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
@@ -5325,13 +5359,15 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     if without:
         archive.refused = left
 
-    warn_of_subscriptions(target)
+    if any(map(SUBSCRIPTION.match, rest)):
+        warn_of_subscriptions(target)
     return list(left.values())
 
 
 def warn_of_subscriptions(target: Database) -> None:
     """Say that they are disabled, as pg_dump 14 to 18 writes them: two would share a slot."""
-    made = psql(target, "Looking for subscriptions", SUBSCRIPTIONS).strip()
+    query = SUBSCRIPTIONS.format(SLOTS, "current_database()")
+    made = psql(target, "Looking for subscriptions", query).strip()
     if made:
         log("warning", DISABLED, Subscriptions=made)
 
@@ -5352,8 +5388,7 @@ def restore_timescaledb(
     once.
     """
     step = "Restoring"
-    with listing(filter(SCHEMA.match, entries)) as schemas:
-        restore_part(schemas)  # the extension may be in one of them
+    restore_part(filter(SCHEMA.match, entries))  # the extension may be in one of them
     version = "" if timescale.version == "?" else f"VERSION '{timescale.version}'"
     # One transaction: between two, the extension's own jobs ran at once.
     make = (
@@ -5361,22 +5396,19 @@ def restore_timescaledb(
         f" SELECT {timescale.schema}.timescaledb_pre_restore()"
     )
     psql(target, step, make, options=PUBLIC)
-    with listing(itertools.filterfalse(SCHEMA.match, entries)) as others:
-        restore_part("--section=pre-data", others)
+    restore_part(itertools.filterfalse(SCHEMA.match, entries), "--section=pre-data")
 
-    apart = JOBS if timescale.adopted else re.compile("$")
-    with listing(itertools.filterfalse(apart.match, entries)) as catalog:
-        restore_part("--section=data", *OF_CATALOG, catalog)
+    adopted = JOBS if timescale.adopted else re.compile("$")
+    catalog = itertools.filterfalse(adopted.match, entries)
+    restore_part(catalog, "--section=data", *OF_CATALOG)
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
     psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
-    with listing(entries) as chosen:
-        restore_part("--section=data", *NOT_OF_CATALOG, many, chosen)
+    restore_part(entries, "--section=data", *NOT_OF_CATALOG, many)
 
-    with listing(itertools.filterfalse(timescale.late.__contains__, entries)) as early:
-        restore_part("--section=post-data", many, early)
-    with listing(filter(timescale.late.__contains__, entries)) as late:
-        restore_part(many, late, options=ALL_ROWS)
+    for part in apart([entry for entry in entries if entry not in timescale.late]):
+        restore_part(part, "--section=post-data", many)
+    restore_part(filter(timescale.late.__contains__, entries), many, options=ALL_ROWS)
 
 
 def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None:
@@ -5410,26 +5442,50 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
         log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
 
 
-def for_each(target: Database, step: str, sql: str, options: str) -> tuple[int, list[Any]]:
+def for_each(target: Database, step: str, sql: str, **more: Any) -> tuple[int, list[Any]]:
     """Do something for each table: the database's size in bytes, and a list for each.
 
-    In that are what `parts` call a whole, a number, and why it did not come about. Raises Failure:
-    nothing came of it, which STEP says.
+    In that are what `parts` call a whole, a number, and why it did not come about. more: as for
+    `psql`. Raises Failure: nothing came of it, which STEP says.
     """
-    told = read_json(target, step, ANSWERS, timeout=FOREVER, options=options, first=sql)
+    told = read_json(target, step, ANSWERS, timeout=FOREVER, first=sql, **more)
     answers = bytes.fromhex(told["answers"]).decode("utf-8", "surrogateescape")
     return told["size"], json.loads(answers)
 
 
-def analyze(target: Database, archive: Archive) -> list[str]:
-    """Have the planner know the tables. What did not come about, a line each."""
-    step, sql, options, left = "Not analyzed", ANALYZE, "", list[str]()
+@contextmanager
+def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callable[[], list[str]]]:
+    """Have the planner know the tables, in so many sessions, beside what else is done.
+
+    What it gives waits for the end: what did not come about, a line each.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    step, options, over = "Not analyzed", "-c synchronous_commit=off", threading.Event()
+    scripts = [ANALYZE.format(jobs=jobs, job=job) for job in range(jobs)]
     if archive.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
-        sql, options = "ANALYZE", ALL_ROWS
-    with noting(left):
-        _, answers = for_each(target, step, sql, options)
-        left += [f"{table}: {step.lower()}: {why}" for table, _, why in answers if why]
-    return left
+        scripts, options = ["ANALYZE"], f"{options} {ALL_ROWS}"
+
+    def tick() -> None:
+        """End it where nobody waits for it any more."""
+        require(not over.is_set(), "stopped")
+
+    def analyze(sql: str) -> list[str]:
+        """One session's share."""
+        left = list[str]()
+        with noting(left):
+            _, answers = for_each(target, step, sql, options=options, tick=tick)
+            left += [f"{table}: {step.lower()}: {why}" for table, _, why in answers if why]
+        return left
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            shares = iter([[f"{step}: no thread can be started"]])
+            with suppress(RuntimeError):
+                shares = pool.map(analyze, scripts)
+            yield lambda: list(itertools.chain(*shares))
+        finally:
+            over.set()
 
 
 class Table(NamedTuple):
@@ -5468,13 +5524,13 @@ NOT_COMPARED = "how many rows the archive has: it inserts them (pg_dump --insert
 class Counted(NamedTuple):
     """What is in a restored database."""
 
-    size: int | None  # bytes; None: it was not told
-    rows: dict[str, int]  # by table; those of partitions and chunks with their parents'
-    missed: list[str]  # what was not counted, a line each
+    size: int | None = None  # bytes; None: it was not told
+    rows: Mapping[str, int] = {}  # by table; those of partitions and chunks with their parents'
+    missed: Sequence[str] = ()  # what was not counted, a line each
     # Rows in the archive, and restored, as they lie in the tables: by table, as above, but those of
     # a schema of TimescaleDB's together. None: they were not compared.
-    compared: dict[str, list[int]] | None
-    different: list[str]  # what that found, a line each
+    compared: Mapping[str, list[int]] | None = None
+    different: Sequence[str] = ()  # what that found, a line each
 
     def verdict(self) -> str:
         """What that says of a restore."""
@@ -5505,11 +5561,12 @@ def count_tables(target: Database, archive: Archive) -> tuple[int, list[Table], 
     step, options = "Not counted", ALL_POLICIES
     if archive.timescaledb:
         options += f" {AS_THEY_LIE}"
-    size, answers = for_each(target, step, COUNT.format(encoding=archive.encoding), options)
+    count = COUNT.format(encoding=archive.encoding)
+    size, answers = for_each(target, step, count, options=options)
     tables, hypertables = read_tables(answers), list[Any]()
     if archive.timescaledb and any(table.hidden() for table in tables):
         options = f"{ALL_POLICIES} {ALL_ROWS}"
-        _, hypertables = for_each(target, step, COUNT_HYPERTABLES, options)
+        _, hypertables = for_each(target, step, COUNT_HYPERTABLES, options=options)
     return size, tables, hypertables
 
 
@@ -5521,7 +5578,7 @@ def count_rows(target: Database, archive: Archive, copied: dict[str, int] | None
     try:
         size, tables, hypertables = count_tables(target, archive)
     except Failure as error:
-        return Counted(None, {}, [str(error)], None, [])
+        return Counted(missed=[str(error)])
     rows, why = collections.Counter[str](), dict[str, str]()
     for table in tables:
         why[table.name] = table.why
@@ -5605,26 +5662,29 @@ IN_THE_WAY = """
         FROM pg_stat_activity WHERE datname IN ({0}) AND pid <> pg_backend_pid()
         UNION ALL SELECT format('prepared transaction %L, of %s', gid, owner), false
         FROM pg_prepared_xacts WHERE database IN ({0})) AS sessions"""
+END_OTHERS = (
+    "pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names})"
+    " AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'USAGE');"
+)
 # Databases are closed, their sessions ended, then they are renamed, in one transaction. RENAME
 # waits 5 s for sessions to end. It is one statement, so that the server opens what it has closed
 # also if we are gone by then; but for who cancels it at the wrong moment, and that is seen to.
-RENAME = """
+RENAME = f"""
     DECLARE
         why text;
     BEGIN
         PERFORM set_config(name, '0', false)
             FROM pg_settings WHERE name = 'client_connection_check_interval';
-        {close}
+        {{close}}
         COMMIT;
         BEGIN
-            PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names})
-                AND pid <> pg_backend_pid() AND pg_has_role(usesysid, 'USAGE');
-            {rename}
+            PERFORM {END_OTHERS}
+            {{rename}}
         EXCEPTION WHEN query_canceled OR OTHERS THEN
             why := SQLERRM;
         END;
         IF why IS NOT NULL THEN
-            {open}
+            {{open}}
             COMMIT;
             RAISE '%', why;
         END IF;
@@ -5680,21 +5740,20 @@ class Target:
             log("warning", text, Sessions=found["staying"])
 
 
-def foreseen(s3: S3, backup: Backup, file: IO[bytes], options: list[str]) -> Archive | None:
-    """What a backup's first 16 MiB tell of it, before all of it comes; None: too little.
+def foreseen(
+    s3: S3, backup: Backup, file: IO[bytes], options: list[str]
+) -> tuple[int, Archive | None]:
+    """A backup's first bytes, now in FILE: how many, and what they tell of it; None: too little.
 
     pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
     """
-    if not backup.size:
-        return None
     require_room(s3.s, backup.size, 0)
-    try:
-        fetch_range(s3, backup, file, 0, min(backup.size, 16 * MIB))
-        return Archive(file, options, backup.known)
-    except Failure:
-        return None
-    finally:
-        file.truncate(0)
+    size, there, early = min(backup.size, piece_of(backup)), 0, None
+    with suppress(Failure):
+        fetch_range(s3, backup, file, 0, size)
+        there = size
+        early = Archive(file, options, backup.known)
+    return there, early
 
 
 def identifier(name: str) -> str:
@@ -5868,19 +5927,27 @@ def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
 
 
 def swapping(new: Target, archive: Archive) -> Iterator[str]:
-    """What puts it in the old one's place, for `psql -d postgres`; nothing if it is there."""
+    """What puts it in the old one's place, for `psql -d postgres`; nothing if it is there.
+
+    Where renaming is refused, the old one is open again all the same.
+    """
     old, before = unquoted(archive.database), new.before
     if old in ("", new.name) or archive.left_out:
         return
     if new.taken:  # that name is another's by now
         before += "_too"
-    yield f"To put it in the place of {archive.database}, while nobody is connected to either:"
+    yield f"To put it in the place of {archive.database}, which ends the sessions in both:"
     if old == "postgres":  # where psql is then
         yield connecting("template1")
+    yield f"ALTER DATABASE {archive.database} ALLOW_CONNECTIONS false;"
+    names = f"{literal(old)}, {literal(new.name)}"
+    yield f"SELECT {END_OTHERS.format(names=names)}"
     yield "BEGIN;"
     yield f"ALTER DATABASE {archive.database} RENAME TO {before};"
     yield f"ALTER DATABASE {identifier(new.name)} RENAME TO {archive.database};"
+    yield f"ALTER DATABASE {before} ALLOW_CONNECTIONS true;"
     yield "COMMIT;"
+    yield f"ALTER DATABASE {archive.database} ALLOW_CONNECTIONS true;"
     if archive.timescaledb:
         for name in (old, before):
             yield connecting(name)
@@ -5927,15 +5994,16 @@ class Source(NamedTuple):
     name: str  # its key, or its path
     checksum: str  # its state
     archive: Archive
+    create: str  # what makes its database, as `creation` has it
     roles: list[Making]  # to be made before
 
 
-def in_short(new: Target, source: Source, counted: Counted, seconds: float) -> str:
+def in_short(new: Target, source: Source, counted: Counted, steps: Steps) -> str:
     """One line on what was made, of what, and how it is proven."""
     called = identifier(new.name) if new.named else new.scratch
     facts = f"{source.archive.tables} tables"
     if counted.size:
-        rows = sum(counted.rows.values())
+        rows, seconds = sum(counted.rows.values()), sum(steps.seconds.values())
         facts += f", {rows} rows, {seconds:.0f} seconds, {counted.size} bytes"
     proof = f"checksum: {source.checksum}; {counted.verdict()}"
     return f"Restored {source.name} into {called}: {facts}; {proof}."
@@ -5945,7 +6013,7 @@ def finish_restore(
     new: Target,
     source: Source,
     copied: Future[dict[str, int] | None],
-    pause: bool,
+    options: Options,
     steps: Steps,
     left: list[str],
 ) -> None:
@@ -5956,23 +6024,24 @@ def finish_restore(
     """
     archive = source.archive
     log("info", "What was restored is whole", Database=new.scratch)
-    there = new.hub.named(new.scratch)
-    there = there._replace(options=f"{there.options} -c role=none")  # the database may set one
-    counted, paused, work = Counted(None, {}, [], None, []), "", True
+    role = f"{new.hub.options} -c role=none"  # the database may set one
+    there = new.hub._replace(name=new.scratch, options=role)
+    counted, paused, work = Counted(), "", True
     new.works = not archive.timescaledb
     try:
         left += set_properties(new, archive)  # before anybody finds it under its name
-        with steps.timed("analyze"):
-            left += analyze(there, archive)
-        with steps.timed("count"):
-            rows = None
-            with noting(left):
-                rows = copied.result()
-            counted = count_rows(there, archive, rows)
+        with analyzing(there, archive, options.jobs) as analyzed:
+            with steps.timed("count"):
+                rows = None
+                with noting(left):
+                    rows = copied.result()
+                counted = count_rows(there, archive, rows)
+            with steps.timed("analyze"):
+                left += analyzed()
         if counted.size and counted.compared is None:
             log("warning", "Rows not compared", Unknown=NOT_COMPARED)
-        left += counted.missed + counted.different
-        if archive.timescaledb and pause:
+        left += [*counted.missed, *counted.different]
+        if archive.timescaledb and options.pause_jobs:
             work = False
             with noting(left):
                 paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
@@ -5982,8 +6051,7 @@ def finish_restore(
         else:
             hand_over(new, archive, work, left)
     finally:
-        made = in_short(new, source, counted, sum(steps.seconds.values()))
-        tell(new, archive, made, counted, paused)
+        tell(new, archive, in_short(new, source, counted, steps), counted, paused)
         for text in left:
             log("error", text)
 
@@ -6018,17 +6086,22 @@ def obtain(
     """Have an archive in FILE. Failure: it can't be had, or the server lacks what it takes."""
     parts, roles = chosen_parts(options), list[Making]()
     if options.file:
-        return Source(options.file, "absent", Archive(file, parts, {}), roles)
+        archive = Archive(file, parts, {})
+        create = require_all(hub, cluster, archive, options.locale)
+        return Source(options.file, "absent", archive, create, roles)
     s3 = S3(s, 60)
     backup = chosen(s3, options.name, s.db_database, options.server)
     if options.roles:
         roles = only_new(making(roles_of(s3, backup)), cluster.roles)
-    early = foreseen(s3, backup, file, parts)
+        cluster = cluster.having(roles)
+    there, early = foreseen(s3, backup, file, parts)
     if early:
-        require_all(hub, cluster.having(roles), early, options.locale)
-    checksum = fetch(s3, backup, file, steps)
-    archive = Archive(file, parts, backup.known)
-    return Source(backup.key, checksum, archive, roles)
+        create = require_all(hub, cluster, early, options.locale)
+    checksum = fetch(s3, backup, file, steps, there)
+    archive = early or Archive(file, parts, backup.known)
+    if not early:
+        create = require_all(hub, cluster, archive, options.locale)
+    return Source(backup.key, checksum, archive, create, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
@@ -6043,20 +6116,19 @@ def restore(s: Settings, options: Options) -> int:
         source = obtain(s, options, hub, cluster, file, steps)
         archive = source.archive
         archive.choose(options.table)
-        create = require_all(hub, cluster.having(source.roles), archive, options.locale)
-        left = list[str]()
+        left, unmade = list[str](), list[str]()
         if source.roles:
-            left += make_roles(hub, source.roles)
+            unmade = make_roles(hub, source.roles)
             require_needs(examine_cluster(hub)[1], archive)
         new.hub = hub = unhindered(hub, cluster, archive)
         with archive.counting() as copied:
-            made = new_database(hub, new.scratch, create, options.keep)
+            made = new_database(hub, new.scratch, source.create, options.keep)
             with made, steps.timed("restore"):
                 there = hub.named(new.scratch)
                 left += rebuild(there, archive, options.jobs, options.only_complete)
             # From here on nothing drops it.
-            finish_restore(new, source, copied, options.pause_jobs, steps, left)
-    return 1 if left else 0
+            finish_restore(new, source, copied, options, steps, left)
+    return 1 if left or unmade else 0
 
 
 # ---- The command verify --------------------------------------------------------------------------
@@ -6161,7 +6233,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     yield {"database_size": counted.size, "rows": counted.rows, "compared": counted.compared}
     steps.current = "count"
     require(not counted.different, excerpt(os.fsencode("; ".join(counted.different))))
-    unproven += left + counted.missed + list(not_restored(archive, counted))
+    unproven += [*left, *counted.missed, *not_restored(archive, counted)]
     yield {"verdict": f"restored, {'not all of it' if left else counted.verdict()}"}
 
 

@@ -223,6 +223,20 @@ def holding(server: Postgres, statement: str, database: str = "postgres") -> Ite
         yield
 
 
+@contextlib.contextmanager
+def connected(server: Postgres, database: str) -> Iterator[subprocess.Popen[str]]:
+    """A superuser's session in a database."""
+    env = server._environment(PGHOST="127.0.0.1", PGPORT=str(server.port), PGUSER="postgres",
+                              PGPASSWORD=server.password, PGDATABASE=database)
+    with subprocess.Popen([str(server.bin / "psql"), "-XAtq"], text=True, env=env,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdin and session.stdout
+        print("SELECT 'here';", file=session.stdin, flush=True)
+        assert session.stdout.readline().strip() == "here"
+        yield session
+        session.stdin.close()
+
+
 class Proof(Scene):
     """A backup, of a database whose server is away since, and another server to verify it on."""
 

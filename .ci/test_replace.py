@@ -16,6 +16,7 @@ from restores import (
     PROPERTIES,
     RESTORED,
     archive,
+    connected,
     databases,
     holding,
     refused,
@@ -182,8 +183,25 @@ def test_the_printed_swap_finds_a_name_that_is_free(scene: Scene, new: str) -> N
     scene.postgres.run("createdb", new)
     said = restored(scene, stored(scene, archive(scene)), "--database", new).stdout
     there = databases(scene.postgres)
-    scene.postgres.sql(said.split("connected to either:\n")[1])
+    scene.postgres.sql(said.split("the sessions in both:\n")[1])
     assert databases(scene.postgres)[scene.database] == there[new]
+
+
+def test_the_printed_swap_ends_sessions_and_opens_what_is_there_also_where_it_is_refused(
+        scene: Scene, new: str) -> None:
+    said = restored(scene, stored(scene, archive(scene)), "--database", new).stdout
+    swap, before = said.split("the sessions in both:\n")[1], databases(scene.postgres)
+    [taken] = {*re.findall(r"before_restore_\d+", swap)}
+    scene.postgres.sql(f"CREATE DATABASE {taken}")
+    with connected(scene.postgres, scene.database), connected(scene.postgres, new):
+        scene.postgres.run("psql", "-Xq", stdin=swap)
+        assert before.items() <= databases(scene.postgres).items() and not closed(scene.postgres)
+        scene.postgres.sql(f"DROP DATABASE {taken}")
+    with connected(scene.postgres, scene.database), connected(scene.postgres, new):
+        scene.postgres.sql(swap)
+    there = databases(scene.postgres)
+    assert (there[scene.database], there[taken]) == (before[new], before[scene.database])
+    assert new not in there and not closed(scene.postgres)
 
 
 @pytest.fixture

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from restores import RESTORED, archive, identifier, refused, restored, stored, verifying
+from restores import (
+    RESTORED,
+    archive,
+    identifier,
+    refused,
+    restored,
+    same_databases,
+    stored,
+    verifying,
+)
 from servers import Postgres, SeaweedFS, temporary_folder
 from surroundings import FILLED, Generations, Scene
 from timescale import Timescale
@@ -211,7 +220,8 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
     restore = ["restore", "--file", str(file), "--no-owner", "--jobs", jobs, "--database"]
     with scene_at(older, s3) as there:
         scene.sql("""CREATE MATERIALIZED VIEW filled AS SELECT count(*) AS n FROM t;
-            CREATE PUBLICATION one FOR TABLE t""")
+            CREATE PUBLICATION one FOR TABLE t; DO $$ BEGIN FOR i IN 1..110 LOOP
+                EXECUTE format('CREATE TABLE many%s ()', i); END LOOP; END $$""")
         file.write_bytes(archive(scene))
         there.run(*restore, f"{there.database}_1", clients=17)
         assert older.fingerprint(f"{there.database}_1") == scene.postgres.fingerprint(
@@ -348,3 +358,25 @@ def test_an_extension_that_the_server_of_verify_lacks_is_no_verdict_on_the_backu
         [error] = errors(ran)
         assert 'extension \\"rare\\" is not available' in error and not ran.stdout
         assert scene.objects().keys() == before
+
+
+# ---- Many tables -------------------------------------------------------------------------------
+
+MANY = """DO $$ BEGIN FOR i IN 1..110 LOOP
+        EXECUTE format('CREATE TABLE many%s AS SELECT %s AS i', i, i); END LOOP; END $$;
+    CREATE TABLE level0 (i int PRIMARY KEY, j int REFERENCES level0) PARTITION BY RANGE (i);
+    CREATE TABLE level1 PARTITION OF level0 FOR VALUES FROM (0) TO (9) PARTITION BY RANGE (i);
+    CREATE TABLE level2 PARTITION OF level1 FOR VALUES FROM (0) TO (5);
+    INSERT INTO level0 VALUES (1, 1); REVOKE ALL ON many1 FROM postgres"""
+
+
+def test_many_tables_are_made_before_they_are_filled_and_all_of_them_are_analyzed(
+        scene: Scene, new: str) -> None:
+    """A worker empties what its own pg_restore has made: a new file, and a wait for the disk."""
+    scene.sql(MANY)
+    restored(scene, stored(scene, archive(scene)), "--database", new, "--jobs", "3")
+    same_databases(scene, new)
+    there = "FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace"
+    assert scene.postgres.sql(f"SELECT count(*) {there} AND reltuples < 0", new) == "0"
+    assert scene.postgres.sql(
+        f"SELECT count(*) {there} AND pg_relation_filenode(oid) <> oid", new) == "0"

@@ -16,6 +16,7 @@ from readme import restored_by_hand
 from restores import (
     PROPERTIES,
     archive,
+    connected,
     databases,
     governed,
     paused,
@@ -24,7 +25,7 @@ from restores import (
     same_databases,
     stored,
 )
-from servers import HELD_UP, Executor, Postgres, descendants, error_lines, run
+from servers import HELD_UP, Executor, descendants, error_lines, run
 from surroundings import UNTIL, Scene, becomes_true
 
 # ---- Restores that fail or are stopped
@@ -197,20 +198,6 @@ def test_a_session_that_is_cut_when_all_is_restored_loses_nothing(scene: Scene, 
     [error] = re.findall("level=error .*", executor.log)
     assert "Not analyzed: " in error and any("500  public.t" in line for line in executor.out)
     same_databases(scene, new)
-
-
-@contextlib.contextmanager
-def connected(server: Postgres, database: str) -> Iterator[subprocess.Popen[str]]:
-    """A superuser's session in a database."""
-    env = server._environment(PGHOST="127.0.0.1", PGPORT=str(server.port), PGUSER="postgres",
-                              PGPASSWORD=server.password, PGDATABASE=database)
-    with subprocess.Popen([str(server.bin / "psql"), "-XAtq"], text=True, env=env,
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
-        assert session.stdin and session.stdout
-        print("SELECT 'here';", file=session.stdin, flush=True)
-        assert session.stdout.readline().strip() == "here"
-        yield session
-        session.stdin.close()
 
 
 @pytest.mark.parametrize("may_end", [True, False], ids=["ended", "left"])

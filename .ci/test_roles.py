@@ -629,6 +629,7 @@ DROP DATABASE shop;
             [("ALTER ROLE app SET work_mem", r'invalid value for parameter \"work_mem\": \"***\"')],
             [("CREATE ROLE future", r'unrecognized role option \"telepathy\"')],
             [("GRANT future TO app", r'role \"future\" does not exist')]]
+        assert ran.stderr.count(": not done: ") == len(errors)  # each is told once
         assert "secret" not in ran.stderr and not re.search(HASH, ran.stderr)
         made = roles(server)
         assert {*made} == {"app", "owner", "postgres"} and made["postgres"][0] is True

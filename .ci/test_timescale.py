@@ -362,7 +362,7 @@ def test_the_printed_swap_has_timescaledbs_scheduler_run_in_both_databases(
     sensors.server.run("pg_dump", "-Fc", "-f", str(tmp_path / "a"), database=name)
     said = sensors.run("restore", "--file", str(tmp_path / "a"), "--database", target).stdout
     since, were = len(sensors.server.logged()), sensors.server.databases()
-    sensors.server.sql(re.split("connected to either:\n", said)[1])
+    sensors.server.sql(re.split("the sessions in both:\n", said)[1])
     [emptied] = sensors.server.databases() - were
     assert started(sensors.server, since) == [name, emptied]
     assert target not in sensors.server.databases()
