@@ -40,6 +40,7 @@ import collections
 import ctypes
 import datetime
 import enum
+import errno
 import fcntl
 import functools
 import gc
@@ -151,6 +152,20 @@ def placing(where: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, error.filename or where) from None
 
 
+def explained(error: OSError) -> str:
+    """What an OSError says, and what to look at where it is about the staging volume."""
+    where = str(error.filename or "I/O")
+    volume = os.environ.get("BACKUP_PATH") or "/backups"
+    if not f"{where}/".startswith(f"{volume.rstrip('/')}/"):
+        return f"{where}: {error.strerror or error}"
+    if os.path.basename(where).startswith("tmp"):
+        where = volume  # nobody looks for a file that had no name
+    advice = f"is it mounted, and may user {os.getuid()} write there?"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make room there"
+    return f"{where}: {error.strerror} (BACKUP_PATH: {advice})"
+
+
 def time_limit(seconds: float) -> float:
     """Seconds to wait for a peer's answer, as long as BACKUP_TIME_SCALE has it."""
     return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
@@ -187,7 +202,10 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             errors.append(error)
 
-    behind(attempt).join(seconds)
+    thread, end = behind(attempt), time.monotonic() + seconds
+    # A signal that comes just as we begin to wait is only noticed when we wake.
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(min(seconds, 1))
     if errors:
         raise errors[0]
     if not answers:
@@ -208,6 +226,11 @@ def backoff() -> Iterator[float]:
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 CHILD = "BACKUP_PROCESS"  # the variable by which the executor tells a child what it works for
 PROGRESS_SECONDS = 30  # between two lines of progress
+
+
+def for_itself() -> bool:
+    """Whether we are the executor's child, and work for no process."""
+    return os.environ.get(CHILD) == "{}"
 
 
 def quoted(value: object) -> str:
@@ -555,6 +578,8 @@ def as_flag(text: str) -> bool:
 
 def as_port(text: str) -> int:
     """A port's number. Raises ValueError."""
+    if "://" in text:  # as DB_PORT is, beside a service that is called db
+        raise ValueError("is what Kubernetes sets for a service: have enableServiceLinks false")
     if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise ValueError("is not a port, 1 to 65535")
     return int(text)
@@ -562,7 +587,8 @@ def as_port(text: str) -> int:
 
 def as_authorities(path: str) -> str:
     """The path of a PEM file that can be read. Raises OSError."""
-    ssl.create_default_context(cafile=path)
+    with placing(path):
+        ssl.create_default_context(cafile=path)
     return path
 
 
@@ -678,6 +704,64 @@ def read_settings(
     return completed(s)
 
 
+# Names that are others': of Kubernetes' services, the SDK of AWS, and a Colonies server.
+FOREIGN = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|^AWS_(?!S3_)|^PG|_TLS(KEY|CERT)$")
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """The variables that nobody reads, but that nearly have the name of a setting, as sentences."""
+    import difflib  # 0.4 MB, which an idle executor does without
+
+    known = set[str]()
+    for setting in SETTINGS:
+        for name in filter(None, (setting.name, setting.also)):
+            known |= {name, f"{name}_FILE"} if setting.kind in SECRET else {name}
+    found = []
+    for name in sorted(environ.keys() - known):
+        swapped = [each for each in known if sorted(each) == sorted(name)]
+        near = difflib.get_close_matches(name, known, 1, 0.9) or swapped
+        if near and not FOREIGN.search(name):
+            found.append(f"{name} is no setting, nobody reads it: is {near[0]} meant?")
+    return found
+
+
+# A cron expression's fields with their bounds, and their names, as servers of both generations have
+# them. None reads fewer fields, but for @daily and the like.
+CRON_FIELDS = {
+    "second": (0, 59),
+    "minute": (0, 59),
+    "hour": (0, 23),
+    "day of the month": (1, 31),
+    "month": (1, 12),
+    "day of the week": (0, 6),
+}
+CRON_NAMES = dict(
+    re.findall(
+        r"(\w+)=(\d+)",
+        "sun=0 mon=1 tue=2 wed=3 thu=4 fri=5 sat=6 jan=1 feb=2 mar=3 apr=4 may=5 jun=6 jul=7 aug=8 "
+        "sep=9 oct=10 nov=11 dec=12",
+    )
+)
+CRON_WORDS = re.compile("@(yearly|annually|monthly|weekly|daily|midnight|hourly|every .+)")
+
+
+def cron_fault(expression: str) -> str:
+    """Why a Colonies server refuses a cron expression; "" where it takes it."""
+    plain = re.sub(r"^(CRON_)?TZ=\S+ ", "", expression).lower()
+    fields = re.sub("[a-z]+", lambda name: CRON_NAMES.get(name[0], name[0]), plain).split()
+    if CRON_WORDS.fullmatch(plain):
+        return ""
+    if len(fields) != len(CRON_FIELDS):
+        return f"it takes six fields ({', '.join(CRON_FIELDS)}), not {len(fields)}"
+    for field, (what, (low, high)) in zip(fields, CRON_FIELDS.items()):
+        for span in field.split(","):
+            ends = re.fullmatch(r"(?:[*?]|(\d+)(?:-(\d+))?)(?:/0*[1-9]\d*)?", span)
+            first = int(ends[1] or low) if ends else -1
+            if not ends or not low <= first <= int(ends[2] or first) <= high:
+                return f"{field!r} is no {what}, {low} to {high}"
+    return ""
+
+
 SECRETS: set[str] = set()  # the passwords and keys that `read_settings` has read
 # What everybody tries first. To hide these would hide nothing, and our own words with it, by which
 # people are alerted.
@@ -730,6 +814,13 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
             start_new_session=True,
             **{"stdin": subprocess.DEVNULL, **more},
         )
+    except OSError as error:
+        if error.filename != argv[0]:
+            raise
+        raise Failure(
+            f"{argv[0]} cannot be started: {error.strerror}: PostgreSQL's client programs, of the "
+            "server's major version or later, have to be on PATH"
+        ) from None
     finally:
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -855,7 +946,9 @@ def run(
                 pause, stdin = min(pause * 1.5, 1), None  # it goes on with what it was given
             if tick:
                 tick()
-            require(time.monotonic() <= end, f"{step}: {argv[0]}: no answer in {timeout:g} seconds")
+            where = f" from {database.host}:{database.port}" if database else ""
+            text = f"{step}: {argv[0]}: no answer{where} in {timeout:g} seconds"
+            require(time.monotonic() <= end, text)
     finally:
         stop(program, signal.SIGINT)  # which has the server end what it does, too
     status = program.returncode
@@ -939,6 +1032,23 @@ EXPECTED = {
 BUSY = ("RequestTimeout", "BadDigest", "IncompleteBody")
 # Errors of botocore that come before anything is sent, and come again.
 HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+# What to look at, by S3's error codes (HeadObject's are statuses) and botocore's errors.
+REMEDIES = {
+    "SSLError": "AWS_S3_SECURE, AWS_S3_CA_FILE",
+    "EndpointConnectionError": "AWS_S3_ENDPOINT: is it there, and let through?",
+    "ConnectTimeoutError": "AWS_S3_ENDPOINT: is it there, and let through?",
+    "NoCredentialsError": "AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "AWS_S3_ACCESS_KEY",
+    "SignatureDoesNotMatch": "AWS_S3_SECRET_ACCESS_KEY",
+    "AuthorizationHeaderMalformed": "AWS_S3_REGION",
+    "RequestTimeTooSkewed": "this machine's clock",
+    "NoSuchBucket": "AWS_S3_BUCKET_NAME",
+    "AccessDenied": "README, Least privileges",
+    "403": "AWS_S3_ACCESS_KEY; README, Least privileges",
+}
+# The first boto3 that leaves out the checksums of its own, which break some servers, where it is
+# asked to. Ours is the MD5 of each part.
+BOTO3 = (1, 36)
 # What is in the text of an SSLError that means no more than that the connection was cut, in its
 # handshake or while a body was sent (seen with botocore 1.44.8 and Python 3.11).
 CUT_OVER_TLS = re.compile(r"UNEXPECTED_EOF|EOF occurred|closed \(EOF\)")
@@ -1026,19 +1136,23 @@ class S3:
 
         patience: seconds for which a request is repeated where its caller says nothing else.
 
-        Raises Failure where boto3 is not installed or does not like its own settings.
+        Raises Failure where boto3 is missing or too old, or does not like its own settings.
         """
         self.s, self.patience = s, patience
         self.date = ""  # of its last answer, by its clock, as HTTP has it
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         gc.disable()  # a fifth less work: what boto3 loads is no garbage
         try:
-            self.client = self.connected()
+            self.client = self.connected(s)
+        except ImportError as error:
+            text = "install boto3 {}.{} or later for {}".format(*BOTO3, sys.executable)
+            raise Failure(f"{error}: {text}") from None
         except Exception as error:
             raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
-        gc.enable()
+        finally:
+            gc.enable()
 
-    def connected(self) -> Any:
+    def connected(self, s: Settings) -> Any:
         """boto3's client. Raises whatever boto3 raises."""
         import warnings
 
@@ -1048,6 +1162,8 @@ class S3:
         import botocore.exceptions
         import urllib3
 
+        if tuple(map(int, re.findall(r"\d+", boto3.__version__)[:2])) < BOTO3:
+            raise ImportError(f"boto3 {boto3.__version__} is too old")
         # What the network, S3 or what answers in its place can cause; all else is our mistake.
         self.causes: tuple[type[Exception], ...] = (
             botocore.exceptions.BotoCoreError,
@@ -1058,13 +1174,11 @@ class S3:
             Failure,
         )
         botocore.awsrequest.AWSResponse.content = property(body)
-        s = self.s
         style = "path" if s.aws_s3_endpoint else "auto"
         config = botocore.config.Config(
             retries={"total_max_attempts": 1},
             connect_timeout=10,
             read_timeout=time_limit(60),
-            # Newer checksums break some servers. Ours is the MD5 of each part.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"payload_signing_enabled": False, "addressing_style": style},
@@ -1075,8 +1189,7 @@ class S3:
             warnings.simplefilter("ignore")  # our own log said it
             trusted = False
         elif trusted == bundle:
-            with placing(bundle):  # of a file that is not there boto3 says so at each request
-                as_authorities(bundle)
+            as_authorities(bundle)  # of a file that is not there boto3 says so at each request
         return boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
             "s3",
             s.aws_s3_region,
@@ -1147,13 +1260,12 @@ class S3:
     def failure(self, verb: str, error: Exception) -> S3Failure:
         """What a failed attempt comes to. Raises Failure where it is a file of ours that failed."""
         if isinstance(error, OSError) and error.filename:
-            raise Failure(str(error))
+            raise Failure(explained(error))
         response = getattr(error, "response", None) or {}  # a ClientError has one
         status = status_of(response)
         code = response.get("Error", {}).get("Code") or type(error).__name__
-        text = f"{self.where}: {verb}: {redacted(error)}"
-        if code == "SSLError" or status // 100 == 3:
-            text += " (AWS_S3_SECURE, AWS_S3_CA_FILE)"
+        look_at = REMEDIES.get("SSLError" if status // 100 == 3 else code)
+        text = f"{self.where}: {verb}: {redacted(error)}" + (f" ({look_at})" if look_at else "")
         cut = code == "SSLError" and CUT_OVER_TLS.search(str(error))
         return S3Failure(text, status, bool(cut) or may_pass(status, code))
 
@@ -2387,16 +2499,19 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
 
     Raises what WORK raises, without waiting for the others, and Failure where no thread can start.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor, wait
 
     show = progress(what, size)
     starts = range(0, size, step)
     ends = [min(start + step, size) for start in starts]
     pool = ThreadPoolExecutor(4)
     try:
-        for end, answer in zip(ends, pool.map(work, starts, ends)):
+        parts = [pool.submit(work, start, end) for start, end in zip(starts, ends)]
+        for end, part in zip(ends, parts):
+            while not wait([part], 1).done:
+                pass  # as in `in_time`
             show(end)
-            yield answer
+            yield part.result()
     except RuntimeError as error:
         raise Failure(f"{what}: {error}") from None
     finally:
@@ -2689,12 +2804,16 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
 
     Its process has failed, unless we were only stopped: then the dump is for that one still.
     """
+    cancelled = why.args == (signal.SIGUSR1,)
+    if not cancelled:
+        text = "The finished dump stays; `backup --resume` uploads it, or the next backup"
+        log("warning", text, Filepath=dump.file)
     with suppress(Exception):
         in_time(2, lambda: abort(s3, dump, 0))
     whose = dump.process if isinstance(why, Stop) else ""
     with suppress(OSError):
         dump.save(attempts=0, process=whose)
-    if why.args == (signal.SIGUSR1,):
+    if cancelled:
         dump.remove(dump.file)
 
 
@@ -2880,6 +2999,29 @@ def opener_for(tls: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
     return opener
 
 
+# What X509_STRICT alone finds fault with, by OpenSSL's x509_vfy.h. From 3.13 on Python sets that;
+# botocore does not.
+STRICT = range(80, 94)
+
+
+def why_no_answer(error: Exception, status: int) -> str:
+    """Why there is no answer, and what to look at."""
+    reason = getattr(error, "reason", None) or error  # urllib's URLError has one
+    look_at = "COLONIES_TLS, COLONIES_CA_FILE"
+    if isinstance(reason, (LookupError, TypeError, ValueError)) and not isinstance(reason, OSError):
+        reason = f"what answers is not Colonies: {reason}"
+    if getattr(reason, "verify_code", 0) in STRICT:
+        look_at = (
+            "COLONIES_CA_FILE: the authority is known, but such a certificate is refused from "
+            "Python 3.13 on, though S3's client takes it; see README, Limits"
+        )
+    elif isinstance(reason, (ConnectionRefusedError, socket.gaierror)):
+        look_at = "COLONIES_SERVER_HOST, COLONIES_SERVER_PORT"
+    elif isinstance(reason, TimeoutError):
+        look_at = "COLONIES_SERVER_HOST, COLONIES_SERVER_PORT: is it let through?"
+    return f"{reason} ({f'HTTP {status}; ' if status else ''}see {look_at})"
+
+
 class Colonies:
     """A Colonies server. Raises OSError where COLONIES_CA_FILE cannot be read."""
 
@@ -2926,7 +3068,7 @@ class Colonies:
                 return answer
             why = str(answer["message"])
         except Exception as error:
-            why = f"{error} (HTTP {status}; see COLONIES_TLS, COLONIES_CA_FILE)"
+            why = why_no_answer(error, status)
             if status != 200:
                 status = 0
         finally:
@@ -2966,8 +3108,13 @@ class Standing(enum.Enum):
     WAITING = "waits for an executor"
     HERE = "is assigned to us"
     ELSEWHERE = "is assigned to another executor"
-    CLOSED = "was closed, failed or cancelled"
+    SUCCESSFUL = "was closed as successful"
+    FAILED = "was closed as failed, or the server failed it"
+    CANCELLED = "was cancelled"
     UNKNOWN = "Colonies knows none such, or said something odd"
+
+
+ENDS = (Standing.SUCCESSFUL, Standing.FAILED, Standing.CANCELLED)  # states above RUNNING, in order
 
 
 class Process(NamedTuple):
@@ -3047,7 +3194,7 @@ class Job:
         self.result = b""
         self.rest = b""  # of a line that is not complete yet
         keys = "(COLONIES_.*PRVKEY|HEARTBEAT_URL)(_FILE)?$"
-        asks = "check" in command  # Colonies, too; the others take none
+        asks = bool(process) and "check" in command  # Colonies, too; the others take none
         env = {name: x for name, x in os.environ.items() if asks or not re.match(keys, name)}
         told = {}
         if process:
@@ -3058,10 +3205,10 @@ class Job:
         itself = ["-m", __spec__.name] if __spec__ else [__file__]
         self.child = start([sys.executable, *itself, *command], env, close_fds=False)
 
-    def ended(self) -> bool:
+    def ended(self, within: float = 1) -> bool:
         """Whether it has ended; takes in what it says, for a second at most."""
         pipe = self.child.stdout
-        if not pipe or not select.select([pipe], [], [], 1)[0]:
+        if not pipe or not select.select([pipe], [], [], within)[0]:
             return False
         data = os.read(pipe.fileno(), 65536)
         *lines, self.rest = (self.rest + data).split(b"\n")
@@ -3109,6 +3256,7 @@ class Executor:
         self.serving = False
         self.joined: bool | None = None  # None: never yet
         self.job: Job | None = None
+        self.checks: Job | None = None  # `check`, once; what it finds it logs itself
         self.times: dict[str, float] = {}  # when what is due again, by the monotonic clock
         self.queue: dict[str, Process] = {}  # assigned to us and not closed; the job's, too
         self.outcomes: dict[str, dict[str, list[str]]] = {}  # to close with: `out` or `errors`
@@ -3175,9 +3323,21 @@ class Executor:
         that comes before the colony knows us: nobody has come to rely on us yet.
         """
         self.serving = True
-        if self.s.metrics_port:
+        s = self.s
+        log(
+            "info",
+            f"Colonies backup executor {__version__}",
+            Colonies=self.server.url,
+            Database=self.database,
+            Bucket=f"{s.aws_s3_endpoint or 'AWS'}/{s.aws_s3_bucket_name}/{s.aws_s3_prefix}",
+            BackupCron=s.backup_cron or "none",
+            VerifyCron=s.verify_cron or "none",
+            CheckCron=s.check_cron or "none",
+            Keeps=f"{s.full_backups} backups",
+        )
+        if s.metrics_port:
             behind(Metrics(self).serve)
-        if self.s.verify_db_host:
+        if s.verify_db_host:
             self.job = Job(None, "backup", "--resume")  # a crash may have left a database there
         pauses = backoff()
         while not signals:
@@ -3194,6 +3354,9 @@ class Executor:
 
     def round(self) -> None:
         """Do the one thing that is next."""
+        if self.checks and self.checks.ended(0):
+            log("info", "`check` has looked at everything", Status=self.checks.child.returncode)
+            self.checks = None
         if self.job and self.job.ended():
             with suppress(Failure):
                 self.tell(self.job)
@@ -3232,7 +3395,13 @@ class Executor:
             level = "warning"
             # While it is away anything may happen.
             self.times["look"] = self.times["cron"] = self.times["describe"] = 0
-        if self.due("complain", 60):
+        if status == 403 and self.joined:
+            text = (
+                "The colony's owner removed or rejected this executor, or it was dropped as silent"
+            )
+            if self.due("removed", 60):
+                log("warning", text, Executor=self.name, Error=error)
+        elif self.due("complain", 60):
             log(level, f"{error}; trying again ...")
         if status == 403:
             self.joined = False
@@ -3256,6 +3425,8 @@ class Executor:
                 said = {"funcname": name, "desc": text, "description": text}
                 with allowing(403):
                     self.call("addfunctionmsg", fun=executor | said)
+        if self.joined is False:
+            log("warning", "The colony has this executor back", Executor=self.name)
         self.joined = True
         self.unknown.clear()
         # While we were away another may have taken our cron for a former one's.
@@ -3372,6 +3543,8 @@ class Executor:
         if self.queue or self.assign(timeout=10):
             return
         self.newest = (0, "")  # what it could satisfy has come, so an odd time does no harm
+        if self.due("check", FOREVER):  # work goes before, and need not wait for it
+            self.checks = Job(None, "check")
         if not self.due("poll", 1):
             time.sleep(1)  # the server does not hold requests for as long as it is asked to
 
@@ -3383,12 +3556,12 @@ class Executor:
 
     def standing(self, process: Process) -> Standing:
         """Where a process stands now. Raises Failure where Colonies does not answer."""
-        odd = (KeyError, TypeError, ValueError, OverflowError)
+        odd = (LookupError, TypeError, ValueError, OverflowError)
         with allowing(200, 400, 404, 500), suppress(*odd):
             answer = self.call("getprocessmsg", processid=process.id)
             state = int(answer["state"])
             if state > RUNNING:
-                return Standing.CLOSED
+                return ENDS[state - RUNNING - 1]
             if state == WAITING:
                 return Standing.WAITING
             if answer["assignedexecutorid"] == self.id:
@@ -3402,8 +3575,8 @@ class Executor:
         It may have been cancelled, or taken away, since it was assigned to us.
         """
         standing = self.standing(process)
-        if standing is Standing.CLOSED:
-            self.forget(process)
+        if standing in ENDS:
+            self.forget(process, standing)
         elif standing is not Standing.HERE:
             del self.queue[process.id]  # its outcome stays, should it come back
         elif process.id in self.outcomes:
@@ -3445,9 +3618,9 @@ class Executor:
         # It was taken from us: have it back, whatever else comes, but not without end.
         while standing is Standing.WAITING and len(self.queue) < 100 and self.assign(timeout=-1):
             standing = self.standing(job.process)
-        if standing in (Standing.CLOSED, Standing.ELSEWHERE):
+        if standing in (*ENDS, Standing.ELSEWHERE):
             text = "Stopping what was cancelled, failed or given away"
-            log("warning", text, ProcessId=job.process.id)
+            log("warning", text, ProcessId=job.process.id, Why=f"it {standing.value}")
             stop(job.child, signal.SIGUSR1, 6)
             self.job = None
 
@@ -3507,20 +3680,21 @@ class Executor:
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
         outcome = self.outcomes[process.id]
-        how = "successful" if "out" in outcome else "failed"
+        end = Standing.SUCCESSFUL if "out" in outcome else Standing.FAILED
         try:
-            self.call(f"close{how}msg", within, processid=process.id, **outcome)
+            kind = f"close{end.name.lower()}msg"
+            self.call(kind, within, processid=process.id, **outcome)
         except ColoniesFailure as refused:
             if refused.status in (0, 200):
                 raise
             log("warning", "Cannot close the process", ProcessId=process.id, Error=refused)
             del self.queue[process.id]  # if it still is ours, `look` brings it back
         else:
-            self.forget(process)
+            self.forget(process, end)
 
-    def forget(self, process: Process) -> None:
-        """Drop what was kept for a process, here and on the volume: it is closed."""
-        log("info", "Closed process", ProcessId=process.id)
+    def forget(self, process: Process, end: Standing) -> None:
+        """Drop what was kept for a process, here and on the volume: it is closed, by whomever."""
+        log("info", "Closed process", ProcessId=process.id, End=end.name.lower())
         del self.queue[process.id]
         self.outcomes.pop(process.id, None)
         del self.deaths[process.id]
@@ -3536,6 +3710,8 @@ class Executor:
         """
         try:
             job = self.job
+            if self.checks:
+                self.checks.child.terminate()  # it removes its object from the bucket
             if job:
                 stop(job.child, signal.SIGTERM, 6)
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
@@ -4640,7 +4816,9 @@ def backups_of(s3: S3, database: str) -> list[list[Backup]]:
     Raises Failure.
     """
     found = s3.backups()
-    require(found, f"{s3.where}: there is no backup")
+    require(
+        found, f"{s3.where}: there is no backup, its AWS_S3_PREFIX being {s3.s.aws_s3_prefix!r}"
+    )
     whose = by_database(found)
     known = {of for _, of in whose}
     for backup in [each for each in found if each.metadata == {}][-HEADS:]:
@@ -5713,7 +5891,10 @@ class Target:
                 f"the database {identifier(name)} is there, and not empty: restore into a new one, "
                 "or with --replace",
             )
-            require(there["ours"], f"the database {identifier(name)} is not {hub.user}'s to rename")
+            require(
+                there["ours"],
+                f"the database {identifier(name)} is not {hub.user}'s to rename, but its owner's",
+            )
             self.replaces = not there["empty"]
             self.workers = there["timescaledb"]
             self.warn()
@@ -6059,8 +6240,11 @@ def finish_restore(
 def require_possible(options: Options) -> None:
     """Raise WrongSettings where the command line asks for what can't be restored."""
     name = options.database
-    if options.jobs < 1 or not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
-        raise WrongSettings("impossible --database or --jobs")
+    if options.jobs < 1:
+        raise WrongSettings(f"--jobs {options.jobs}: it takes 1 or more")
+    if not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
+        text = "it takes a name of 1 to 63 bytes; databases are made from postgres and template1"
+        raise WrongSettings(f"--database {name!r}: {text}")
     if options.table and options.replace:
         raise WrongSettings(
             "--replace puts nothing in a place whose tables are left empty: --table"
@@ -6586,30 +6770,86 @@ class Checking:
         return self.backups[-1] if self.backups else Backup(0, "", 0, None)
 
 
+class Line(NamedTuple):
+    """What `check` says of one thing, on one line."""
+
+    mark: str  # ok, note, warn, FAIL, or - where it could not be looked at
+    about: str
+    text: str
+
+
 Lines = Iterator[tuple[str, str]]  # a mark (ok, note, warn, -) and what is to be said
-UNKNOWN = "-", "not looked at, since another peer did not answer"
+UNKNOWN = "-", "not looked at, since what it takes failed above"
 
 
 def check_settings(_: Checking) -> Lines:
     """That they could be read has been seen by now."""
     yield "ok", f"{len(SETTINGS)} looked at"
+    for text in misspelt(os.environ):
+        yield "warn", text
+
+
+def check_crons(now: Checking) -> Lines:
+    """Whether a Colonies server understands when our crons are to run. Raises Failure."""
+    s, wrong = now.settings, []
+    for name, when in (("BACKUP_CRON", s.backup_cron), ("VERIFY_CRON", s.verify_cron)):
+        fault = cron_fault(when) if when else ""
+        if fault:
+            wrong.append(f"{name}, {when!r}: {fault}")
+        else:
+            yield "ok", f"{name}: {when or 'not set, so none is made'}"
+    require(not wrong, "; ".join(wrong))
 
 
 def check_colonies(now: Checking) -> Lines:
-    """Whether the server knows our colony, and our executor's key if it has to by now."""
+    """Whether the server knows our colony and its owner's key, and our own if it has to by now."""
     s = now.settings
     if not s.colonies_server_host:
         yield "ok", "COLONIES_SERVER_HOST is not set; `serve` needs it, `backup` does not"
         return
+    if for_itself():
+        yield "-", "not looked at: the executor itself speaks to it"
+        return
     executor = Executor(s)
     odd: list[str] = []
-    not_yet = [403] if executor.owner else []  # it registers itself when it starts
-    with allowing(*not_yet):
+    try:
         executor.look()
         odd = Crons(executor).odd()
+    except ColoniesFailure as error:  # with the owner's key it registers itself when it starts
+        if not executor.owner or error.status != 403 or "> does not exist" in str(error):
+            raise
+    if executor.owner:
+        ask_owner(executor)
     yield "ok", f"{executor.server.url} answers; the executor is {executor.name}"
     for fault in odd:
         yield "warn", fault
+
+
+def ask_owner(us: Executor) -> None:
+    """Raise Failure unless the colony is there, and its owner's is the key that we have.
+
+    A question to which the owner alone gets another answer than 403: to remove a user whom nobody
+    can have added. The server of 2023 knows no users; there the owner may list the executors.
+    """
+    nobody = f"nobody-{os.urandom(16).hex()}"
+    named = us.s.colonies_colony_name or us.s.colonies_colony_id
+    why = "COLONIES_COLONY_PRVKEY is not its id's key"
+    try:
+        us.call("removeusermsg", 15, us.owner, name=nobody, **us.colony)
+    except ColoniesFailure as error:
+        if error.status == 400 and nobody in str(error):
+            return
+        if error.status not in (400, 403):
+            raise
+        if "PayloadType" not in str(error):
+            why = str(error).rpartition("msg: ")[2]
+        elif identity(us.owner) == us.s.colonies_colony_id:
+            us.call("getexecutorsmsg", 15, us.owner, **us.colony)
+            return
+    raise Failure(
+        f"Colonies at {us.server.url}: COLONIES_COLONY_PRVKEY is not the key of the owner of the "
+        f"colony {named!r}, or there is no such colony: {why}"
+    )
 
 
 def check_database(now: Checking) -> Lines:
@@ -6666,13 +6906,20 @@ def check_bucket(now: Checking) -> Lines:
     """
     s3, text = S3(now.settings, 10), os.urandom(32)
     key = s3.key(f"check_{text[:8].hex()}")
-    s3.put(key, text)
+    try:
+        s3.put(key, text)
+    except S3Failure as error:
+        if error.status != 404 or not s3.s.aws_s3_endpoint:
+            raise
+        now.backups = []
+        yield "warn", f"{s3.where}: there is no such bucket; the first backup makes it"
+        return
     try:
         same = s3.call("get_object", Key=key) == text
     finally:
         gone = s3.call("delete_object", Key=key)
     require(same, f"{s3.where}: it gives back something else than it took")
-    server, many = now.server, "its backups were not looked at, since the database did not answer"
+    server, many = now.server, "its backups were not looked at, since which database is not known"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)
         many = f"{len(now.backups)} proven backups of this database"
@@ -6683,9 +6930,15 @@ def check_bucket(now: Checking) -> Lines:
 
 
 def check_volume(now: Checking) -> Lines:
-    """Whether a dump like the newest one has room."""
+    """Whether a dump like the newest one has room, and whether a finished one waits for S3."""
+    s = now.settings
+    for dump in all_dumps(s):
+        if dump.pending and str(dump.by).endswith(f"/{s.db_database}"):
+            with_what = "" if dump.by == s.owner else f", with the settings of {dump.by}"
+            text = f"{dump.file}, a finished dump, waits for S3: `backup --resume` uploads it"
+            yield "warn", text + with_what
     size = now.server.database_size if now.server else 0
-    room = require_room(now.settings, now.newest.size, size)
+    room = require_room(s, now.newest.size, size)
     if now.backups is None:
         room = room.partition(";")[0] + "; the newest backup was not looked at"
     yield "ok", room
@@ -6696,11 +6949,11 @@ def check_jobs(now: Checking) -> Lines:
 
     The newest backup's hour and duration are taken for those of the next.
     """
-    if not now.server:
-        yield UNKNOWN
-        return
-    if not now.server.timescaledb:
+    if now.server and not now.server.timescaledb:
         yield "ok", "no TimescaleDB, so none of its jobs and policies"
+        return
+    if not now.server or now.backups is None:
+        yield UNKNOWN
         return
     enough = "UPDATE, DELETE, TRUNCATE"  # any of them allows LOCK TABLE … IN SHARE MODE
     if now.server.major >= 17:
@@ -6720,10 +6973,12 @@ def check_jobs(now: Checking) -> Lines:
             f"these start while a dump like the newest one ({took} seconds) runs, and may wait "
             f"for it, and readers of their tables behind them: {', '.join(names)}"
         )
-    if texts:
-        yield "note", "; ".join(texts)
-    else:
-        yield "ok", f"none of {len(there['jobs'])} starts while a dump runs"
+    for text in texts:
+        yield "note", text
+    if not now.backups:
+        yield "-", "not looked at: when a dump runs is not known before there is one"
+    elif not names:
+        yield "ok", f"none of {len(there['jobs'])} starts while a dump like the newest one runs"
 
 
 def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
@@ -6750,11 +7005,48 @@ def check_newest(now: Checking) -> Lines:
         hours = (time.time() - now.newest.seconds) / 3600
         age = f"{now.newest.key} is {hours:.1f} hours old"
     require(abs(hours) <= now.max_age, f"{age}; --max-age is {now.max_age}")
-    yield "ok", age
+    yield "ok" if now.backups else "note", age
+
+
+# What a verify server is to have beside TimescaleDB; each database has plpgsql.
+NEEDED = """SELECT coalesce(json_agg(extname), '[]') FROM pg_extension WHERE oid >= 16384
+    AND extname <> 'timescaledb'"""
+THERE_IS = """SELECT json_build_object(
+    'creates', (SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = user),
+    'system', (SELECT system_identifier::text FROM pg_control_system()),
+    'extensions', (SELECT json_agg(DISTINCT v.name) FROM pg_available_extension_versions v,
+        pg_roles WHERE rolname = user AND (rolsuper OR trusted OR NOT superuser)))"""
+
+
+def check_verify(now: Checking) -> Lines:
+    """Whether VERIFY_DB_HOST has what a verify takes. Raises Failure."""
+    s, server = now.settings, now.server
+    if not s.verify_db_host:
+        yield "note", "VERIFY_DB_HOST is not set: `verify` reads a backup, but restores it nowhere"
+        return
+    hub, cluster = examine_cluster(s.verify_server())
+    there = read_json(hub, "Looking at the server", THERE_IS)
+    where = f"VERIFY_DB_HOST, {hub.host}:{hub.port}"
+    require(there["creates"], f"{where}: {hub.user} may not make databases: ALTER ROLE … CREATEDB")
+    if not server:
+        yield UNKNOWN
+        return
+    names = {*read_json(s.database(), "Looking at the extensions", NEEDED)} - {*there["extensions"]}
+    lacks = [f"the extension {name}, or {hub.user} may not make it" for name in sorted(names)]
+    if cluster.major < server.major:
+        lacks.append(f"PostgreSQL {server.major} or later (it is {cluster.major})")
+    version = server.timescaledb
+    if version and not (cluster.preloaded == "yes" and version in cluster.versions):
+        lacks.append(f"TimescaleDB {version}, preloaded (shared_preload_libraries), or a superuser")
+    require(not lacks, f"{where} lacks: {'; '.join(lacks)}")
+    if there["system"] == server.system_identifier:
+        yield "note", f"{where}: it is the backed-up server, which a verify costs disk and WAL"
+    yield "ok", f"{where}: PostgreSQL {cluster.major}; {hub.user} may make databases"
 
 
 CHECKS = {
     "settings": check_settings,
+    "crons": check_crons,
     "colonies": check_colonies,
     "database": check_database,
     "left out": check_left_out,
@@ -6763,29 +7055,36 @@ CHECKS = {
     "bucket": check_bucket,
     "staging volume": check_volume,
     "jobs": check_jobs,
+    "verify": check_verify,
     "newest backup": check_newest,
 }
 
 
-def check(s: Settings, max_age: float, as_json: bool) -> int:
-    """Try every peer, a line or more for each; the exit status: 1 if one failed."""
-    now, found, failed = Checking(s, max_age), [], 0
-    for name, look_at_it in CHECKS.items():
+def all_lines(s: Settings, max_age: float) -> Iterator[Line]:
+    """Try every peer; a line or more for each, as they come."""
+    now = Checking(s, max_age)
+    for about, look_at_it in CHECKS.items():
         try:
-            lines = list(look_at_it(now))
+            for mark, text in look_at_it(now):
+                yield Line(mark, about, printable(" ".join(text.split())))
         except Exception as error:
-            lines = [("FAIL", redacted(error))]
-            failed = 1
-        for mark, text in lines:
-            line = f"{name}: {printable(' '.join(text.split()))}"
-            found.append({"mark": mark, "text": line})
-            if not as_json:
-                say(f"{mark:<5} {line}\n")
-            if mark == "FAIL" and CHILD in os.environ:  # else nobody logs it
-                log("error", line)
+            text = explained(error) if isinstance(error, OSError) else redacted(error)
+            yield Line("FAIL", about, printable(" ".join(text.split())))
+
+
+def check(s: Settings, max_age: float, as_json: bool) -> int:
+    """The command; its exit status: 1 if something failed. The executor logs what is amiss."""
+    lines = []
+    for line in all_lines(s, max_age):
+        lines.append(line)
+        if not as_json:
+            say(f"{line.mark:<5} {line.about}: {line.text}\n")
+        if CHILD in os.environ and line.mark in ("FAIL", "warn"):
+            level = "warning" if line.mark == "warn" or for_itself() else "error"
+            log(level, f"`check` finds: {line.about}: {line.text}")
     if as_json:
-        say(json.dumps(found, indent=4) + "\n")
-    return failed
+        say(json.dumps([line._asdict() for line in lines], indent=4) + "\n")
+    return int(any(line.mark == "FAIL" for line in lines))
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -6877,11 +7176,13 @@ at AWS and wherever an object's time is not when its upload ended. That shows wh
 seconds; before, none is known. The newest 10,000 names are looked at, or three times FULL_BACKUPS;
 restore and verify find the others by name.""",
     "check": """
-A line or more for each peer: ok, note and warn (look at it), FAIL (the exit status is then 1). It
-registers nothing and writes nothing but one small object, which it deletes; in a bucket that keeps
-versions that stays as one. With --max-age it also sees a night without a backup. In Colonies, as
-the function `check`, it fails with the lines that FAIL, its output has all, as with --json, and
-its argument, or else CHECK_MAX_AGE, is --max-age.""",
+A line or more for each thing: ok, note and warn (look at it), FAIL (the exit status is then 1), and
+- for what it could not look at. It registers nothing and writes nothing but one small object, which
+it deletes; in a bucket that keeps versions that stays as one. To know whether we have the key of
+the colony's owner, it asks with it to remove a user whom nobody can have added. With --max-age it
+also sees a night without a backup. `serve` logs FAIL and warn, as warnings, as soon as it has
+nothing to do. In Colonies, as the function `check`, it fails with the lines that FAIL; its output
+has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
     "verify": """
 It takes the newest good backup of DB_DATABASE, or the one that is named; downloads it to
 BACKUP_PATH, in a file that no crash leaves; compares size and SHA-256; reads the whole archive, and
@@ -6991,7 +7292,8 @@ def settings_help() -> str:
     """What --help says of all commands, and the settings."""
     lines = [
         "exit status: 0 done; 1 it failed, a line on stderr says what; 2 wrong settings or command",
-        "line. stdout has answers alone, stderr the log. `COMMAND --help` says more.",
+        "line; 128 + N ended by signal N (`serve`: 0). stdout has answers alone, stderr the log.",
+        "`COMMAND --help` says more.",
         "",
         "environment variables ([another spelling]; = its default; an empty one is not set;",
         "* a secret: NAME_FILE may name its file, which is read anew for each backup, a key's when",
@@ -7067,7 +7369,7 @@ def command_line() -> argparse.ArgumentParser:
     verb = command("check", "try every setting and every peer", "check --max-age 26")
     text = "fail if the newest proven one is older"
     verb.add_argument("--max-age", type=float, default=FOREVER, metavar="HOURS", help=text)
-    verb.add_argument("--json", action="store_true", help="the lines, with their marks, as JSON")
+    verb.add_argument("--json", action="store_true", help="a list of mark, about and text")
     verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
     text = "its name in the bucket, or latest (the default)"
     verb.add_argument("name", nargs="?", default="latest", help=text)
@@ -7125,6 +7427,7 @@ def run_command(s: Settings, options: Options) -> int:
         with suppress(Stop):
             executor.serve()
         executor.leave()
+        log("info", "Ended", By=signal_name(signals[0]))
         return 0
     if s.command == "list":
         list_backups(s, options.json)
@@ -7190,9 +7493,12 @@ def settings_for(options: Options) -> Settings:
     serve = options.command == "serve"
     if options.roles and options.file:
         raise WrongSettings("--roles is for backups in the bucket; beside --file use `psql -X -f`")
-    if options.command == "check":
+    if options.command == "check" and not for_itself():
         serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
-    s = read_settings(os.environ, options.command, serve, s3=not options.file)
+    try:
+        s = read_settings(os.environ, options.command, serve, s3=not options.file)
+    except WrongSettings as wrong:
+        raise WrongSettings("; ".join([str(wrong), *misspelt(os.environ)])) from None
     for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
         if getattr(s, name.lower()):
             log("warning", f"{name}: any certificate is accepted")
@@ -7200,7 +7506,7 @@ def settings_for(options: Options) -> Settings:
 
 
 def main() -> int:
-    """The program; its exit status: 1 it failed, 2 the settings or the command line are wrong."""
+    """The program; its exit status: 1 failed, 2 wrong settings or command line, 128 + a signal."""
     options = Options()
     if sys.argv[1:]:
         command_line().parse_args(namespace=options)
@@ -7212,9 +7518,10 @@ def main() -> int:
         if isinstance(error, WrongSettings):
             return 2
     except OSError as error:
-        log("error", f"{error.filename or 'I/O'}: {error.strerror or error}")
+        log("error", explained(error))
     except Stop as stopped:
         log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
+        return 128 + int(stopped.args[0])
     except Exception as error:  # a peer answered what nothing here expects
         import traceback  # only here: 0.2 MB
 

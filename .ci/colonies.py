@@ -27,7 +27,7 @@ import coincurve
 from servers import Server, free_ports
 
 WAITING, RUNNING, SUCCESS, FAILED, CANCELLED = range(5)
-PENDING, APPROVED, _, UNREGISTERED = range(4)
+PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
 NEVER = "0001-01-01T00:00:00Z"
 ZONE = timezone(timedelta(hours=1))  # a server's times carry its own zone
 
@@ -91,7 +91,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "approveexecutormsg": NAMES,
     "removeexecutormsg": NAMES,
     "deleteexecutormsg": NAMES,
+    "rejectexecutormsg": NAMES,
     "getexecutorsmsg": COLONY,
+    "removeusermsg": {"colonyname": str, "name": str},
     "updateexecutormsg": {**NAMES, "capabilities": CAPABILITIES},
     "addfunctionmsg": {"fun": {**NAMES, "executortype": str, "funcname": str, "description": str,
                                "desc": str, "args": [dict]}},
@@ -118,7 +120,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "deletecronmsg": {"cronid": str},
 }
 ONLY_2026 = {"removeexecutormsg", "removecronmsg", "addlogmsg", "getlogsmsg", "setoutputmsg",
-             "cancelprocessmsg", "cancelprocessgraphmsg", "updateexecutormsg",
+             "cancelprocessmsg", "cancelprocessgraphmsg", "updateexecutormsg", "removeusermsg",
              "pauseassignmentsmsg", "resumeassignmentsmsg"}
 ONLY_2023 = {"deleteexecutormsg", "deletecronmsg"}
 
@@ -429,8 +431,16 @@ class Standin(Server):
 
     on_deleteexecutor = on_removeexecutor
 
+    def on_rejectexecutor(self, caller: str, fields: dict[str, Any]) -> Any:
+        executor = self._executor(fields)
+        self._owner(caller, executor)
+        executor["state"] = REJECTED
+        return {}
+
     def on_getexecutors(self, caller: str, fields: dict[str, Any]) -> Any:
-        if caller != self.owner:
+        if caller == self.owner and self.generation == 2023:
+            self._colony(fields)
+        else:  # to the newer one its owner is no member
             self._member(caller, fields)
         return list(self.executors.values()) or None
 
@@ -444,6 +454,12 @@ class Standin(Server):
             raise Refused(400, "Only an executor can update its own capabilities")
         executor["capabilities"] = fields["capabilities"]
         return {}
+
+    def on_removeuser(self, caller: str, fields: dict[str, Any]) -> Any:
+        if fields["colonyname"] != COLONY_NAME:
+            raise Refused(400, f"Colony with name <{fields['colonyname']}> does not exists")
+        self._owner(caller, fields)
+        raise Refused(400, f"User with name <{fields['name']}> not found")
 
     def on_addfunction(self, caller: str, fields: dict[str, Any]) -> Any:
         function = fields["fun"]

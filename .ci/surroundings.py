@@ -419,6 +419,8 @@ class World(Site):
         for server in (self.standin, self.wire, self.store, self.front, self.away):
             server.start()
         self.go()
+        assert self.executor
+        self.executor.wait_for("`check` has looked at everything")  # it asks peers, too
         for _ in range(FAULT_KEEP):
             self.audit(self.ordered())
         return self

@@ -155,7 +155,7 @@ def forking():
         os.kill(os.getpid(), signal.SIGTERM)
 os.register_at_fork(before=forking)
 """)
-    ran = scene.run("backup", status=1, PYTHONPATH=str(tmp_path))
+    ran = scene.run("backup", status=143, PYTHONPATH=str(tmp_path))
     assert "stopped by SIGTERM" in ran.stderr and scene.files() == [] and not scene.objects()
 
 
@@ -379,14 +379,14 @@ def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
         big: Scene, meddler: Proxy) -> None:
     with big.locked(), big.start() as executor:
         session = os.pidfd_open(int(big.waiting()))
-        assert executor.stop() == 1
+        assert executor.stop() == 143
         assert "Traceback" not in executor.log and big.files() == []
         assert select.select([session], [], [], 60)[0]  # its session on the server has ended
     meddler.cut(PART + b"1", 1000, times=10000)
     with big.start(**through(meddler)) as executor:
         meddler.wait_seen(PART + b"1", 2)
         meddler.clear()
-        assert executor.stop() == 1
+        assert executor.stop() == 143
     [name, _] = big.files()
     assert name.endswith(".bak") and not big.uploads() and not big.objects()
 

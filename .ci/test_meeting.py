@@ -133,7 +133,7 @@ def test_what_was_left_out_is_told_also_where_a_signal_ends_it(scene: Scene, new
             first = scene.postgres.sql(waiting)
             restore.process.send_signal(signal.SIGTERM)
             scene.postgres.sql(UNTIL.format(f"{first} NOT IN (SELECT pid FROM pg_stat_activity)"))
-        assert restore.wait() == 1
+        assert restore.wait() == 143
     assert "It is whole. To name it" in restore.log
     assert "not restored: MATERIALIZED VIEW DATA public seen: " in restore.log
 

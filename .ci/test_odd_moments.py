@@ -419,7 +419,7 @@ def test_a_dump_that_is_being_read_back_at_sigterm_is_made_anew(
     path, begun = hanging_restore(tmp_path)
     with scene.start(PATH=path) as executor:
         becomes_true(begun.exists)
-        assert executor.stop() == 1
+        assert executor.stop() == 143
     assert scene.files() == [] and not scene.objects()
 
 

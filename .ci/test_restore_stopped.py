@@ -89,7 +89,7 @@ def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
         becomes_true(lambda: not set(children) & set(descendants(executor.pid)))
         release()  # what the server had begun goes on
         go_on.set()
-        assert executor.wait() == (-9 if sig == signal.SIGKILL else 1), executor.log
+        assert executor.wait() == (-9 if sig == signal.SIGKILL else 128 + sig), executor.log
     becomes_true(lambda: scene.postgres.sql(
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'") == "1")
     made = set(databases(scene.postgres)) - set(before)

@@ -284,7 +284,7 @@ def test_a_timescaledb_database_shows_all_rows_to_whoever_connects_as_soon_as_it
         assert paused(sensors.server) == target
         assert sensors.server.sql(ROWS, target) == "800|"
         executor.process.send_signal(sig)
-        assert executor.wait() == (1 if sig == signal.SIGTERM else -9)
+        assert executor.wait() == (143 if sig == signal.SIGTERM else -9)
         sensors.server.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
                            f" WHERE datname = '{target}'")
     assert sensors.server.sql(ROWS, target) == "800|"
