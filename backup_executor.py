@@ -3138,7 +3138,8 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
         with suppress(KeyError, TypeError, ValueError):  # what others put out
             made = json.loads(text)
             name, bucket, path = (str(made[x]) for x in ("filename", "bucket", "filepath_s3"))
-            if (bucket, path) == (s.aws_s3_bucket_name, f"/{s.key(name)}"):
+            plain = re.fullmatch(ARGUMENTS["verify"][1], json.dumps(name))
+            if plain and (bucket, path) == (s.aws_s3_bucket_name, f"/{s.key(name)}"):
                 names = [name]
             else:
                 refusal = f"the backup before it is not of this bucket and prefix: {bucket}{path}"

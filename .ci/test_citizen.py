@@ -211,17 +211,21 @@ def test_the_first_node_of_a_cron_takes_nothing_from_the_run_before(site: Site) 
 
 
 @standin()
-def test_a_verify_of_a_workflow_whose_backup_is_elsewhere_says_so(site: Site) -> None:
+@pytest.mark.parametrize(("name", "folder"), [
+    ("backup_5.bak", "their"), ("--help", ""), ("../x.bak", "")], ids=["elsewhere", "option", "up"])
+def test_a_verify_of_a_workflow_whose_backup_is_none_of_ours_says_so(
+        site: Site, name: str, folder: str) -> None:
     site.given_backup()
     site.admit(OTHER_KEY, "elsewhere")
     _, verify = site.client.submit_workflow(site.name, "backup", "verify")
     taken = site.client.call("assignprocessmsg", OTHER_KEY, timeout=9)
-    theirs = {"filename": "backup_5.bak", "bucket": "backup", "filepath_s3": "/their/backup_5.bak"}
+    path = f"/{folder or site.prefix}/{name}"
+    theirs = {"filename": name, "bucket": "backup", "filepath_s3": path}
     site.client.call("closesuccessfulmsg", OTHER_KEY, processid=taken["processid"],
                      out=[json.dumps(theirs)])
     with site.serve():
         (error,) = site.client.wait(verify, FAILED)["errors"]
-        assert "backup/their/backup_5.bak" in error and "not of this bucket and prefix" in error
+        assert f"backup{path}" in error and "not of this bucket and prefix" in error
 
 
 @standin()
