@@ -358,12 +358,12 @@ def test_clients_that_mean_ill_take_no_metrics_from_others_and_nothing_from_the_
                      b"GET /metrics HTTP/1.1\r\n\r\n"):
             crowd(said)
             assert scraped.metrics()["colonies_reachable"] == 1
+            assert len(os.listdir(f"/proc/{executor.pid}/fd")) <= descriptors + 17
         for said in (b"GET / HTTP/1.1\r\n\r\n", b"POST /metrics HTTP/1.1\r\n\r\n",
                      b"GET /metricsx HTTP/1.1\r\n\r\n", b"\r\n\r\n"):
             assert scraped.ask(said).startswith(b"HTTP/1.1 404 ")
         assert scraped.ask(b"x" * 8193) == b""
         assert scraped.ask(b"GET ") == b""  # its time is over
-        assert len(os.listdir(f"/proc/{executor.pid}/fd")) <= descriptors + 16
         assert memory(executor.pid) < held + 2
         site.succeeds(site.submit())
         assert "level=warning" not in executor.log and executor.stop() == 0

@@ -257,6 +257,13 @@ def chart_refuses_what_would_go_wrong_later_and_says_what(
     assert len(re.findall("(?m)^ *- ", ran.stderr)) == 1, ran.stderr
 
 
+@BOTH_WAYS
+def chart_has_a_port_for_metrics_where_there_are_some(helm: Helm, values: dict[str, Any]) -> None:
+    assert "ports" not in helm.render(values).sidecar
+    rendered = helm.render(overlay(values, {"backup.metricsPort": 9187}))
+    assert rendered.sidecar["ports"] == [{"name": "metrics", "containerPort": 9187}]
+
+
 def chart_without_values_names_all_that_is_missing_at_once(helm: Helm) -> None:
     said = helm.run("template", "db", str(CHART)).stderr
     assert len(re.findall(r"(?m)^- .* (?:is|are) missing", said)) == 7, said
