@@ -174,7 +174,10 @@ def bench(arguments: list[str]) -> int:
             aws = awscli()
             server = Postgres(folder / "postgres")
             server.fsync = "on"  # as people have it: each transaction of a restore waits for it
-            with server as postgres:
+            with server as postgres:  # pg_dump locks all tables at once
+                postgres.sql("ALTER SYSTEM SET max_locks_per_transaction = 1000")
+                postgres.stop()
+                postgres.start()
                 tables = Bench(folder, postgres, aws, options).tables()
     except RuntimeError as error:
         sys.exit(f"{FRONT.name}: {error}")

@@ -192,7 +192,8 @@ def test_a_statistic_that_fails_loses_nothing(scene: Scene, new: str) -> None:
 def test_a_session_that_is_cut_when_all_is_restored_loses_nothing(scene: Scene, new: str) -> None:
     scene.sql(GATE.format(GATES["count"]))
     name = stored(scene, archive(scene))
-    with shut(scene), Executor(scene.settings, "restore", name, "--database", new) as executor:
+    with shut(scene), Executor(scene.settings, "restore", name, "--database", new,
+                               "--jobs", "1") as executor:
         scene.postgres.sql(f"SELECT pg_terminate_backend({at_the_gate(scene)})")
         assert executor.wait() == 1, executor.log
     [error] = re.findall("level=error .*", executor.log)
