@@ -6470,12 +6470,14 @@ def once_more(lines: Iterable[bytes], rows: bool) -> Iterator[bytes]:
     """
     lines, statement = iter(lines), b""
     for line in lines:
-        statement += re.sub(rb"^\\(un)?restrict .*\n", b"", line)
+        statement += re.sub(rb"^(\\(un)?restrict .*|SET transaction_timeout = 0;)\n", b"", line)
         if len(statement) > LONGEST_HEAD:
             return
         if rows and line.endswith(b" FROM stdin;\n") and COPIES.search(statement):
             break
-    yield script(os.fsdecode(statement))
+    copy = COPIES.search(statement)
+    at = copy.start() if rows and copy else len(statement)
+    yield script(*filter(None, map(os.fsdecode, (statement[:at], statement[at:]))))
     for line in lines:
         yield line
         if line.rstrip() == b"\\.":
