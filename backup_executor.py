@@ -3989,7 +3989,7 @@ info|1, with the version, the database and the name of the executor
 newest_timestamp_seconds|When the newest proven backup of this database began; 0: there is none
 newest_size_bytes|Bytes of that backup
 newest_dump_seconds|What pg_dump took for it
-upload_seconds|What the last upload since the executor started took
+upload_seconds|What the last upload took, as far as it is known
 backups|Of this database good and doubtful ones; unproven (no checksum); other databases'
 verify_timestamp_seconds|When a backup of this database was verified last; 0: never
 verify_success|1 if that backup was found good, else 0, with the verdict
@@ -4043,6 +4043,8 @@ def survey(s: Settings) -> dict[str, Samples]:
         facts["newest_size_bytes"] = {"": newest.size}
         with suppress(KeyError, ValueError):
             facts["newest_dump_seconds"] = {"": int(newest.known["exectime-backup"])}
+        with suppress(KeyError):
+            facts["upload_seconds"] = {"": upload_seconds(found)[newest.key]}
     return facts | last_verify(s3, (server, s.db_database), ours)
 
 
