@@ -75,7 +75,8 @@ class Case(NamedTuple):
         if self.call in SESSIONS:
             return [self.said(SESSIONS[self.call])]
         refused = self.fault.action == "refuse"
-        if self.call == "psql#3":  # the tables before the dump are asked for twice, but at once
+        # What the dump lacks is asked for once, the tables before it are twice, but all at once.
+        if self.call in ("psql#3", "psql#4"):
             return [self.said("Reading the tables: psql: exit status 2: ")] if refused else [""]
         # Looks at pg_dump's locks, which are repeated, and what is asked for a minute. A server
         # that refuses sessions has cut pg_dump's, too: if it is not over, that fails.
@@ -109,10 +110,11 @@ class Case(NamedTuple):
 
 
 COLONIES_CALLS = ["getprocessesmsg#1", "getcronsmsg#1", "assignprocessmsg#1", "getprocessmsg#1",
-                  "addlogmsg#1", "addlogmsg#2", "closesuccessfulmsg#1"]
+                  "setoutputmsg#1", "addlogmsg#1", "addlogmsg#2", "closesuccessfulmsg#1",
+                  "updateexecutormsg#1"]
 JOINING_CALLS = ["assignprocessmsg#1", "addexecutormsg#1", "approveexecutormsg#1",
                  "assignprocessmsg#2", "getfunctionsmsg#1", "addfunctionmsg#1", "addfunctionmsg#2",
-                 "addcronmsg#1", "closefailedmsg#1"]
+                 "addfunctionmsg#3", "addcronmsg#1", "updateexecutormsg#1", "closefailedmsg#1"]
 
 
 def suffer(world: World, case: Case) -> None:

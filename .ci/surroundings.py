@@ -596,7 +596,7 @@ class World(Site):
             assert found == [APPROVED], found
             # A message that was delivered twice has made a record twice.
             known = {function["funcname"] for function in self.standin.functions}
-            assert known == {"backup", "verify"}, known
+            assert known == {"backup", "verify", "check"}, known
             found = [cron["name"] for cron in self.standin.crons.values()]
             assert found == ["backupcron"], found
         assert not self.away.requests, "a redirection was followed"
