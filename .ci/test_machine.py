@@ -124,7 +124,8 @@ def test_a_disk_that_gets_full_during_a_download_is_no_fault_of_s3(
 
         meddler.request = fill
         ran = machine.run(*command, **through(meddler))
-        one_error(ran, f"{machine.folder}: (No space left on device .BACKUP_PATH|\\d+ bytes are free)")
+        full = "(No space left on device .BACKUP_PATH|[0-9]+ bytes are free)"
+        one_error(ran, f"{machine.folder}: {full}")
         assert meddler.seen(rb"^GET (.*\n)*[Rr]ange") == 1
         meddler.request = bytes
         machine.do("rm $0/filler")
@@ -213,7 +214,7 @@ def test_any_small_number_of_open_files_is_enough_or_a_clear_failure(
     machine, new = Machine(scene.settings, tmp_path), f"new_{secrets.token_hex(4)}"
     before = databases(scene.postgres)
     scene.given_backup()
-    for number in range(6, 40, step):
+    for number in range(6, 64, step):
         ran = machine.run(*(each.format(new) for each in command), BACKUP_TIME_SCALE="0.001",
                           before=f"ulimit -n {number};")
         assert scene.files() == [] and not scene.uploads()
