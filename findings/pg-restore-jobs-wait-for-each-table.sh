@@ -8,7 +8,7 @@
 # waits, whatever synchronous_commit says. Where one pg_restore makes the tables and another one
 # fills them, no table is truncated.
 #
-# Seen, 200 tables of one row, 2 jobs: 200 times TRUNCATE, and 195 syncs of WAL (two that wait at once
+# Seen, 200 tables of one row, 2 jobs: 200 times TRUNCATE, and 167 to 195 syncs of WAL (two that wait at once
 # share one); in two runs, pre-data first, no TRUNCATE and no sync.
 set -euo pipefail
 folder=$(mktemp -d)
