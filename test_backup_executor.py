@@ -220,7 +220,7 @@ def test_it_registers_is_the_same_after_a_restart_and_deregisters(site: Site) ->
             with site.standin.lock:
                 assert [(fun["funcname"], fun["executortype"], fun["executorname"])
                         for fun in site.standin.functions] == [
-                            ("backup", site.name, site.name), ("verify", site.name, site.name)]
+                            (name, site.name, site.name) for name in ("backup", "verify", "check")]
                 (known,) = site.standin.executors.values()
                 assert (known["executorid"], known["executortype"], known["state"]) == (
                     identity(f"{derived:064x}"), site.name, APPROVED)
@@ -322,11 +322,12 @@ def test_an_empty_poll_is_not_logged_and_the_alive_file_is_touched(site: Site) -
         proxy.reply(b"assignprocessmsg", http_reply("404 Not Found", nothing), 4)
         with site.serve(proxy.port, COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
             proxy.wait_seen(b"assignprocessmsg", 2)  # the first poll, after a sign of life
+            executor.wait_for("has looked at everything")
             os.utime(site.alive, (0, 0))
             said = executor.log
             site.polling()
             assert executor.log == said and not proxy.rules
-            assert site.alive.stat().st_mtime > 0
+            becomes_true(lambda: site.alive.stat().st_mtime > 0)
 
 
 # ---- A backup is whole, and its result says so -------------------------------------------------

@@ -312,8 +312,12 @@ def test_a_crash_of_any_of_its_processes_leaves_no_core_file(site: Site, tmp_pat
         site.waiting()
         def lasting() -> list[int]:
             """Not psql, which comes and goes, nor what is about to become another program."""
-            return [pid for pid in descendants(executor.pid) if Path(
-                f"/proc/{pid}/comm").read_text() in (python, "pg_dump\n")]
+            found = []
+            for pid in descendants(executor.pid):
+                with contextlib.suppress(FileNotFoundError):
+                    if Path(f"/proc/{pid}/comm").read_text() in (python, "pg_dump\n"):
+                        found.append(pid)
+            return found
 
         python = Path(f"/proc/{executor.pid}/comm").read_text()
         becomes_true(lambda: len(lasting()) == 2)
