@@ -6798,7 +6798,8 @@ def check_settings(_: Checking) -> Lines:
 def check_crons(now: Checking) -> Lines:
     """Whether a Colonies server understands when our crons are to run. Raises Failure."""
     s, wrong = now.settings, []
-    for name, when in (("BACKUP_CRON", s.backup_cron), ("VERIFY_CRON", s.verify_cron)):
+    for function in FUNCTIONS:
+        name, when = f"{function.upper()}_CRON", getattr(s, f"{function}_cron")
         fault = cron_fault(when) if when else ""
         if fault:
             wrong.append(f"{name}, {when!r}: {fault}")
