@@ -3712,7 +3712,7 @@ class Executor:
         try:
             job = self.job
             if self.checks:
-                self.checks.child.terminate()  # it removes its object from the bucket
+                self.checks.child.terminate()  # it removes its object from the bucket meanwhile
             if job:
                 stop(job.child, signal.SIGTERM, 6)
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
@@ -3727,6 +3727,8 @@ class Executor:
         except (Failure, OSError, ValueError) as error:
             log("warning", "Could not take leave", Error=error)
         self.heart.wait(1)
+        if self.checks:
+            stop(self.checks.child, signal.SIGTERM, 2)
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
