@@ -3267,7 +3267,7 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
-        self.facts: dict[str, Any] = {}  # the last backup's result, with what it is of
+        self.facts: dict[str, Any] = {}  # of the database, by `check` or the last backup's result
         self.unknown: set[str] = set()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
@@ -3356,8 +3356,10 @@ class Executor:
     def round(self) -> None:
         """Do the one thing that is next."""
         if self.checks and self.checks.ended(0):
-            log("info", "`check` has looked at everything", Status=self.checks.child.returncode)
-            self.checks = None
+            log("info", "`check` has ended", Status=self.checks.child.returncode)
+            told = {name.lower(): x for name, x in self.checks.shown.items()}  # of the database
+            self.facts, self.checks = told | self.facts, None
+            self.times["describe"] = 0
         if self.job and self.job.ended():
             with suppress(Failure):
                 self.tell(self.job)
@@ -6864,9 +6866,12 @@ def ask_owner(us: Executor) -> None:
 def check_database(now: Checking) -> Lines:
     """Whether it can be reached, and by a pg_dump that fits."""
     now.server = server = examine_database(now.settings)
-    versions = f"PostgreSQL {server.postgresql}, TimescaleDB {server.timescaledb or 'none'}"
-    it = f"{server.database} ({server.database_size} bytes)"
-    yield "ok", f"{it}, {versions}, pg_dump {server.pg_dump}"
+    found = {"PostgreSQL": server.postgresql, "TimescaleDB": server.timescaledb}
+    found["pg_dump"] = server.pg_dump
+    if for_itself():  # the executor tells the colony
+        log("info", "Found the database", **{name: x for name, x in found.items() if x})
+    versions = ", ".join(f"{name} {x or 'none'}" for name, x in found.items())
+    yield "ok", f"{server.database} ({server.database_size} bytes), {versions}"
 
 
 def check_left_out(now: Checking) -> Lines:

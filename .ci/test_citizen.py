@@ -343,7 +343,9 @@ def test_an_executor_says_what_it_is_and_what_it_backs_up(
                 return {each["name"]: each["version"] for each in skills.get("software", [])}
 
         ours = {"Colonies Backup Executor": __version__}
-        with site.serve():
+        found = {**ours, "PostgreSQL": version, "pg_dump": version, "TimescaleDB": "2.1.0"}
+        with site.serve(DB_PORT="1") as executor:  # nobody is there
+            executor.wait_for("`check` has ended")
             becomes_true(lambda: told() == ours)
             with server.lock:
                 (hardware,) = server.executors[site.name]["capabilities"]["hardware"]

@@ -69,7 +69,7 @@ def test_serve_warns_of_what_check_would_fail_at(site: Site) -> None:
         executor.wait_for(f"level=warning {SOON}settings: FULL_BACKUP is no setting.*FULL_BACKUPS")
         executor.wait_for(f"level=warning {SOON}crons: BACKUP_CRON, 'nightly'")
         executor.wait_for(f"level=warning {SOON}verify: .*Connection refused")
-        executor.wait_for("`check` has looked at everything. Status=1")
+        executor.wait_for("`check` has ended. Status=1")
         site.succeeds(site.submit())
         assert executor.stop() == 0
         assert not re.search(f"{SOON}(colonies|database|bucket|jobs)", executor.log)
