@@ -3135,7 +3135,7 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
     """
     names, refusal = [], ""
     for text in answer.get("in") or [] if answer.get("parents") else []:
-        with suppress(KeyError, TypeError, ValueError):  # what others put out
+        with suppress(KeyError, TypeError, ValueError, RecursionError):  # what others put out
             made = json.loads(text)
             name, bucket, path = (str(made[x]) for x in ("filename", "bucket", "filepath_s3"))
             plain = re.fullmatch(ARGUMENTS["verify"][1], json.dumps(name))
@@ -3501,8 +3501,8 @@ class Executor:
                 self.take_in(str(answer["processid"]))
 
     def take_in(self, number: str) -> None:
-        """Put a process into the queue, if it is assigned to us."""
-        with allowing(400, 404, 500):
+        """Put a process into the queue, if it is assigned to us; another colony's is 403."""
+        with allowing(400, 403, 404, 500):
             answer = self.call("getprocessmsg", processid=number)
             if (answer["state"], answer["assignedexecutorid"]) == (RUNNING, self.id):
                 process = read_process(answer, self.s)

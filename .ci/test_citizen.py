@@ -233,7 +233,8 @@ def test_a_node_after_something_else_than_a_backup_verifies_the_newest(site: Sit
     name = site.given_backup()
     site.admit(OTHER_KEY, "elsewhere")
     processes = []
-    for out in (["from one"], ["[5]"], [5, None, {"filename": "backup_5.bak"}], ["{}"]):
+    for out in (["from one"], ["[5]"], [5, None, {"filename": "backup_5.bak"}], ["{}"],
+                ["[" * 100_000]):
         _, verify = site.client.submit_workflow(site.name, "else", "verify")
         taken = site.client.call("assignprocessmsg", OTHER_KEY, timeout=9)
         site.client.call("closesuccessfulmsg", OTHER_KEY, processid=taken["processid"], out=out)
@@ -365,6 +366,18 @@ def test_a_server_of_2023_is_asked_once_for_what_it_does_not_know(site: Site) ->
             refused = [kind for kind, _, status in site.standin.calls if status == 403]
         for kind in ("addlogmsg", "setoutputmsg", "updateexecutormsg"):
             assert refused.count(kind) == 1
+        assert not re.search("level=(warning|error)", executor.log)
+
+
+@standin(*GENERATIONS)
+def test_a_journal_for_another_colonys_process_hides_nothing_of_ours(site: Site) -> None:
+    foreign = site.client.submit("backup", "another")
+    site.standin.foreign.add(foreign)
+    owner = f"colonies-backup-executor/1 127.0.0.1:{site.postgres.port}/{site.database}"
+    (site.folder / "backup_1.bak.json").write_text(json.dumps({"by": owner, "process": foreign}))
+    with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.standin.wait_call("getprocessesmsg", count=2)
+        site.succeeds(site.submit())
         assert not re.search("level=(warning|error)", executor.log)
 
 
