@@ -1636,6 +1636,7 @@ class Dump:
     starttime: str = ""  # of that process, for its result
     attempts: int = 0  # runs that began to work at it: what kills them must not do so for ever
     made_again: Sequence[str] = ()  # why earlier ones of the same run were void
+    warnings: list[str]  # pg_dump's, pg_dumpall's, and of what it lacks
 
     # Of a sealed one.
     id: str  # random: its object's `backup-id`
@@ -1673,7 +1674,7 @@ class Dump:
 
     def __init__(self, file: str, **known: object):
         self.file = file  # the path of a sealed one
-        self.warnings = list[str]()  # pg_dump's, pg_dumpall's, and of what it lacks
+        self.warnings = []
         vars(self).update(known)
 
     @property
@@ -1918,7 +1919,8 @@ def left_out(database: Database, server: Server) -> list[str]:
     known = MAPPING if server.reads_passwords else "true"
     step, query = "Looking for what the dump lacks", LEFT_OUT.format(known=known)
     with noting(lines):
-        for what, names in read_json(database, step, query).items():
+        there: dict[str, list[str] | None] = read_record(database, step, query, dict)
+        for what, names in there.items():
             lines += shortened(f"Not in the dump: {what}", names or [])
     return lines
 
