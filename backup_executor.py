@@ -563,7 +563,7 @@ PATTERNS = {
         r"""(?i)https?://([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?([/?][!-"$-~]*)?""",
         "a URL of http or https, in ASCII, without user and fragment",
     ),
-    "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}", "a port, or host:port"),
+    "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}|\S+://\S+", "a port, or host:port"),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
@@ -594,7 +594,7 @@ def as_authorities(path: str) -> str:
 
 def as_listen(text: str) -> str:
     """[HOST:]PORT with a port that there is. Raises ValueError."""
-    as_port(text.rpartition(":")[2])
+    as_port(text if "://" in text else text.rpartition(":")[2])
     return text
 
 
@@ -4069,7 +4069,7 @@ def last_verify(s3: S3, of: tuple[str, str], ours: list[Backup]) -> dict[str, Sa
     names = {os.path.basename(backup.key) for backup in ours}
     last, facts = 0.0, dict[str, Samples]()
     for name, was in (verified(s3) or {}).items():
-        with suppress(AttributeError, TypeError, ValueError):  # somebody else wrote it
+        with suppress(AttributeError, TypeError, ValueError, OverflowError):  # it may be anybody's
             when = datetime.datetime.fromisoformat(was["time"]).timestamp()
             mine = name in names or (was.get("server"), was.get("database")) == of
             if mine and when > last:
@@ -7126,7 +7126,8 @@ at that one. Whoever reaches it learns, without a password, names, times and siz
 The # HELP of each metric says what it is. What they tell of the bucket is looked up at the start,
 after each job, and every hour. To be alerted:
 
-  time() - colonies_backup_newest_timestamp_seconds > 26 * 3600    no backup in time; of the last
+  abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600
+                                       no backup in time, or a clock was wrong; of the last
                                        verify likewise: colonies_backup_verify_timestamp_seconds
   colonies_backup_verify_success == 0                  a backup is not whole
   sum(colonies_backup_verify_step_seconds) > 4 * 3600  a restore would take too long
