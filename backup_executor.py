@@ -563,7 +563,7 @@ PATTERNS = {
         r"""(?i)https?://([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?([/?][!-"$-~]*)?""",
         "a URL of http or https, in ASCII, without user and fragment",
     ),
-    "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}", "a port, or host:port"),
+    "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}|\S+://\S+", "a port, or host:port"),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
@@ -594,7 +594,7 @@ def as_authorities(path: str) -> str:
 
 def as_listen(text: str) -> str:
     """[HOST:]PORT with a port that there is. Raises ValueError."""
-    as_port(text.rpartition(":")[2])
+    as_port(text if "://" in text else text.rpartition(":")[2])
     return text
 
 
@@ -1636,6 +1636,7 @@ class Dump:
     starttime: str = ""  # of that process, for its result
     attempts: int = 0  # runs that began to work at it: what kills them must not do so for ever
     made_again: Sequence[str] = ()  # why earlier ones of the same run were void
+    warnings: list[str]  # pg_dump's, pg_dumpall's, and of what it lacks
 
     # Of a sealed one.
     id: str  # random: its object's `backup-id`
@@ -1673,7 +1674,7 @@ class Dump:
 
     def __init__(self, file: str, **known: object):
         self.file = file  # the path of a sealed one
-        self.warnings = list[str]()  # pg_dump's, pg_dumpall's, and of what it lacks
+        self.warnings = []
         vars(self).update(known)
 
     @property
@@ -1918,7 +1919,8 @@ def left_out(database: Database, server: Server) -> list[str]:
     known = MAPPING if server.reads_passwords else "true"
     step, query = "Looking for what the dump lacks", LEFT_OUT.format(known=known)
     with noting(lines):
-        for what, names in read_json(database, step, query).items():
+        there: dict[str, list[str] | None] = read_record(database, step, query, dict)
+        for what, names in there.items():
             lines += shortened(f"Not in the dump: {what}", names or [])
     return lines
 
@@ -3135,7 +3137,7 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
     """
     names, refusal = [], ""
     for text in answer.get("in") or [] if answer.get("parents") else []:
-        with suppress(KeyError, TypeError, ValueError):  # what others put out
+        with suppress(KeyError, TypeError, ValueError, RecursionError):  # what others put out
             made = json.loads(text)
             name, bucket, path = (str(made[x]) for x in ("filename", "bucket", "filepath_s3"))
             plain = re.fullmatch(ARGUMENTS["verify"][1], json.dumps(name))
@@ -3267,7 +3269,7 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths: collections.Counter[str] = collections.Counter()
-        self.facts: dict[str, Any] = {}  # the last backup's result, with what it is of
+        self.facts: dict[str, Any] = {}  # of the database, by `check` or the last backup's result
         self.unknown: set[str] = set()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
@@ -3356,8 +3358,10 @@ class Executor:
     def round(self) -> None:
         """Do the one thing that is next."""
         if self.checks and self.checks.ended(0):
-            log("info", "`check` has looked at everything", Status=self.checks.child.returncode)
-            self.checks = None
+            log("info", "`check` has ended", Status=self.checks.child.returncode)
+            told = {name.lower(): x for name, x in self.checks.shown.items()}  # of the database
+            self.facts, self.checks = told | self.facts, None
+            self.times["describe"] = 0
         if self.job and self.job.ended():
             with suppress(Failure):
                 self.tell(self.job)
@@ -3499,8 +3503,8 @@ class Executor:
                 self.take_in(str(answer["processid"]))
 
     def take_in(self, number: str) -> None:
-        """Put a process into the queue, if it is assigned to us."""
-        with allowing(400, 404, 500):
+        """Put a process into the queue, if it is assigned to us; another colony's is 403."""
+        with allowing(400, 403, 404, 500):
             answer = self.call("getprocessmsg", processid=number)
             if (answer["state"], answer["assignedexecutorid"]) == (RUNNING, self.id):
                 process = read_process(answer, self.s)
@@ -3712,7 +3716,7 @@ class Executor:
         try:
             job = self.job
             if self.checks:
-                self.checks.child.terminate()  # it removes its object from the bucket
+                self.checks.child.terminate()  # it removes its object from the bucket meanwhile
             if job:
                 stop(job.child, signal.SIGTERM, 6)
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
@@ -3727,6 +3731,8 @@ class Executor:
         except (Failure, OSError, ValueError) as error:
             log("warning", "Could not take leave", Error=error)
         self.heart.wait(1)
+        if self.checks:
+            stop(self.checks.child, signal.SIGTERM, 2)
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
@@ -4063,7 +4069,7 @@ def last_verify(s3: S3, of: tuple[str, str], ours: list[Backup]) -> dict[str, Sa
     names = {os.path.basename(backup.key) for backup in ours}
     last, facts = 0.0, dict[str, Samples]()
     for name, was in (verified(s3) or {}).items():
-        with suppress(AttributeError, TypeError, ValueError):  # somebody else wrote it
+        with suppress(AttributeError, TypeError, ValueError, OverflowError):  # it may be anybody's
             when = datetime.datetime.fromisoformat(was["time"]).timestamp()
             mine = name in names or (was.get("server"), was.get("database")) == of
             if mine and when > last:
@@ -6798,7 +6804,8 @@ def check_settings(_: Checking) -> Lines:
 def check_crons(now: Checking) -> Lines:
     """Whether a Colonies server understands when our crons are to run. Raises Failure."""
     s, wrong = now.settings, []
-    for name, when in (("BACKUP_CRON", s.backup_cron), ("VERIFY_CRON", s.verify_cron)):
+    for function in FUNCTIONS:
+        name, when = f"{function.upper()}_CRON", getattr(s, f"{function}_cron")
         fault = cron_fault(when) if when else ""
         if fault:
             wrong.append(f"{name}, {when!r}: {fault}")
@@ -6861,9 +6868,12 @@ def ask_owner(us: Executor) -> None:
 def check_database(now: Checking) -> Lines:
     """Whether it can be reached, and by a pg_dump that fits."""
     now.server = server = examine_database(now.settings)
-    versions = f"PostgreSQL {server.postgresql}, TimescaleDB {server.timescaledb or 'none'}"
-    it = f"{server.database} ({server.database_size} bytes)"
-    yield "ok", f"{it}, {versions}, pg_dump {server.pg_dump}"
+    found = {"PostgreSQL": server.postgresql, "TimescaleDB": server.timescaledb}
+    found["pg_dump"] = server.pg_dump
+    if for_itself():  # the executor tells the colony
+        log("info", "Found the database", **{name: x for name, x in found.items() if x})
+    versions = ", ".join(f"{name} {x or 'none'}" for name, x in found.items())
+    yield "ok", f"{server.database} ({server.database_size} bytes), {versions}"
 
 
 def check_left_out(now: Checking) -> Lines:
@@ -7116,7 +7126,8 @@ at that one. Whoever reaches it learns, without a password, names, times and siz
 The # HELP of each metric says what it is. What they tell of the bucket is looked up at the start,
 after each job, and every hour. To be alerted:
 
-  time() - colonies_backup_newest_timestamp_seconds > 26 * 3600    no backup in time; of the last
+  abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600
+                                       no backup in time, or a clock was wrong; of the last
                                        verify likewise: colonies_backup_verify_timestamp_seconds
   colonies_backup_verify_success == 0                  a backup is not whole
   sum(colonies_backup_verify_step_seconds) > 4 * 3600  a restore would take too long

@@ -195,6 +195,7 @@ class Standin(Server):
         self.functions: list[dict[str, Any]] = []
         self.processes: dict[str, dict[str, Any]] = {}
         self.graphs: dict[str, list[dict[str, Any]]] = {}  # the processes of a workflow, by its id
+        self.foreign: set[str] = set()  # ids of processes that another colony has
         self.paused = False
         self.crons: dict[str, dict[str, Any]] = {}
         self.logs: list[dict[str, Any]] = []
@@ -387,6 +388,8 @@ class Standin(Server):
     def _process(self, caller: str, identifier: str, unknown: int = 500) -> dict[str, Any]:
         if identifier not in self.processes:
             raise Refused(unknown, "process is nil")
+        if identifier in self.foreign:
+            raise Refused(403, "Access denied, not a member of Colony with name <another>")
         self._member(caller)
         return self.processes[identifier]
 

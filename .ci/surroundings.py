@@ -420,7 +420,7 @@ class World(Site):
             server.start()
         self.go()
         assert self.executor
-        self.executor.wait_for("`check` has looked at everything")  # it asks peers, too
+        self.executor.wait_for("`check` has ended")  # it asks peers, too
         for _ in range(FAULT_KEEP):
             self.audit(self.ordered())
         return self

@@ -72,10 +72,12 @@ def test_a_cron_expression_may_have_names_words_and_a_time_zone_as_a_real_server
 
 
 def test_check_names_each_cron_that_no_server_takes_and_what_it_takes(scene: Scene) -> None:
-    said = scene.run("check", status=1, BACKUP_CRON="nightly", VERIFY_CRON="0 0 4 * * 0").stdout
-    [verify, backup] = lines_of(said, "crons")
+    said = scene.run("check", status=1, BACKUP_CRON="nightly", VERIFY_CRON="0 0 4 * * 0",
+                     CHECK_CRON="0 8 * * *").stdout
+    [verify, others] = lines_of(said, "crons")
     assert verify == "ok VERIFY_CRON: 0 0 4 * * 0"
-    assert re.search("FAIL BACKUP_CRON, 'nightly': it takes six fields .second, minute", backup)
+    assert re.search("FAIL BACKUP_CRON, 'nightly': it takes six fields .second, minute", others)
+    assert "; CHECK_CRON, '0 8 * * *': it takes six fields" in others
 
 
 # ---- Where a verify restores -------------------------------------------------------------------

@@ -233,7 +233,8 @@ def test_a_node_after_something_else_than_a_backup_verifies_the_newest(site: Sit
     name = site.given_backup()
     site.admit(OTHER_KEY, "elsewhere")
     processes = []
-    for out in (["from one"], ["[5]"], [5, None, {"filename": "backup_5.bak"}], ["{}"]):
+    for out in (["from one"], ["[5]"], [5, None, {"filename": "backup_5.bak"}], ["{}"],
+                ["[" * 100_000]):
         _, verify = site.client.submit_workflow(site.name, "else", "verify")
         taken = site.client.call("assignprocessmsg", OTHER_KEY, timeout=9)
         site.client.call("closesuccessfulmsg", OTHER_KEY, processid=taken["processid"], out=out)
@@ -344,15 +345,19 @@ def test_an_executor_says_what_it_is_and_what_it_backs_up(
                 return {each["name"]: each["version"] for each in skills.get("software", [])}
 
         ours = {"Colonies Backup Executor": __version__}
-        with site.serve():
+        found = {**ours, "PostgreSQL": version, "pg_dump": version, "TimescaleDB": "2.1.0"}
+        with site.serve(DB_PORT="1") as executor:  # nobody is there
+            executor.wait_for("`check` has ended")
             becomes_true(lambda: told() == ours)
             with server.lock:
                 (hardware,) = server.executors[site.name]["capabilities"]["hardware"]
             assert str(site.folder) in hardware["model"]
             assert re.fullmatch("[1-9][0-9]*Mi", hardware["storage"])
-            site.succeeds(site.submit())
-            becomes_true(lambda: told() == {
-                **ours, "PostgreSQL": version, "pg_dump": version, "TimescaleDB": "2.1.0"})
+        with site.serve():  # what it looks at tells, before there is a backup
+            becomes_true(lambda: told() == found)
+        with site.serve() as executor:
+            site.succeeds(site.submit())  # which comes before it has looked
+            becomes_true(lambda: told() == found)
 
 
 @standin({"generation": 2023})
@@ -364,6 +369,18 @@ def test_a_server_of_2023_is_asked_once_for_what_it_does_not_know(site: Site) ->
             refused = [kind for kind, _, status in site.standin.calls if status == 403]
         for kind in ("addlogmsg", "setoutputmsg", "updateexecutormsg"):
             assert refused.count(kind) == 1
+        assert not re.search("level=(warning|error)", executor.log)
+
+
+@standin(*GENERATIONS)
+def test_a_journal_for_another_colonys_process_hides_nothing_of_ours(site: Site) -> None:
+    foreign = site.client.submit("backup", "another")
+    site.standin.foreign.add(foreign)
+    owner = f"colonies-backup-executor/1 127.0.0.1:{site.postgres.port}/{site.database}"
+    (site.folder / "backup_1.bak.json").write_text(json.dumps({"by": owner, "process": foreign}))
+    with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+        site.standin.wait_call("getprocessesmsg", count=2)
+        site.succeeds(site.submit())
         assert not re.search("level=(warning|error)", executor.log)
 
 

@@ -22,6 +22,7 @@ from proxies import COMPLETING, FORBIDDEN, PART, Proxy, Stranger, http_reply, th
 from servers import (
     ASKED,
     PASSING_ON,
+    Executor,
     asking,
     client_programs,
     descendants,
@@ -68,7 +69,7 @@ def test_serve_warns_of_what_check_would_fail_at(site: Site) -> None:
         executor.wait_for(f"level=warning {SOON}settings: FULL_BACKUP is no setting.*FULL_BACKUPS")
         executor.wait_for(f"level=warning {SOON}crons: BACKUP_CRON, 'nightly'")
         executor.wait_for(f"level=warning {SOON}verify: .*Connection refused")
-        executor.wait_for("`check` has looked at everything. Status=1")
+        executor.wait_for("`check` has ended. Status=1")
         site.succeeds(site.submit())
         assert executor.stop() == 0
         assert not re.search(f"{SOON}(colonies|database|bucket|jobs)", executor.log)
@@ -90,6 +91,18 @@ esac
         assert descendants(executor.pid)
         assert executor.stop() == 0
         assert "finds" not in executor.log
+
+
+@standin()
+def test_what_serve_looks_at_leaves_no_object_when_it_is_stopped(
+        site: Site, meddler: Proxy) -> None:
+    site.standin.longest = 0.5
+    meddler.delay(rb"^GET \S*check_", 60)
+    meddler.refuse(rb"^DELETE \S*check_", 0.3)  # so it takes longer than to leave the colony
+    with Executor(site.environ() | through(meddler, 0.2)) as executor:
+        meddler.wait_seen(rb"^GET \S*check_")
+        assert [*site.objects()] and executor.stop() == 0
+        assert [*site.objects()] == []
 
 
 # ---- A process's end, and the executor's own ---------------------------------------------------

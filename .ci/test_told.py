@@ -292,13 +292,16 @@ def test_metrics_tell_of_each_kind_of_backup_and_of_a_verify_whose_backup_is_gon
     site.run("verify", "backup_100.bak", status=1)
     site.s3_client.delete_object(Bucket="backup", Key=f"{site.prefix}/backup_100.bak")
     site.run("verify", "backup_300.bak")  # of another database; it keeps what there is of ours
+    verdicts = json.loads(site.objects()["verified.json"])
+    odd = {"verdict": "odd", "time": "2999-01-01T00:00:00+00:00", "seconds": {"restore": 10**400}}
+    site.put("verified.json", json.dumps(verdicts | {made["filename"]: odd}).encode())
     with Executor(site.environ() | scraped.settings) as executor:
         found = scraped.wait(looked)
         assert kinds(found) == {"good": 1, "doubtful": 1, "unproven": 1, "other": 2}
         assert found["newest_timestamp_seconds"] == 1999999999
         assert found['verify_success{verdict="failed"}'] == 0
         assert set(json.loads(site.objects()["verified.json"])) == {
-            "backup_100.bak", "backup_300.bak"}
+            "backup_100.bak", "backup_300.bak", made["filename"]}
         executor.stop()
     with Executor(site.environ() | scraped.settings | {"DB_PORT": "1"}) as executor:
         # two servers have backups of a database of this name: which is ours, nobody says
@@ -384,6 +387,11 @@ def test_a_port_that_is_taken_keeps_nobody_from_backing_up(site: Site) -> None:
 def test_what_is_no_port_for_metrics_is_refused(where: str) -> None:
     ran = run({"METRICS_PORT": where, "AWS_S3_BUCKET_NAME": "backup"}, "backup")
     assert ran.returncode == 2 and "METRICS_PORT is not a" in ran.stderr
+
+
+def test_a_port_that_is_a_service_of_that_name_is_told_from_a_wrong_one() -> None:
+    ran = run({"METRICS_PORT": "tcp://10.0.0.7:80", "AWS_S3_BUCKET_NAME": "backup"}, "backup")
+    assert ran.returncode == 2 and "METRICS_PORT is what Kubernetes sets" in ran.stderr
 
 
 def test_a_port_alone_is_one_at_all_addresses() -> None:

@@ -12,13 +12,25 @@ import pytest
 import backup_executor
 from debian import Pgbouncer
 from environment import NOBODY, ROOT
+from proxies import COMPLETING, FORBIDDEN, Proxy, through
 from readme import least_privileges
 from restores import (
     paused,
     stored,
     verifying,
 )
-from servers import Executor, Postgres, SeaweedFS, error_lines, temporary_folder
+from servers import (
+    ASKED,
+    PASSING_ON,
+    Executor,
+    Postgres,
+    SeaweedFS,
+    asking,
+    client_programs,
+    error_lines,
+    programs,
+    temporary_folder,
+)
 from surroundings import FILLED, Generations, Scene
 from test_going_on import program
 from test_restore_passes import scene_at
@@ -223,6 +235,30 @@ def test_a_pooler_before_the_server_of_verify_is_refused_and_no_verdict(
     ran = scene.run("verify", status=1, **there)
     assert f"127.0.0.1:{pooler.port} is a pooler" in ran.stderr and not ran.stdout
     assert scene.objects().keys() == before
+
+
+def test_warnings_outlast_an_upload_that_failed(scene: Scene, meddler: Proxy) -> None:
+    role = f"poor_{secrets.token_hex(4)}"
+    scene.sql(f"""CREATE ROLE {role} LOGIN PASSWORD 'word'; GRANT SELECT ON t TO {role};
+        CREATE SUBSCRIPTION feed CONNECTION 'host=x' PUBLICATION p
+            WITH (connect = false, slot_name = NONE)""")
+    who = {"DB_USER": role, "DB_PASSWORD": "word", "BACKUP_ROLES": "off"}
+    meddler.reply(COMPLETING, FORBIDDEN, 9)
+    try:
+        scene.failure(**who, **through(meddler))
+        warnings = json.loads(scene.run("backup", "--resume").stdout)["warnings"]
+        assert len(warnings) == 2 and warnings[0].endswith("is no superuser: feed")
+    finally:
+        scene.sql(f"DROP SUBSCRIPTION feed; DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_an_answer_that_makes_no_sense_on_what_a_dump_lacks_costs_no_backup(
+        scene: Scene, tmp_path: Path) -> None:
+    path = programs(tmp_path / "odd", psql=f"""{ASKED}
+case "$asked" in *{asking('pg_user_mappings')}*) echo pong; exit ;; esac
+{PASSING_ON.format(client_programs()[0])}""")
+    (warning,) = scene.backup(PATH=path)["warnings"]
+    assert "what the dump lacks" in warning and "'pong" in warning
 
 
 # ---- Reasons -------------------------------------------------------------------------------------
