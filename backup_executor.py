@@ -5414,20 +5414,14 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
     return why, unsure
 
 
-def tables_first(archive: Archive) -> list[str]:
-    """The entries to restore before workers begin; none where there are few tables."""
-    if archive.tables <= FEW_TABLES:
-        return []
-    return archive.read("-l", "--section=pre-data").split("\n")
-
-
-def apart(entries: list[str], first: Iterable[str] = ()) -> list[list[str]]:
+def apart(entries: list[str], archive: Archive | None = None) -> list[list[str]]:
     """Entries, in as many passes as workers need, lest they lock each other out.
 
-    first: what is to be there before, but for what pg_restore makes last.
+    archive: whose tables are to be there before, if they are many; None: they are there.
     """
-    last = {*filter(AFTER_INDEXES.match, entries)}
-    before = {*first} - last
+    last, before = {*filter(AFTER_INDEXES.match, entries)}, set[str]()
+    if archive and archive.tables > FEW_TABLES:
+        before = {*archive.read("-l", "--section=pre-data").split("\n")} - last
     if not any(map(INDEX_ATTACH.match, entries)):
         last = set()
     between = {*entries} - before - last
@@ -5531,7 +5525,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
-        for part in apart(first, tables_first(archive)):
+        for part in apart(first, archive):
             restore_part(part, many)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
@@ -5648,15 +5642,17 @@ def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callabl
     if archive.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
         scripts, options = ["ANALYZE"], f"{options} {ALL_ROWS}"
 
-    def tick() -> None:
-        """End it where nobody waits for it any more."""
-        require(not over.is_set(), "stopped")
-
     def analyze(sql: str) -> list[str]:
         """One session's share."""
         left = list[str]()
         with noting(left):
-            _, answers = for_each(target, step, sql, options=options, tick=tick)
+            _, answers = for_each(
+                target,
+                step,
+                sql,
+                options=options,
+                tick=lambda: require(not over.is_set(), "stopped: nobody waits for it"),
+            )
             left += [f"{table}: {step.lower()}: {why}" for table, _, why in answers if why]
         return left
 
@@ -6102,8 +6098,7 @@ def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
 
     The lines of what comes about are taken from `left`. Its jobs run from then on.
     """
-    there = new.hub.named(new.name)
-    there = there._replace(options=f"{there.options} -c role=none")
+    there = new.hub._replace(name=new.name, options=f"{new.hub.options} -c role=none")
     parts = [("--single-transaction", [*filter(archive.refused.__contains__, archive.entries)])]
     with noting(left):
         still = restore_last(parts, part_by_part(there, archive, 1), LASTING)
@@ -6283,13 +6278,12 @@ def obtain(
         roles = only_new(making(roles_of(s3, backup)), cluster.roles)
         cluster = cluster.having(roles)
     there, early = foreseen(s3, backup, file, parts)
-    if early:
-        create = require_all(hub, cluster, early, options.locale)
+    create = require_all(hub, cluster, early, options.locale) if early else ""
     checksum = fetch(s3, backup, file, steps, there)
-    archive = early or Archive(file, parts, backup.known)
     if not early:
-        create = require_all(hub, cluster, archive, options.locale)
-    return Source(backup.key, checksum, archive, create, roles)
+        early = Archive(file, parts, backup.known)
+        create = require_all(hub, cluster, early, options.locale)
+    return Source(backup.key, checksum, early, create, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
