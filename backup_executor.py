@@ -6462,17 +6462,18 @@ def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
 def once_more(lines: Iterable[bytes], rows: bool) -> Iterator[bytes]:
     """What psql is to read of an entry's script by pg_restore, so that it obeys nothing of that.
 
-    Statements are as `script` has them; ROWS of COPY follow, up to where that ends.
+    Statements are as `script` has them, but for what psql refuses, an older server does not know,
+    or we set otherwise; ROWS of COPY follow, up to where that ends.
     """
-    lines, statement = iter(lines), b""
+    unsent = rb"^(\\(un)?restrict .*|SET (transaction_timeout|client_min_messages) = \w+;)\n"
+    lines, statement, copy = iter(lines), b"", None
     for line in lines:
-        statement += re.sub(rb"^(\\(un)?restrict .*|SET transaction_timeout = 0;)\n", b"", line)
+        statement += re.sub(unsent, b"", line)
         if len(statement) > LONGEST_HEAD:
             return
-        if rows and line.endswith(b" FROM stdin;\n") and COPIES.search(statement):
+        if rows and line.endswith(b" FROM stdin;\n") and (copy := COPIES.search(statement)):
             break
-    copy = COPIES.search(statement)
-    at = copy.start() if rows and copy else len(statement)
+    at = copy.start() if copy else len(statement)
     yield script(*filter(None, map(os.fsdecode, (statement[:at], statement[at:]))))
     for line in lines:
         yield line
@@ -6487,20 +6488,21 @@ def sqlstate(target: Database, archive: Archive, said: str) -> str:
     is too long, or there is no connection.
     """
     failed = re.findall(r"pg_restore: from TOC entry (\d+);", said)[:1]
-    entries = [entry for entry in archive.entries if [number_of(entry)] == failed]
+    entries = [entry for entry in archive.entries if number_of(entry) in failed]
     if not entries:
         return ""
-    told, argv = b"", [*PSQL, "-vVERBOSITY=sqlstate"]
-    env = environment(target, f"{UNHINDERED} {decisive_settings(target, archive)}")
+    # With a warning for each row psql would wait for who reads them, as we do for it to read rows.
+    options = f"{UNHINDERED} -c client_min_messages=error -c standard_conforming_strings=on"
+    env = environment(target, f"{options} {decisive_settings(target, archive)}")
     with listing(entries) as chosen:
-        entry = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
-        source = start(entry, environment(None))
-        psql = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        argv = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
+        source: Any = start(argv, environment(None))
+        argv = [*PSQL, "-vVERBOSITY=sqlstate"]
+        psql: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            if source.stdout and psql.stdin and psql.stdout:
-                with suppress(BrokenPipeError), psql.stdin as pipe:
-                    pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
-                told = psql.stdout.read()
+            with suppress(BrokenPipeError), psql.stdin as pipe:
+                pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
+            told = psql.stdout.read()
         finally:
             stop(source, signal.SIGKILL)
             stop(psql, signal.SIGKILL)
@@ -6575,8 +6577,8 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps) -> None:
     }
     kept = {os.path.basename(each.key) for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
-    last = {(known[name].get("server"), known[name].get("database")): name for name in ordered}
-    kept |= {name for (_, database), name in last.items() if database}
+    last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
+    kept |= {name for name in last.values() if known[name].get("database")}
     text = json.dumps({name: known[name] for name in sorted(kept & set(known))}, indent=4)
     s3.put(s3.key("verified.json"), text.encode())
 
