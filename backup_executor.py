@@ -4563,6 +4563,7 @@ class Archive:
         self.create = "TEMPLATE = template0"  # what its CREATE DATABASE says after the name
         # The database's other statements, before and after its name.
         self.properties: list[tuple[str, str]] = []
+        self.limits: list[tuple[str, str]] = []  # likewise, how many connections it takes
         self.closed = False  # only who is granted that may connect to it
         self.unread = ""  # why these could not be read
         self.encoding = "SQL_ASCII"  # of what pg_restore writes; that one is any
@@ -4631,7 +4632,8 @@ class Archive:
         if made:
             self.database, self.create = made[1], made[2]
         elif about:
-            self.properties.append((about[1], about[2]))
+            limit = about[2].startswith(" CONNECTION LIMIT ")
+            (self.limits if limit else self.properties).append((about[1], about[2]))
             if about[2].startswith(" OWNER TO "):
                 self.create += about[2][:-1].replace(" TO", "", 1)
             if re.match("REVOKE .*(CONNECT|ALL).* FROM PUBLIC;", "".join(about.groups())):
@@ -5038,12 +5040,13 @@ SIZE = "SELECT pg_database_size(current_database())"
 ANSWERS = f"""SELECT json_build_object('size', ({SIZE}),
     'answers', coalesce(current_setting('colonies_backup.answers', true), '5b5d'))"""
 # A table with a partition at another server has no statistics of its own: that is not asked. The
-# largest are shared out first among the sessions.
+# largest are shared out first among the sessions, all by one order: catalogs grow meanwhile.
 ANALYZE = FOR_EACH.format(
     into="",
     parts="""SELECT * FROM (
     SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query,
-        nspname, relname, row_number() OVER (ORDER BY pg_relation_size(c.oid) DESC, c.oid) AS nth
+        nspname, relname, row_number() OVER (
+            ORDER BY pg_relation_size(c.oid) * (c.oid >= 16384)::int DESC, c.oid) AS nth
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE (relkind IN ('r', 'm') AND relpersistence <> 't') OR (relkind = 'p' AND NOT EXISTS (
         SELECT FROM pg_partition_tree(c.oid) JOIN pg_class f ON f.oid = relid
@@ -5967,6 +5970,8 @@ def naming(new: Target, archive: Archive) -> Iterator[str]:
         yield f"ALTER DATABASE {new.before} ALLOW_CONNECTIONS true;"
     if archive.timescaledb:  # or who connects before post_restore keeps it on for its life
         yield f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;"
+    for before, after in archive.limits:  # by now ours are over
+        yield f"{before}{new.scratch}{after}"
     if not archive.closed:
         yield f"GRANT CONNECT ON DATABASE {new.scratch} TO PUBLIC;"
     yield f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"
@@ -6210,7 +6215,8 @@ def finish_restore(
     new.works = not archive.timescaledb
     try:
         left += set_properties(new, archive)  # before anybody finds it under its name
-        with analyzing(there, archive, options.jobs) as analyzed:
+        # The count's session is one of as many as there may be.
+        with analyzing(there, archive, options.jobs - 1 or 1) as analyzed:
             with steps.timed("count"):
                 rows = None
                 with noting(left):
