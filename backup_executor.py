@@ -4569,6 +4569,7 @@ class Archive:
         self.create = "TEMPLATE = template0"  # what its CREATE DATABASE says after the name
         # The database's other statements, before and after its name.
         self.properties: list[tuple[str, str]] = []
+        self.limits: list[tuple[str, str]] = []  # likewise, how many connections it takes
         self.closed = False  # only who is granted that may connect to it
         self.unread = ""  # why these could not be read
         self.encoding = "SQL_ASCII"  # of what pg_restore writes; that one is any
@@ -4637,7 +4638,8 @@ class Archive:
         if made:
             self.database, self.create = made[1], made[2]
         elif about:
-            self.properties.append((about[1], about[2]))
+            limit = about[2].startswith(" CONNECTION LIMIT ")
+            (self.limits if limit else self.properties).append((about[1], about[2]))
             if about[2].startswith(" OWNER TO "):
                 self.create += about[2][:-1].replace(" TO", "", 1)
             if re.match("REVOKE .*(CONNECT|ALL).* FROM PUBLIC;", "".join(about.groups())):
@@ -5044,12 +5046,13 @@ SIZE = "SELECT pg_database_size(current_database())"
 ANSWERS = f"""SELECT json_build_object('size', ({SIZE}),
     'answers', coalesce(current_setting('colonies_backup.answers', true), '5b5d'))"""
 # A table with a partition at another server has no statistics of its own: that is not asked. The
-# largest are shared out first among the sessions.
+# largest are shared out first among the sessions, all by one order: catalogs grow meanwhile.
 ANALYZE = FOR_EACH.format(
     into="",
     parts="""SELECT * FROM (
     SELECT c.oid::regclass AS whole, format('ANALYZE %s', c.oid::regclass) AS query,
-        nspname, relname, row_number() OVER (ORDER BY pg_relation_size(c.oid) DESC, c.oid) AS nth
+        nspname, relname, row_number() OVER (
+            ORDER BY pg_relation_size(c.oid) * (c.oid >= 16384)::int DESC, c.oid) AS nth
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE (relkind IN ('r', 'm') AND relpersistence <> 't') OR (relkind = 'p' AND NOT EXISTS (
         SELECT FROM pg_partition_tree(c.oid) JOIN pg_class f ON f.oid = relid
@@ -5420,20 +5423,14 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
     return why, unsure
 
 
-def tables_first(archive: Archive) -> list[str]:
-    """The entries to restore before workers begin; none where there are few tables."""
-    if archive.tables <= FEW_TABLES:
-        return []
-    return archive.read("-l", "--section=pre-data").split("\n")
-
-
-def apart(entries: list[str], first: Iterable[str] = ()) -> list[list[str]]:
+def apart(entries: list[str], archive: Archive | None = None) -> list[list[str]]:
     """Entries, in as many passes as workers need, lest they lock each other out.
 
-    first: what is to be there before, but for what pg_restore makes last.
+    archive: whose tables are to be there before, if they are many; None: they are there.
     """
-    last = {*filter(AFTER_INDEXES.match, entries)}
-    before = {*first} - last
+    last, before = {*filter(AFTER_INDEXES.match, entries)}, set[str]()
+    if archive and archive.tables > FEW_TABLES:
+        before = {*archive.read("-l", "--section=pre-data").split("\n")} - last
     if not any(map(INDEX_ATTACH.match, entries)):
         last = set()
     between = {*entries} - before - last
@@ -5537,7 +5534,7 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, restore_part)
     else:
-        for part in apart(first, tables_first(archive)):
+        for part in apart(first, archive):
             restore_part(part, many)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
@@ -5654,15 +5651,17 @@ def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callabl
     if archive.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
         scripts, options = ["ANALYZE"], f"{options} {ALL_ROWS}"
 
-    def tick() -> None:
-        """End it where nobody waits for it any more."""
-        require(not over.is_set(), "stopped")
-
     def analyze(sql: str) -> list[str]:
         """One session's share."""
         left = list[str]()
         with noting(left):
-            _, answers = for_each(target, step, sql, options=options, tick=tick)
+            _, answers = for_each(
+                target,
+                step,
+                sql,
+                options=options,
+                tick=lambda: require(not over.is_set(), "stopped: nobody waits for it"),
+            )
             left += [f"{table}: {step.lower()}: {why}" for table, _, why in answers if why]
         return left
 
@@ -5977,6 +5976,8 @@ def naming(new: Target, archive: Archive) -> Iterator[str]:
         yield f"ALTER DATABASE {new.before} ALLOW_CONNECTIONS true;"
     if archive.timescaledb:  # or who connects before post_restore keeps it on for its life
         yield f"ALTER DATABASE {new.scratch} RESET timescaledb.restoring;"
+    for before, after in archive.limits:  # by now ours are over
+        yield f"{before}{new.scratch}{after}"
     if not archive.closed:
         yield f"GRANT CONNECT ON DATABASE {new.scratch} TO PUBLIC;"
     yield f"ALTER DATABASE {new.scratch} RENAME TO {identifier(new.name)};"
@@ -6108,8 +6109,7 @@ def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
 
     The lines of what comes about are taken from `left`. Its jobs run from then on.
     """
-    there = new.hub.named(new.name)
-    there = there._replace(options=f"{there.options} -c role=none")
+    there = new.hub._replace(name=new.name, options=f"{new.hub.options} -c role=none")
     parts = [("--single-transaction", [*filter(archive.refused.__contains__, archive.entries)])]
     with noting(left):
         still = restore_last(parts, part_by_part(there, archive, 1), LASTING)
@@ -6221,7 +6221,8 @@ def finish_restore(
     new.works = not archive.timescaledb
     try:
         left += set_properties(new, archive)  # before anybody finds it under its name
-        with analyzing(there, archive, options.jobs) as analyzed:
+        # The count's session is one of as many as there may be.
+        with analyzing(there, archive, options.jobs - 1 or 1) as analyzed:
             with steps.timed("count"):
                 rows = None
                 with noting(left):
@@ -6289,13 +6290,12 @@ def obtain(
         roles = only_new(making(roles_of(s3, backup)), cluster.roles)
         cluster = cluster.having(roles)
     there, early = foreseen(s3, backup, file, parts)
-    if early:
-        create = require_all(hub, cluster, early, options.locale)
+    create = require_all(hub, cluster, early, options.locale) if early else ""
     checksum = fetch(s3, backup, file, steps, there)
-    archive = early or Archive(file, parts, backup.known)
     if not early:
-        create = require_all(hub, cluster, archive, options.locale)
-    return Source(backup.key, checksum, archive, create, roles)
+        early = Archive(file, parts, backup.known)
+        create = require_all(hub, cluster, early, options.locale)
+    return Source(backup.key, checksum, early, create, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
@@ -6474,17 +6474,18 @@ def drop_scratch(s: Settings) -> tuple[Database, Cluster]:
 def once_more(lines: Iterable[bytes], rows: bool) -> Iterator[bytes]:
     """What psql is to read of an entry's script by pg_restore, so that it obeys nothing of that.
 
-    Statements are as `script` has them; ROWS of COPY follow, up to where that ends.
+    Statements are as `script` has them, but for what psql refuses, an older server does not know,
+    or we set otherwise; ROWS of COPY follow, up to where that ends.
     """
-    lines, statement = iter(lines), b""
+    unsent = rb"^(\\(un)?restrict .*|SET (transaction_timeout|client_min_messages) = \w+;)\n"
+    lines, statement, copy = iter(lines), b"", None
     for line in lines:
-        statement += re.sub(rb"^(\\(un)?restrict .*|SET transaction_timeout = 0;)\n", b"", line)
+        statement += re.sub(unsent, b"", line)
         if len(statement) > LONGEST_HEAD:
             return
-        if rows and line.endswith(b" FROM stdin;\n") and COPIES.search(statement):
+        if rows and line.endswith(b" FROM stdin;\n") and (copy := COPIES.search(statement)):
             break
-    copy = COPIES.search(statement)
-    at = copy.start() if rows and copy else len(statement)
+    at = copy.start() if copy else len(statement)
     yield script(*filter(None, map(os.fsdecode, (statement[:at], statement[at:]))))
     for line in lines:
         yield line
@@ -6499,20 +6500,21 @@ def sqlstate(target: Database, archive: Archive, said: str) -> str:
     is too long, or there is no connection.
     """
     failed = re.findall(r"pg_restore: from TOC entry (\d+);", said)[:1]
-    entries = [entry for entry in archive.entries if [number_of(entry)] == failed]
+    entries = [entry for entry in archive.entries if number_of(entry) in failed]
     if not entries:
         return ""
-    told, argv = b"", [*PSQL, "-vVERBOSITY=sqlstate"]
-    env = environment(target, f"{UNHINDERED} {decisive_settings(target, archive)}")
+    # With a warning for each row psql would wait for who reads them, as we do for it to read rows.
+    options = f"{UNHINDERED} -c client_min_messages=error -c standard_conforming_strings=on"
+    env = environment(target, f"{options} {decisive_settings(target, archive)}")
     with listing(entries) as chosen:
-        entry = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
-        source = start(entry, environment(None))
-        psql = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        argv = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
+        source: Any = start(argv, environment(None))
+        argv = [*PSQL, "-vVERBOSITY=sqlstate"]
+        psql: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            if source.stdout and psql.stdin and psql.stdout:
-                with suppress(BrokenPipeError), psql.stdin as pipe:
-                    pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
-                told = psql.stdout.read()
+            with suppress(BrokenPipeError), psql.stdin as pipe:
+                pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
+            told = psql.stdout.read()
         finally:
             stop(source, signal.SIGKILL)
             stop(psql, signal.SIGKILL)
@@ -6587,8 +6589,8 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps) -> None:
     }
     kept = {os.path.basename(each.key) for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
-    last = {(known[name].get("server"), known[name].get("database")): name for name in ordered}
-    kept |= {name for (_, database), name in last.items() if database}
+    last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
+    kept |= {name for name in last.values() if known[name].get("database")}
     text = json.dumps({name: known[name] for name in sorted(kept & set(known))}, indent=4)
     s3.put(s3.key("verified.json"), text.encode())
 

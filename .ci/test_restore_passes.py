@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import backup_executor
 from restores import (
     RESTORED,
     archive,
@@ -380,3 +381,24 @@ def test_many_tables_are_made_before_they_are_filled_and_all_of_them_are_analyze
     assert scene.postgres.sql(f"SELECT count(*) {there} AND reltuples < 0", new) == "0"
     assert scene.postgres.sql(
         f"SELECT count(*) {there} AND pg_relation_filenode(oid) <> oid", new) == "0"
+
+
+def test_each_table_is_analyzed_by_one_session_whatever_grows_meanwhile(scene: Scene) -> None:
+    """The catalog grows by what the first one writes, past tables that are as large."""
+    scene.sql("""DO $$ BEGIN FOR i IN 1..100 LOOP
+        EXECUTE format('CREATE TABLE many%s AS SELECT i, i AS j, i AS k, repeat(''x'', 50) AS l
+            FROM generate_series(1, %s) i', i, 100 * i); END LOOP; END $$""")
+    for job in range(3):
+        scene.sql(backup_executor.ANALYZE.format(jobs=3, job=job))
+    assert scene.sql("""SELECT count(*) FROM pg_class WHERE relkind = 'r' AND reltuples < 0
+        AND relnamespace = 'public'::regnamespace""") == "0"
+
+
+def test_a_database_that_takes_few_connections_is_counted_and_takes_few(
+        scene: Scene, restorer: dict[str, str], new: str) -> None:
+    scene.sql(f"ALTER DATABASE {identifier(scene.database)} CONNECTION LIMIT 0")
+    name = stored(scene, archive(scene))
+    ran = restored(scene, name, "--database", new, "--no-owner", **restorer)
+    assert "row for row in number" in ran.stdout
+    assert scene.postgres.sql(
+        f"SELECT datconnlimit FROM pg_database WHERE datname = '{new}'") == "0"

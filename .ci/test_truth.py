@@ -72,6 +72,42 @@ def test_rows_that_are_refused_are_a_verdict_whatever_the_words(
     assert report["step"] == "restore" and "verified.json" in scene.objects()
 
 
+def test_an_error_is_told_from_any_number_of_warnings(
+        scene: Scene, restorer: dict[str, str]) -> None:
+    """Whoever reads them only when all rows are written waits for ever."""
+    scene.sql("""CREATE FUNCTION picky(text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() LIKE 'verify%' THEN RAISE WARNING 'odd'; END IF;
+        RETURN $1 <> 'last' OR current_database() NOT LIKE 'verify%'; END $$;
+        CREATE TABLE odd (i text CHECK (public.picky(i)));
+        INSERT INTO odd SELECT repeat('x', 200) FROM generate_series(1, 30000);
+        INSERT INTO odd VALUES ('last')""")
+    scene.backup()
+    report = json.loads(scene.run("verify", status=1, **restorer).stdout)
+    assert report["verdict"].startswith("failed: ") and report["step"] == "restore"
+
+
+def test_backslashes_mean_what_they_mean_to_pg_restore_when_an_entry_is_tried_once_more(
+        scene: Scene, restorer: dict[str, str]) -> None:
+    scene.sql(PICKY.format("RAISE disk_full") + """;
+        ALTER TABLE odd DROP CONSTRAINT odd_i_check;
+        CREATE FUNCTION marked(i int, text) RETURNS int IMMUTABLE LANGUAGE sql
+            AS $$SELECT public.picky(i)::int$$;
+        CREATE INDEX ON odd (public.marked(i, '\\'))""")
+    scene.sql(f"ALTER ROLE {restorer['DB_USER']} SET standard_conforming_strings = off")
+    scene.backup()
+    ran = scene.run("verify", status=1, **restorer)
+    assert "CREATE INDEX" in ran.stderr and not ran.stdout, ran.stdout
+
+
+def test_a_list_of_verdicts_that_somebody_else_wrote_takes_another_one(scene: Scene) -> None:
+    scene.given_backup()
+    other = {"verdict": "?", "time": "?", "server": ["odd"], "database": {"odd": 1}}
+    scene.put("verified.json", json.dumps({"backup_1.bak": other}).encode())
+    report = json.loads(scene.run("verify").stdout)
+    known = json.loads(scene.objects()["verified.json"])
+    assert known[report["object"].rpartition("/")[2]]["verdict"] == "readable"
+
+
 def test_nothing_of_an_archive_is_obeyed_when_an_entry_is_tried_once_more(
         scene: Scene, restorer: dict[str, str], tmp_path: Path) -> None:
     """Neither in what names a table's columns nor where its rows end too early."""
