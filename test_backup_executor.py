@@ -322,7 +322,7 @@ def test_an_empty_poll_is_not_logged_and_the_alive_file_is_touched(site: Site) -
         proxy.reply(b"assignprocessmsg", http_reply("404 Not Found", nothing), 4)
         with site.serve(proxy.port, COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
             proxy.wait_seen(b"assignprocessmsg", 2)  # the first poll, after a sign of life
-            executor.wait_for("has looked at everything")
+            executor.wait_for("`check` has ended")
             os.utime(site.alive, (0, 0))
             said = executor.log
             site.polling()
