@@ -28,7 +28,7 @@ def image_backs_up_and_verifies_as_an_unknown_user_on_a_read_only_root(
     assert podman.run(None, {}, *IN_IMAGE, "--help").startswith("usage: ")
     run = functools.partial(podman.run, scene.folder, scene.settings | verifying(scene.postgres))
     checks = run(*IN_IMAGE, "check").splitlines()
-    assert len(checks) > 4 and all(line.startswith("ok ") for line in checks), checks
+    assert len(checks) > 4 and {line[:5] for line in checks} <= {"ok   ", "note "}, checks
     result = json.loads(run(*IN_IMAGE, "backup"))
     assert result["pg_dump"].startswith("17.") and scene.files() == []
     same_databases(scene, scene.restored(result["filename"]))

@@ -100,12 +100,13 @@ def test_backslashes_mean_what_they_mean_to_pg_restore_when_an_entry_is_tried_on
 
 
 def test_a_list_of_verdicts_that_somebody_else_wrote_takes_another_one(scene: Scene) -> None:
-    scene.given_backup()
-    other = {"verdict": "?", "time": "?", "server": ["odd"], "database": {"odd": 1}}
-    scene.put("verified.json", json.dumps({"backup_1.bak": other}).encode())
-    report = json.loads(scene.run("verify").stdout)
-    known = json.loads(scene.objects()["verified.json"])
-    assert known[report["object"].rpartition("/")[2]]["verdict"] == "readable"
+    name = scene.given_backup()
+    other = {"verdict": "?", "time": "2026-01-01T00:00:00+00:00", "server": ["odd"],
+             "database": {"odd": 1}, "seconds": {"read": 10 ** 400}}
+    scene.put("verified.json", json.dumps({"backup_1.bak": other, name: other}).encode())
+    assert json.loads(scene.run("survey").stdout)["verify_timestamp_seconds"] == {"": 0}
+    scene.run("verify")
+    assert json.loads(scene.objects()["verified.json"])[name]["verdict"] == "readable"
 
 
 def test_nothing_of_an_archive_is_obeyed_when_an_entry_is_tried_once_more(
