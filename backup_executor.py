@@ -7128,13 +7128,14 @@ at that one. Whoever reaches it learns, without a password, names, times and siz
 The # HELP of each metric says what it is. What they tell of the bucket is looked up at the start,
 after each job, and every hour. To be alerted:
 
-  abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600
-                                       no backup in time, or a clock was wrong; of the last
-                                       verify likewise: colonies_backup_verify_timestamp_seconds
+  abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600  no backup in time, or a clock
+                                       was wrong; of the last verify likewise:
+                                       colonies_backup_verify_timestamp_seconds
   colonies_backup_verify_success == 0                  a backup is not whole
   sum(colonies_backup_verify_step_seconds) > 4 * 3600  a restore would take too long
   increase(colonies_backup_failures_total[1h]) > 0     a process failed
-  colonies_backup_bucket_reachable == 0                S3 is away; what is known of it stays""",
+  colonies_backup_bucket_reachable == 0                S3 is away; what is known of it stays
+  absent(colonies_backup_info)                         no executor is here that answers""",
     "backup": """
 stdout has the result alone, as one JSON text; in Colonies it is the process's output, which shows
 phase and bytes while it runs:

@@ -223,6 +223,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**NO_KEYS, "serviceAccount": {"create": False, "annotations": {"role": "r"}}}, "keys for S3"),
     ({"backup.verify.password": ""}, "backup.verify.password or backup.verify.existingSecret is"),
     ({"backup.verifyCronName": "backupcron"}, "cronName and backup.verifyCronName are the same"),
+    ({"backup.checkCronName": "verifycron"}, "verifyCronName and backup.checkCronName are the sam"),
     ({"backup.extraEnv": [{"name": "DB_PASSWORD"}]}, "backup.extraEnv: DB_PASSWORD has a value"),
     ({"backup.extraEnv": [{"name": "AWS_S3_BUCKET"}]}, "AWS_S3_BUCKET has a value of its own"),
     ({"backup.extraEnv": [{"name": "TZ"}, {"name": "TZ"}]}, "backup.extraEnv: TZ is there twice"),

@@ -86,8 +86,15 @@
 - backup.aliveFile is on the read-only root: it goes below /tmp, backup.path or one of
   backup.extraVolumeMounts.
 {{- end }}
-{{- if and $backup.cron $backup.verifyCron (eq $backup.cronName $backup.verifyCronName) }}
-- backup.cronName and backup.verifyCronName are the same.
+{{- $crons := dict }}
+{{- range list "cron" "verifyCron" "checkCron" }}
+{{- if index $backup . }}
+{{- $key := printf "%sName" . }}
+{{- with get $crons (index $backup $key) }}
+- backup.{{ . }} and backup.{{ $key }} are the same.
+{{- end }}
+{{- $_ := set $crons (index $backup $key) $key }}
+{{- end }}
 {{- end }}
 
 {{- $ours := list "data" "backups" "secrets" "database-secret" "shm" "tmp" "backup-tmp" "run" }}
