@@ -389,10 +389,12 @@ LONG = 63 * "x"  # an alias that leaves the label of the chart no room for a ver
 @pytest.fixture
 def releases(postgres: Postgres) -> Iterator[str]:
     """The address of a database of helm's releases: the cluster's own it would send as protobuf."""
-    database = f"helm-{secrets.token_hex(4)}"
-    address = f"postgres:{postgres.password}@127.0.0.1:{postgres.port}/{database}?sslmode=disable"
+    name = f"helm_{secrets.token_hex(4)}"
+    address = f"{name}:{name}@127.0.0.1:{postgres.port}/{name}?sslmode=disable"
+    # helm's driver refuses the one iteration with which tests make passwords.
+    postgres.sql(f"SET scram_iterations = 4096; CREATE ROLE {name} LOGIN PASSWORD '{name}'")
     with postgres.dropping():
-        postgres.run("createdb", database)
+        postgres.run("createdb", "--owner", name, name)
         yield f"postgresql://{address}"
 
 
@@ -563,7 +565,7 @@ def chart_names_things_as_documented_and_those_of_a_second_release_differ(helm: 
     second = helm.render(overlay(WHOLE, {"fullnameOverride": "second"}), "db2")
     assert first.names() == [
         "Pod timescaledb-check", *(f"Secret timescaledb-{name}" for name in (
-            "colonies", "database", "s3", "verify")), "Service timescaledb-headless",
+            "colonies", "database", "heartbeat", "s3", "verify")), "Service timescaledb-headless",
         "Service timescaledb-service", "ServiceAccount timescaledb",
         "StatefulSet timescaledb-statefulset"]
     assert set(first.names()).isdisjoint(second.names())
@@ -781,4 +783,4 @@ def chart_runs_a_sidecar_that_backs_up_and_takes_new_secrets_in_without_a_restar
         assert program.stop(timeout=10) == 0
     with Sidecar(runtime, tmp_path, right, right.check).running() as program:
         assert program.wait() == 0 and len(program.out) > 4, program.log
-        assert all(line.startswith("ok ") for line in program.out), program.log
+        assert {line[:5] for line in program.out} <= {"ok   ", "note "}, program.log
