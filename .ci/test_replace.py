@@ -259,6 +259,7 @@ def test_what_is_at_work_in_a_database_does_not_hinder_its_replacement_or_all_is
     assert "prepared transaction 'half', of postgres" in ran.stderr and not closed(elsewhere)
     assert were.items() <= databases(elsewhere).items()
     elsewhere.sql("ROLLBACK PREPARED 'half'", "metrics")
+    assert "connected to it" in ran.stdout, ran.stderr
     elsewhere.sql(ran.stdout.split("connected to it:\n")[1])
     assert databases(elsewhere)["metrics"] != were["metrics"] and not closed(elsewhere)
 
