@@ -6880,11 +6880,14 @@ def check_database(now: Checking) -> Lines:
 
 def check_left_out(now: Checking) -> Lines:
     """What a backup of one database does not hold of its server."""
+    if not now.server:
+        yield UNKNOWN
+        return
     s, dump = now.settings, Dump("")
     _, cluster = examine_cluster(s.database())
     count = sum(not role.startswith("pg_") for role in cluster.roles)
-    text = f"no backup holds the server's {len(cluster.limits) - 3} other databases"
-    without = take_roles(s, now.server, dump) if now.server else UNKNOWN[1]
+    text = f"no backup holds the server's {now.server.other_databases} other databases"
+    without = take_roles(s, now.server, dump)
     if dump.roles_sql:
         passwords = "with" if dump.role_passwords else "without"
         yield "ok", f"{text}; each brings its {count} roles, {passwords} their passwords"
@@ -7054,7 +7057,8 @@ def check_verify(now: Checking) -> Lines:
     if cluster.major < server.major:
         lacks.append(f"PostgreSQL {server.major} or later (it is {cluster.major})")
     version = server.timescaledb
-    if version and not (cluster.preloaded == "yes" and version in cluster.versions):
+    ready = cluster.superuser and cluster.preloaded == "yes" and version in cluster.versions
+    if version and not ready:
         lacks.append(f"TimescaleDB {version}, preloaded (shared_preload_libraries), or a superuser")
     require(not lacks, f"{where} lacks: {'; '.join(lacks)}")
     if there["system"] == server.system_identifier:

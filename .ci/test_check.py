@@ -11,6 +11,7 @@ import pytest
 import backup_executor
 from colonies import OWNER_KEY, USER_KEY, identity, next_run
 from proxies import COMPLETING, FORBIDDEN, Proxy, through
+from restores import RESTORED
 from servers import run
 from surroundings import EXECUTOR_KEY, GENERATIONS, Generations, Scene, Site, standin
 from timescale import Sensors
@@ -119,6 +120,24 @@ def test_check_names_extensions_that_the_verifier_may_not_make_and_the_backed_up
     assert unset.startswith("note VERIFY_DB_HOST is not set")
 
 
+def test_check_says_that_a_verify_of_timescaledb_takes_a_superuser(
+        sensors: Sensors, target: str) -> None:
+    role = {"VERIFY_DB_HOST": "127.0.0.1", "VERIFY_DB_PORT": sensors.settings["DB_PORT"],
+            "VERIFY_DB_USER": target, "VERIFY_DB_PASSWORD": "v3rify"}
+    server = sensors.server
+    server.sql(f"""CREATE ROLE {target} LOGIN CREATEDB PASSWORD 'v3rify';
+        GRANT pg_read_all_settings TO {target}""")  # it sees that the library is preloaded
+    try:
+        [said] = lines_of(sensors.run("check", status=1, **role).stdout, "verify")
+        assert re.search(r"FAIL .* lacks: TimescaleDB 2\.1\.0, .* or a superuser", said), said
+        assert not sensors.run("verify", status=1, **role).stdout
+        server.sql(f"ALTER ROLE {target} SUPERUSER")
+        assert lines_of(sensors.run("check", **role).stdout, "verify")[-1].startswith("ok")
+        assert json.loads(sensors.run("verify", **role).stdout)["verdict"] == RESTORED
+    finally:
+        server.sql(f"DROP ROLE {target}")
+
+
 # ---- The bucket, and what waits for it ---------------------------------------------------------
 
 def test_check_says_of_a_bucket_that_is_not_there_that_a_backup_makes_it(scene: Scene) -> None:
@@ -165,6 +184,14 @@ def test_a_check_by_a_pg_dump_that_is_too_old_does_not_say_that_the_database_is_
     assert "older than the server" in lines_of(said, "database")[0]
     assert "did not answer" not in said and "no proven backup" not in said
     assert lines_of(said, "newest backup")[0].startswith("- not looked at")
+
+
+def test_check_counts_the_databases_that_a_backup_counts_or_none(scene: Scene) -> None:
+    others = scene.backup()["other_databases"]  # templates, as this server has one, are none
+    [said] = lines_of(scene.run("check").stdout, "left out")
+    assert f"the server's {others} other databases" in said
+    [said] = lines_of(scene.run("check", status=1, DB_PORT="1").stdout, "left out")
+    assert said.startswith("- not looked at")
 
 
 def test_check_calls_a_bucket_without_a_backup_a_note(scene: Scene) -> None:
