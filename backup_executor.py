@@ -6763,6 +6763,13 @@ NEXT_JOBS = """SELECT json_build_object(
 
 # As PostgreSQL's manual has it of max_locks_per_transaction. pg_dump locks tables, up to 17
 # sequences, 15 views, too; none locks indexes (15.19, 17.10, 18.6).
+# pg_dump locks each table, and refuses to be shown some of its rows.
+UNREADABLE = """SELECT coalesce(json_agg(c.oid::regclass), '[]') FROM pg_class c
+    JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind IN ('r', 'p', 'S')
+    AND relpersistence <> 't' AND nspname !~ '^(pg_|information_schema$)' AND (row_security_active(
+    c.oid) OR NOT has_table_privilege(c.oid, 'SELECT') OR NOT has_schema_privilege(n.oid, 'USAGE'))
+    AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
+        AND objid = c.oid AND deptype = 'e')"""
 LOCKS = """SELECT json_build_array((SELECT count(*) FROM pg_class
         WHERE relkind IN ('r', 'p', 'S', 'v', 'm') AND oid >= 16384),
     current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::int
@@ -6898,10 +6905,17 @@ def check_left_out(now: Checking) -> Lines:
 
 
 def check_contents(now: Checking) -> Lines:
-    """What a dump by this role, of this server, lacks of the database in silence."""
-    lines = left_out(now.settings.database(), now.server) if now.server else [UNKNOWN[1]]
+    """What a dump by this role, of this server, lacks in silence, or fails at. Raises Failure."""
+    if not now.server:
+        yield UNKNOWN
+        return
+    database = now.settings.database()
+    lines = left_out(database, now.server)
     for line in lines:
-        yield "warn" if now.server else "-", line
+        yield "warn", line
+    names = read_json(database, "Looking at the tables", UNREADABLE)
+    text = f"{database.user} may not read all of these, so pg_dump fails"
+    require(not names, "".join(shortened(text, names)))
     if not lines:
         yield "ok", "no subscription, option of a user mapping or unlogged row is left out"
 

@@ -186,6 +186,31 @@ def test_a_check_by_a_pg_dump_that_is_too_old_does_not_say_that_the_database_is_
     assert lines_of(said, "newest backup")[0].startswith("- not looked at")
 
 
+def test_check_fails_where_the_role_may_not_read_all_that_pg_dump_does(scene: Scene) -> None:
+    role = f"{scene.database}_reader"
+    scene.sql(f"""CREATE ROLE {role} LOGIN PASSWORD 'word'; CREATE SCHEMA s; CREATE SEQUENCE s.q;
+        CREATE TABLE s.mine (); ALTER TABLE s.mine ENABLE ROW LEVEL SECURITY;
+        CREATE VIEW s.v AS SELECT; CREATE EXTENSION pg_trgm SCHEMA s;
+        CREATE TABLE s.member (); ALTER EXTENSION pg_trgm ADD TABLE s.member""")
+    reader = {"DB_USER": role, "DB_PASSWORD": "word"}
+    try:
+        for repair, lacks in (
+                ("", "public.t, s.mine, s.q"), (f"GRANT SELECT ON t TO {role}", "s.mine, s.q"),
+                (f"GRANT SELECT ON s.mine, s.q TO {role}", "s.mine, s.q"),
+                (f"GRANT USAGE ON SCHEMA s TO {role}", "s.mine")):
+            scene.sql(repair)
+            [said] = lines_of(scene.run("check", status=1, **reader).stdout, "contents")
+            start, _, names = said.rpartition(": ")
+            assert start == f"FAIL {role} may not read all of these, so pg_dump fails"
+            assert sorted(names.split(", ")) == sorted(lacks.split(", "))
+            scene.failure(**reader)
+        scene.sql(f"ALTER ROLE {role} BYPASSRLS")
+        [said] = lines_of(scene.run("check", **reader).stdout, "contents")
+        assert said.startswith("ok") and scene.backup(**reader)
+    finally:
+        scene.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
 def test_check_counts_the_databases_that_a_backup_counts_or_none(scene: Scene) -> None:
     others = scene.backup()["other_databases"]  # templates, as this server has one, are none
     [said] = lines_of(scene.run("check").stdout, "left out")
