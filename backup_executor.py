@@ -6974,8 +6974,9 @@ def check_volume(now: Checking) -> Lines:
             yield "warn", text + with_what
     size = now.server.database_size if now.server else 0
     room = require_room(s, now.newest.size, size)
-    if now.backups is None:
-        room = room.partition(";")[0] + "; the newest backup was not looked at"
+    if not now.backups:
+        why = "the newest backup was not looked at" if now.backups is None else "no backup is there"
+        room = f"{room.partition(';')[0]}; {why}"
     yield "ok", room
 
 

@@ -220,7 +220,11 @@ def test_check_counts_the_databases_that_a_backup_counts_or_none(scene: Scene) -
 
 
 def test_check_calls_a_bucket_without_a_backup_a_note(scene: Scene) -> None:
-    assert lines_of(scene.run("check").stdout, "newest backup") == ["note no proven backup"]
+    said = scene.run("check").stdout
+    assert lines_of(said, "newest backup") == ["note no proven backup"]
+    assert lines_of(said, "staging volume")[-1].endswith("; no backup is there")
+    scene.backup()
+    assert re.search(r"has [1-9]\d+$", lines_of(scene.run("check").stdout, "staging volume")[-1])
 
 
 # ---- JSON, and settings that nobody reads ------------------------------------------------------
