@@ -6763,6 +6763,13 @@ NEXT_JOBS = """SELECT json_build_object(
 
 # As PostgreSQL's manual has it of max_locks_per_transaction. pg_dump locks tables, up to 17
 # sequences, 15 views, too; none locks indexes (15.19, 17.10, 18.6).
+# pg_dump locks each table, and refuses to be shown some of its rows.
+UNREADABLE = """SELECT coalesce(json_agg(c.oid::regclass), '[]') FROM pg_class c
+    JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind IN ('r', 'p', 'S')
+    AND relpersistence <> 't' AND nspname !~ '^(pg_|information_schema$)' AND (row_security_active(
+    c.oid) OR NOT has_table_privilege(c.oid, 'SELECT') OR NOT has_schema_privilege(n.oid, 'USAGE'))
+    AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
+        AND objid = c.oid AND deptype = 'e')"""
 LOCKS = """SELECT json_build_array((SELECT count(*) FROM pg_class
         WHERE relkind IN ('r', 'p', 'S', 'v', 'm') AND oid >= 16384),
     current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::int
@@ -6880,11 +6887,14 @@ def check_database(now: Checking) -> Lines:
 
 def check_left_out(now: Checking) -> Lines:
     """What a backup of one database does not hold of its server."""
+    if not now.server:
+        yield UNKNOWN
+        return
     s, dump = now.settings, Dump("")
     _, cluster = examine_cluster(s.database())
     count = sum(not role.startswith("pg_") for role in cluster.roles)
-    text = f"no backup holds the server's {len(cluster.limits) - 3} other databases"
-    without = take_roles(s, now.server, dump) if now.server else UNKNOWN[1]
+    text = f"no backup holds the server's {now.server.other_databases} other databases"
+    without = take_roles(s, now.server, dump)
     if dump.roles_sql:
         passwords = "with" if dump.role_passwords else "without"
         yield "ok", f"{text}; each brings its {count} roles, {passwords} their passwords"
@@ -6895,10 +6905,17 @@ def check_left_out(now: Checking) -> Lines:
 
 
 def check_contents(now: Checking) -> Lines:
-    """What a dump by this role, of this server, lacks of the database in silence."""
-    lines = left_out(now.settings.database(), now.server) if now.server else [UNKNOWN[1]]
+    """What a dump by this role, of this server, lacks in silence, or fails at. Raises Failure."""
+    if not now.server:
+        yield UNKNOWN
+        return
+    database = now.settings.database()
+    lines = left_out(database, now.server)
     for line in lines:
-        yield "warn" if now.server else "-", line
+        yield "warn", line
+    names = read_json(database, "Looking at the tables", UNREADABLE)
+    text = f"{database.user} may not read all of these, so pg_dump fails"
+    require(not names, "".join(shortened(text, names)))
     if not lines:
         yield "ok", "no subscription, option of a user mapping or unlogged row is left out"
 
@@ -6957,8 +6974,9 @@ def check_volume(now: Checking) -> Lines:
             yield "warn", text + with_what
     size = now.server.database_size if now.server else 0
     room = require_room(s, now.newest.size, size)
-    if now.backups is None:
-        room = room.partition(";")[0] + "; the newest backup was not looked at"
+    if not now.backups:
+        why = "the newest backup was not looked at" if now.backups is None else "no backup is there"
+        room = f"{room.partition(';')[0]}; {why}"
     yield "ok", room
 
 
@@ -7054,7 +7072,8 @@ def check_verify(now: Checking) -> Lines:
     if cluster.major < server.major:
         lacks.append(f"PostgreSQL {server.major} or later (it is {cluster.major})")
     version = server.timescaledb
-    if version and not (cluster.preloaded == "yes" and version in cluster.versions):
+    ready = cluster.superuser and cluster.preloaded == "yes" and version in cluster.versions
+    if version and not ready:
         lacks.append(f"TimescaleDB {version}, preloaded (shared_preload_libraries), or a superuser")
     require(not lacks, f"{where} lacks: {'; '.join(lacks)}")
     if there["system"] == server.system_identifier:

@@ -11,6 +11,7 @@ import pytest
 import backup_executor
 from colonies import OWNER_KEY, USER_KEY, identity, next_run
 from proxies import COMPLETING, FORBIDDEN, Proxy, through
+from restores import RESTORED
 from servers import run
 from surroundings import EXECUTOR_KEY, GENERATIONS, Generations, Scene, Site, standin
 from timescale import Sensors
@@ -119,6 +120,24 @@ def test_check_names_extensions_that_the_verifier_may_not_make_and_the_backed_up
     assert unset.startswith("note VERIFY_DB_HOST is not set")
 
 
+def test_check_says_that_a_verify_of_timescaledb_takes_a_superuser(
+        sensors: Sensors, target: str) -> None:
+    role = {"VERIFY_DB_HOST": "127.0.0.1", "VERIFY_DB_PORT": sensors.settings["DB_PORT"],
+            "VERIFY_DB_USER": target, "VERIFY_DB_PASSWORD": "v3rify"}
+    server = sensors.server
+    server.sql(f"""CREATE ROLE {target} LOGIN CREATEDB PASSWORD 'v3rify';
+        GRANT pg_read_all_settings TO {target}""")  # it sees that the library is preloaded
+    try:
+        [said] = lines_of(sensors.run("check", status=1, **role).stdout, "verify")
+        assert re.search(r"FAIL .* lacks: TimescaleDB 2\.1\.0, .* or a superuser", said), said
+        assert not sensors.run("verify", status=1, **role).stdout
+        server.sql(f"ALTER ROLE {target} SUPERUSER")
+        assert lines_of(sensors.run("check", **role).stdout, "verify")[-1].startswith("ok")
+        assert json.loads(sensors.run("verify", **role).stdout)["verdict"] == RESTORED
+    finally:
+        server.sql(f"DROP ROLE {target}")
+
+
 # ---- The bucket, and what waits for it ---------------------------------------------------------
 
 def test_check_says_of_a_bucket_that_is_not_there_that_a_backup_makes_it(scene: Scene) -> None:
@@ -167,8 +186,45 @@ def test_a_check_by_a_pg_dump_that_is_too_old_does_not_say_that_the_database_is_
     assert lines_of(said, "newest backup")[0].startswith("- not looked at")
 
 
+def test_check_fails_where_the_role_may_not_read_all_that_pg_dump_does(scene: Scene) -> None:
+    role = f"{scene.database}_reader"
+    scene.sql(f"""CREATE ROLE {role} LOGIN PASSWORD 'word'; CREATE SCHEMA s; CREATE SEQUENCE s.q;
+        CREATE TABLE s.mine (); ALTER TABLE s.mine ENABLE ROW LEVEL SECURITY;
+        CREATE VIEW s.v AS SELECT; CREATE EXTENSION pg_trgm SCHEMA s;
+        CREATE TABLE s.member (); ALTER EXTENSION pg_trgm ADD TABLE s.member""")
+    reader = {"DB_USER": role, "DB_PASSWORD": "word"}
+    try:
+        for repair, lacks in (
+                ("", "public.t, s.mine, s.q"), (f"GRANT SELECT ON t TO {role}", "s.mine, s.q"),
+                (f"GRANT SELECT ON s.mine, s.q TO {role}", "s.mine, s.q"),
+                (f"GRANT USAGE ON SCHEMA s TO {role}", "s.mine")):
+            scene.sql(repair)
+            [said] = lines_of(scene.run("check", status=1, **reader).stdout, "contents")
+            start, _, names = said.rpartition(": ")
+            assert start == f"FAIL {role} may not read all of these, so pg_dump fails"
+            assert sorted(names.split(", ")) == sorted(lacks.split(", "))
+            scene.failure(**reader)
+        scene.sql(f"ALTER ROLE {role} BYPASSRLS")
+        [said] = lines_of(scene.run("check", **reader).stdout, "contents")
+        assert said.startswith("ok") and scene.backup(**reader)
+    finally:
+        scene.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_check_counts_the_databases_that_a_backup_counts_or_none(scene: Scene) -> None:
+    others = scene.backup()["other_databases"]  # templates, as this server has one, are none
+    [said] = lines_of(scene.run("check").stdout, "left out")
+    assert f"the server's {others} other databases" in said
+    [said] = lines_of(scene.run("check", status=1, DB_PORT="1").stdout, "left out")
+    assert said.startswith("- not looked at")
+
+
 def test_check_calls_a_bucket_without_a_backup_a_note(scene: Scene) -> None:
-    assert lines_of(scene.run("check").stdout, "newest backup") == ["note no proven backup"]
+    said = scene.run("check").stdout
+    assert lines_of(said, "newest backup") == ["note no proven backup"]
+    assert lines_of(said, "staging volume")[-1].endswith("; no backup is there")
+    scene.backup()
+    assert re.search(r"has [1-9]\d+$", lines_of(scene.run("check").stdout, "staging volume")[-1])
 
 
 # ---- JSON, and settings that nobody reads ------------------------------------------------------
