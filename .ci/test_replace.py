@@ -231,7 +231,8 @@ CONNECTION = "host=127.0.0.1 port={0.port} dbname={1} user=postgres password={0.
 def test_what_is_at_work_in_a_database_does_not_hinder_its_replacement_or_all_is_as_before(
         scene: Scene, elsewhere: Postgres) -> None:
     """A backup of it, replication to and from it; and then a prepared transaction."""
-    restored(scene, "latest", "--database", "metrics")  # the new server's is empty
+    [name] = scene.objects()  # a backup that is made again is one of another server
+    restored(scene, name, "--database", "metrics")  # the new server's is empty
     elsewhere.sql("CREATE TABLE later (i int); CREATE PUBLICATION out FOR TABLE later", "metrics")
     elsewhere.sql("CREATE DATABASE other")
     elsewhere.sql("CREATE TABLE later (i int); CREATE TABLE t (i int);"
@@ -245,7 +246,7 @@ def test_what_is_at_work_in_a_database_does_not_hinder_its_replacement_or_all_is
     were = databases(elsewhere)
     with scene.locked(), scene.start() as backup:
         scene.waiting()
-        ran = scene.run("restore", "latest", "--database", "metrics", "--replace")
+        ran = scene.run("restore", name, "--database", "metrics", "--replace")
         # It fails, or is made again, of the new one.
         assert backup.wait() == 1 or result_of(backup)["made_again"], backup.log
     assert "colonies-backup" in ran.stderr
@@ -255,7 +256,7 @@ def test_what_is_at_work_in_a_database_does_not_hinder_its_replacement_or_all_is
 
     were = databases(elsewhere)
     elsewhere.sql("BEGIN; DELETE FROM t; PREPARE TRANSACTION 'half'", "metrics")
-    ran = scene.run("restore", "latest", "--database", "metrics", "--replace", status=1)
+    ran = scene.run("restore", name, "--database", "metrics", "--replace", status=1)
     assert "prepared transaction 'half', of postgres" in ran.stderr and not closed(elsewhere)
     assert were.items() <= databases(elsewhere).items()
     elsewhere.sql("ROLLBACK PREPARED 'half'", "metrics")
