@@ -481,8 +481,9 @@ class World(Site):
     def looked_at(self) -> dict[str, Any]:
         """What has a final name; each new one is looked at."""
         listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
+        # Beside roles, which `prove` looks at, and what a `check` has left that was killed.
         found = {item["Key"]: item for item in listed.get("Contents", [])
-                 if not item["Key"].endswith(".roles.sql")}  # which `prove` looks at
+                 if not re.search(r"/check_[0-9a-f]+$|[.]roles[.]sql$", item["Key"])}
         for key, item in found.items():
             if self.proven.get(key) != item["ETag"]:
                 assert key not in self.proven, f"{key} was overwritten"
