@@ -3536,6 +3536,8 @@ class Executor:
         """Wait for a process; see to what got lost, and to the crons."""
         if self.due("look", 60):
             self.look()
+            if self.queue:  # perhaps for ever with the same: what waits has its turn all the same
+                self.assign(timeout=-1)
         if self.due("describe", FOREVER):
             self.describe()
         while self.due("cron", 3600):

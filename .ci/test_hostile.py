@@ -186,9 +186,10 @@ ODD_PROCESSES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("odd", [ODD_IDS, LONG_IDS, ODD_PROCESSES], ids=["ids", "long", "others"])
 def test_odd_processes_that_stay_assigned_to_it_keep_no_other_waiting(
         site: Site, odd: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where it meets them anew as soon as it has done with them."""
     site.standin.longest = 0.5  # it looks again when a poll has ended
     real, listed = site.standin.on_getprocess, site.standin.on_getprocesses
-    with site.serve(BACKUP_TIME_SCALE="0.01") as executor:
+    with site.serve(BACKUP_TIME_SCALE="0.001") as executor:
         site.polling()
         processes = [{"processid": f"odd-{number}", "state": RUNNING, "starttime": rfc3339(),
                       "assignedexecutorid": executor_id(site), "spec": {"funcname": "backup"},
