@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import coincurve
 
-from servers import Server, free_ports
+from servers import PATIENCE, Server, free_ports
 
 WAITING, RUNNING, SUCCESS, FAILED, CANCELLED = range(5)
 PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
@@ -338,7 +338,8 @@ class Standin(Server):
         return Colony("127.0.0.1", self.port, COLONY_NAME, self.owner, OWNER_KEY, USER_KEY,
                       self.generation, self)
 
-    def wait_call(self, kind: str, status: int = 200, count: int = 1, timeout: float = 60) -> None:
+    def wait_call(self, kind: str, status: int = 200, count: int = 1,
+                  timeout: float = PATIENCE) -> None:
         """Wait until COUNT messages of a type have been answered with a status, since the start."""
         with self.lock:
             if not self.changed.wait_for(lambda: count <= sum(
@@ -867,7 +868,7 @@ class Client:
         return self.call("getprocessmsg", processid=identifier)
 
     def wait(self, identifier: str, states: Any = (SUCCESS, FAILED, CANCELLED),
-             timeout: float = 60) -> dict[str, Any]:
+             timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait until a process is in one of the states; return it."""
         wanted = (states,) if isinstance(states, int) else states
         deadline = time.monotonic() + timeout

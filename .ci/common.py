@@ -15,7 +15,10 @@ pytest_plugins = ["surroundings", "timescale", "restores", "image", "chart", "de
 PHASES = list(hypothesis.Phase)
 if MUTATIONS in os.environ:  # that a test fails is enough: no simpler example is looked for
     PHASES = PHASES[:PHASES.index(hypothesis.Phase.shrink)]
-hypothesis.settings.register_profile("suite", database=None, deadline=None, phases=PHASES)
+# The same examples each time, however long a busy machine takes to make them.
+hypothesis.settings.register_profile(
+    "suite", database=None, deadline=None, phases=PHASES, derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
 hypothesis.configuration.set_hypothesis_home_dir(cache_folder() / "hypothesis")
 

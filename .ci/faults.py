@@ -243,8 +243,9 @@ def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
         collections.Counter[str], collections.Counter[int]]:
     """Kill programs at random moments, so many or so long; how many by name, processes by end.
 
-    Meanwhile three worlds make one backup after the other, and audit each. The stand-in for
-    Colonies lives in this process: its connections are cut, and its port is closed for a while.
+    Meanwhile three worlds make one backup after the other, and audit each; it goes on until each
+    world has made one all the same. The stand-in for Colonies lives in this process: its
+    connections are cut, and its port is closed for a while.
     """
     dice, killed, over = random.Random(seed), collections.Counter[str](), threading.Event()
     up = threading.Lock()  # held while a server is down: nobody audits then
@@ -274,7 +275,9 @@ def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
             worker.start()
         end = time.monotonic() + minutes * 60
         try:
-            while not over.is_set() and (killed.total() < kills or time.monotonic() < end):
+            while not over.is_set() and (
+                    killed.total() < kills or time.monotonic() < end
+                    or any(world.ends[SUCCESS] <= FAULT_KEEP for world in worlds)):
                 over.wait(dice.random() * 0.3)
                 [name] = dice.choices(list(KILLED), list(KILLED.values()))
                 with up:
@@ -450,7 +453,9 @@ def change_meanwhile(timescale: Timescale, s3: S3Server, seed: int, backups: int
                      minutes: float = 0) -> tuple[collections.Counter[str], list[int]]:
     """Back up a database whose tables are truncated, swapped, compressed … at the same time.
 
-    What was done to them, and how many backups were good, good only at a further dump, and failed.
+    It goes on, for ten times as many BACKUPS at most, until that was done to it in four ways, and a
+    backup was good at a further dump. What was done, and how many backups were good, good only at a
+    further dump, and failed.
     """
     with temporary_folder() as folder:
         world = Disturbed(timescale, s3, folder, seed)
@@ -460,7 +465,8 @@ def change_meanwhile(timescale: Timescale, s3: S3Server, seed: int, backups: int
         ends: list[int] = []
         end = time.monotonic() + minutes * 60
         try:
-            while len(ends) < backups or time.monotonic() < end:
+            while (len(ends) < backups or time.monotonic() < end or (
+                    len(ends) < 10 * backups and (len(world.done) < 4 or max(ends) < 1))):
                 result = world.backup()
                 ends.append(len(result["made_again"]) if result else -1)
         finally:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import trustme
 
-from servers import Server, free_ports
+from servers import PATIENCE, Server, free_ports
 
 # ---- A proxy that breaks things ----------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Proxy(Server):
         with self.changed:
             return sum(bool(re.search(pattern, request)) for request in self.requests)
 
-    def wait_seen(self, pattern: bytes, count: int = 1, timeout: float = 60) -> None:
+    def wait_seen(self, pattern: bytes, count: int = 1, timeout: float = PATIENCE) -> None:
         """Wait until COUNT requests have matched, from the start."""
         with self.changed:
             if not self.changed.wait_for(lambda: self.seen(pattern) >= count, timeout):

@@ -24,7 +24,7 @@ from servers import (
     free_ports,
     temporary_folder,
 )
-from surroundings import FILLED, UNTIL, Scene, proven_backup, sha256_of
+from surroundings import FILLED, Scene, proven_backup, sha256_of, until_found
 from timescale import PAUSE, Timescale
 
 # ---- Backups and restores ----------------------------------------------------------------------
@@ -206,8 +206,7 @@ def paused(server: Postgres, otherwise: str = "false") -> str:
     """Wait until a session is in pause(), or waits OTHERWISE; its database."""
     asked = f"""SELECT datname FROM pg_stat_activity WHERE pid <> pg_backend_pid()
         AND (wait_event = 'PgSleep' OR {otherwise})"""
-    server.sql(UNTIL.format(f"EXISTS ({asked})"))
-    return server.sql(asked)
+    return until_found(server, asked)
 
 
 @contextlib.contextmanager

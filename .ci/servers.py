@@ -38,6 +38,7 @@ from forking import Forked, can_be_forked
 # ---- Programs ----------------------------------------------------------------------------------
 
 LIBC = ctypes.CDLL(None)
+PATIENCE = 120  # seconds for what announces itself: a machine may be as slow as it likes
 PR_SET_PDEATHSIG = 1
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -97,7 +98,7 @@ class Program:
         with self.changed:
             return "\n".join(self.lines)
 
-    def wait_for(self, regex: str, timeout: float = 60, count: int = 1) -> re.Match[str]:
+    def wait_for(self, regex: str, timeout: float = PATIENCE, count: int = 1) -> re.Match[str]:
         """Wait until COUNT lines match REGEX; return the last one's match."""
         found: list[re.Match[str]] = []
         deadline, seen = time.monotonic() + timeout, 0
@@ -115,7 +116,7 @@ class Program:
                     raise AssertionError(f"no line matches {regex!r} ({why}); its log:\n{log}")
                 self.changed.wait(min(left, 1))
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Wait until it ends by itself; return its exit status."""
         try:
             status = self.process.wait(timeout)
@@ -125,7 +126,7 @@ class Program:
             reader.join(5)
         return status
 
-    def stop(self, sig: int = signal.SIGTERM, timeout: float = 60) -> int:
+    def stop(self, sig: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Ask it to stop; return its exit status. It is an error if it takes longer."""
         self.process.send_signal(sig)
         try:
@@ -414,7 +415,7 @@ class S3Server(Server):
         command, env = self._command()
         self.program = Program(
             command, {"PATH": SYSTEM_PATH, "HOME": str(self.folder), **env}, cwd=self.folder)
-        for _ in range(600):
+        for _ in range(2400):
             if self.program.process.poll() is not None:
                 raise RuntimeError(f"the S3 server ended:\n{self.program.log}")
             with contextlib.suppress(botocore.exceptions.BotoCoreError,
@@ -423,7 +424,7 @@ class S3Server(Server):
                 break
             threading.Event().wait(0.05)  # it announces nothing that means ready
         else:
-            raise RuntimeError(f"the S3 server is not ready after 30 s:\n{self.program.log}")
+            raise RuntimeError(f"the S3 server is not ready after 2 minutes:\n{self.program.log}")
         with pytest.raises(botocore.exceptions.ClientError, match=r"InvalidAccessKeyId|403"):
             self.client("stranger", "stranger").list_buckets()  # it isn't open to anyone
         return self
@@ -563,14 +564,15 @@ class Executor(Program):
 
 
 def kill_child(executor: Program) -> None:
-    """SIGKILL for the program that an executor has started."""
-    child = os.pidfd_open(descendants(executor.pid)[0])
+    """SIGKILL for the program that an executor has started; what looks around is none."""
+    child = os.pidfd_open(next(pid for pid in descendants(executor.pid) if not re.search(
+        rb"\0(check|survey)\0", Path(f"/proc/{pid}/cmdline").read_bytes())))
     signal.pidfd_send_signal(child, signal.SIGKILL)
     os.close(child)
 
 
 def run(settings: dict[str, str], *arguments: str, clients: int = 17,
-        timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`python backup_executor.py ARGUMENTS` to its end."""
     command = [*compiled(), *arguments]
     with (tempfile.TemporaryDirectory(prefix="backup-executor-") as home,

@@ -25,6 +25,7 @@ from colonies import APPROVED, FAILED, OWNER_KEY, SUCCESS, Colony, Standin, colo
 from proxies import PART, Proxy, through
 from servers import (
     LOG_LINE,
+    PATIENCE,
     Executor,
     Postgres,
     S3Server,
@@ -81,9 +82,19 @@ def generations(postgres: Postgres) -> Iterator[Generations]:
 LOCKING = "BEGIN; LOCK TABLE {}; SELECT 'locked';"
 WAITS = """SELECT pid FROM pg_locks WHERE NOT granted AND relation >= 16384 AND pid <> {} AND
     database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-UNTIL = """DO $$ BEGIN FOR tries IN 1..3000 LOOP IF {} THEN RETURN; END IF;
+UNTIL = """DO $$ BEGIN FOR tries IN 1..6000 LOOP IF {} THEN RETURN; END IF;
     PERFORM pg_sleep(0.02), pg_stat_clear_snapshot();  -- PostgreSQL tells nobody who waits
-    END LOOP; RAISE 'not within 60 s'; END $$"""
+    END LOOP; RAISE 'not within 120 s'; END $$"""
+
+
+def until_found(server: Postgres, query: str, database: str = "postgres") -> str:
+    """Wait until a query has a row; the first one."""
+    while True:
+        server.sql(UNTIL.format(f"EXISTS ({query})"), database)
+        if found := server.sql(f"{query} LIMIT 1", database):
+            return found  # else it has gone meanwhile, as who sleeps does for a moment
+
+
 FILLED = """CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text FROM generate_series(1, 500) i;
     ALTER TABLE t ADD PRIMARY KEY (id)"""
 # Incompressible, 20 MB: pg_dump makes 40 MB of it.
@@ -193,14 +204,26 @@ class Scene:
             assert session.stdout.readline() == "locked\n"
             yield session.stdin.close
 
+    @contextlib.contextmanager
+    def stuck(self, table: str) -> Iterator[Callable[[], None]]:
+        """Keep a pg_dump that has all its locks amid the copying of a table; yields what ends that.
+
+        Its long values are read by an index, which no LOCK TABLE locks.
+        """
+        oid = self.sql(f"SELECT '{table}'::regclass::oid")
+        with self.session() as session:
+            assert session.stdin and session.stdout
+            print(f"BEGIN; REINDEX INDEX pg_toast.pg_toast_{oid}_index; SELECT 'locked';",
+                  file=session.stdin, flush=True)
+            assert session.stdout.readline() == "locked\n"
+            yield session.stdin.close
+
     def waiting(self, but: str = "0") -> str:
         """Wait for a session that waits for a table here, another than BUT; its process id.
 
         Not for one of the catalog: whoever connects waits where a vacuum gives back its end.
         """
-        waits = WAITS.format(but)
-        self.sql(UNTIL.format(f"EXISTS ({waits})"))
-        return self.sql(f"{waits} LIMIT 1") or self.waiting(but)  # it has gone, perhaps
+        return until_found(self.postgres, WAITS.format(but), self.database)
 
     def nobody_waits(self) -> None:
         """Wait until no session waits for a table here."""
@@ -324,7 +347,7 @@ def standin(*options: dict[str, Any] | None) -> Any:
 GENERATIONS: tuple[dict[str, Any], ...] = ({}, {"generation": 2023})
 
 
-def becomes_true(condition: Callable[[], Any], timeout: float = 60) -> None:
+def becomes_true(condition: Callable[[], Any], timeout: float = PATIENCE) -> None:
     """Wait for something that announces itself to nobody."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -465,7 +488,7 @@ class World(Site):
         self.executor.kill()
         self.go()
 
-    def ended(self, process: str, timeout: float = 60) -> dict[str, Any]:
+    def ended(self, process: str, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait for a process's end, then look whether it is a true one."""
         with self.standin.lock:
             found = self.standin.processes[process]

@@ -92,7 +92,7 @@ def test_a_cron_of_an_older_version_gets_what_is_new(site: Site) -> None:
 
 # ---- A paused colony, and what is cancelled ------------------------------------------------------
 
-@standin({"stale": 3})
+@standin({"stale": 4})
 def test_a_paused_colony_is_no_error_and_a_warning_each_hour(site: Site) -> None:
     site.standin.longest = 0.5
     with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:  # its hour has a minute
@@ -335,6 +335,7 @@ def test_a_verify_that_fails_leaves_its_report_as_its_output(site: Site) -> None
 def test_an_executor_says_what_it_is_and_what_it_backs_up(
         timescale: Timescale, s3: SeaweedFS, tmp_path: Any) -> None:
     with timescale.dropping(), Standin() as server:
+        server.longest = 0.5  # it looks around when a poll has ended
         site = Site(server.colony(), timescale, s3, tmp_path)
         site.sql("CREATE EXTENSION timescaledb VERSION '2.1.0'")
         version = site.sql("SHOW server_version").split()[0]

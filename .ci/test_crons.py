@@ -93,7 +93,7 @@ def test_a_cron_that_is_refused_when_the_former_one_is_gone_is_made_within_a_min
     monkeypatch.setattr(site.standin, "on_addcron", refuse_once)
     with site.serve(BACKUP_CRON="0 0 2 * * *", BACKUP_TIME_SCALE="0.05") as executor:
         executor.wait_for("level=error .*connection reset by peer")
-        becomes_true(lambda: crons_for(site) == {"backupcron": ([site.name], "0 0 2 * * *")}, 60)
+        becomes_true(lambda: crons_for(site) == {"backupcron": ([site.name], "0 0 2 * * *")})
 
 
 @standin()
@@ -180,14 +180,14 @@ def test_a_cron_that_names_nobody_is_taken_over_where_nobody_else_is(site: Site)
     site.client.call(leave, site.where.owner_key, executorname="elsewhere",
                      executorid=identity(EXECUTOR_KEY))
     with site.serve(BACKUP_CRON="0 0 2 * * *", BACKUP_TIME_SCALE="0.001") as executor:
-        becomes_true(lambda: crons_for(site) == later, 60)
+        becomes_true(lambda: crons_for(site) == later)
         assert "level=warning" not in executor.log
     for scale, when in (("0.001", DAILY), ("1", "0 0 3 * * *")):  # an equal one after a while
         for each in site.client.crons():
             site.client.call(leave.replace("executor", "cron"), cronid=each["cronid"])
         made_by_hand(site)
         with site.serve(BACKUP_CRON=when, BACKUP_TIME_SCALE=scale):
-            becomes_true(lambda: crons_for(site).get("backupcron", ([],))[0] == [site.name], 60)
+            becomes_true(lambda: crons_for(site).get("backupcron", ([],))[0] == [site.name])
         assert crons_for(site) == {"backupcron": ([site.name], when)}
 
 
@@ -215,7 +215,7 @@ def test_an_executor_with_another_key_or_name_has_its_cron_and_leaves_no_former_
         with site.serve(BACKUP_CRON=DAILY, COLONIES_EXECUTOR_NAME=name,
                         COLONIES_EXECUTOR_PRVKEY=key, BACKUP_TIME_SCALE="0.001") as executor:
             executor.wait_for("Added the cron")  # one with the key's id, for 2023
-            becomes_true(lambda: crons_for(site) == crons, 60)
+            becomes_true(lambda: crons_for(site) == crons)
             (cron,) = site.client.crons()
             site.client.call("runcronmsg", cronid=cron["cronid"])
             executor.wait_for("Closed process")

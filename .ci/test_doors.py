@@ -197,8 +197,8 @@ def test_a_link_that_appears_where_pg_dump_is_about_to_write_is_not_followed(
     # psql is the last that runs before the name of the dump is taken
     path = programs(tmp_path / "bin", psql=f"""{ASKED}
         now=$(date +%s)
-        case "$asked" in *{asking('pg_terminate')}*) for soon in 0 1 2 3 4 5 6 7 8 9; do
-            ln -s '{target}' {scene.folder}/backup_$((now + soon - 5)).bak.partial
+        case "$asked" in *{asking('pg_terminate')}*) for soon in $(seq 0 35); do
+            ln -s '{target}' {scene.folder}/backup_$((now + soon - 30)).bak.partial
         done ;; esac
         {PASSING_ON.format(client_programs()[0])}""")
     error = scene.failure(PATH=path)

@@ -31,7 +31,6 @@ from servers import (
     temporary_folder,
 )
 from surroundings import (
-    BIG,
     FILLED,
     LOCKING,
     Generations,
@@ -132,15 +131,12 @@ def test_a_backup_fails_whose_tables_are_truncated_each_time(scene: Scene) -> No
 
 
 @pytest.fixture
-def slow(backup_servers: tuple[Postgres, SeaweedFS]) -> Iterator[Scene]:
-    """A database of its own whose dump takes seconds, most of them to copy t."""
-    name = f"slow_{secrets.token_hex(4)}"
-    with temporary_folder() as folder, backup_servers[0].dropping():
-        small = TABLES.replace("AS TABLE t;", "AS SELECT id FROM t LIMIT 40;")
-        backup_servers[0].make(name, f"{BIG.replace('(1, 100)', '(1, 50)')}; {small}")
-        scene = Scene(*backup_servers, folder, name, name)
-        scene.settings |= {"BACKUP_COMPRESSION": "gzip:9", "BACKUP_TIME_SCALE": "0.05"}
-        yield scene
+def slow(scene: Scene) -> Scene:
+    """It has TABLES of 40 rows, and in t values that are long."""
+    scene.sql("ALTER TABLE t ALTER text SET STORAGE EXTERNAL; DELETE FROM t WHERE id > 40;"
+              f"UPDATE t SET text = repeat(text, 99); {TABLES}")
+    scene.settings["BACKUP_TIME_SCALE"] = "0.05"
+    return scene
 
 
 @pytest.mark.parametrize("fork", range(1, 8))
@@ -165,7 +161,8 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
     # What the server says of a pg_dump that is stopped, in a statement of its or between two.
     stopped = "canceling statement due to user request|client connection with an open transaction"
     before = len(re.findall(stopped, slow.postgres.program.log))
-    with slow.locked() as unlock, slow.start(LOG_LEVEL="debug") as executor:
+    with (slow.locked() as unlock, slow.stuck("t") as go_on,
+          slow.start(LOG_LEVEL="debug") as executor):
         slow.waiting()
         slow.sql(TRUNCATED)
         unlock()
@@ -174,6 +171,7 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
         executor.wait_for("pg_dump has its locks")
         slow.sql(MOVED)
         executor.wait_for("Making the dump again .*1 schemas were replaced")
+        go_on()
         assert executor.wait() == 0, executor.log
     result = result_of(executor)
     assert len(result["made_again"]) == 2
@@ -186,7 +184,8 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
         slow: Scene) -> None:
     """Where pg_dump's session does not show what it does, that is when it has ended."""
     slow.settings["PGOPTIONS"] = "-c track_activities=off"
-    with slow.locked() as unlock, slow.session() as dropping, slow.start() as executor:
+    with (slow.locked() as unlock, slow.stuck("t") as go_on, slow.session() as dropping,
+          slow.start() as executor):
         waiting = slow.waiting()
         slow.sql(TRUNCATED)
         unlock()
@@ -194,6 +193,8 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
             f"SELECT count(*) > 0 FROM pg_locks WHERE granted AND pid = {waiting} AND"
             " relation = 'truncated'::regclass") == "t")
         ask(dropping, "DROP TABLE truncated CASCADE; SELECT 'done';")  # behind pg_dump
+        slow.waiting(but=waiting)
+        go_on()
         assert executor.wait() == 0, executor.log
     [why] = result_of(executor)["made_again"]
     assert why.startswith("1 tables were") and why.endswith(": public.truncated")
@@ -358,7 +359,7 @@ def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
             other.kill()
         assert not select.select([waits], [], [], 0)[0]  # another's sessions are not ours to end
         with scene.start() as again:
-            assert select.select([waits], [], [], 30)[0]
+            assert select.select([waits], [], [], 60)[0]
             again.kill()
     assert scene.backup()["filename"] in scene.objects()
     assert len(scene.objects()) == 1 and scene.files() == []

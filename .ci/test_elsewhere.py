@@ -41,6 +41,7 @@ def test_rows_at_another_server_are_neither_asked_for_nor_counted(
         report = json.loads(scene.run("verify", **verifying(scene.postgres)).stdout)
         if not away:
             assert scene.postgres.sql("SELECT count(*) FROM events", new) == "8"  # asked, this once
+            cold.program.wait_for("connection received")
             assert cold.program.log.count("connection received") == 1, cold.program.log
     assert "row for row in number" in ran.stdout and "far" not in ran.stdout
     assert [line.split() for line in ran.stdout.splitlines()[:2]] == [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from restores import RESTORED, holding, restored, verifying
 from servers import Executor, Postgres, SeaweedFS, programs, temporary_folder
-from surroundings import FILLED, UNTIL, Scene
+from surroundings import FILLED, UNTIL, Scene, until_found
 from timescale import PAUSE, PAUSING, Sensors
 
 
@@ -63,8 +63,7 @@ def test_a_proof_stays_one_where_a_session_keeps_the_scratch_database(
         sleep 0.1; done;; esac; exec {real} "$@" """)
     scratch = "SELECT datname FROM pg_database WHERE datname ~ '^verify_[0-9]+$'"
     with Executor({**scene.settings, **restorer, "PATH": path}, "verify") as verify:
-        scene.postgres.sql(UNTIL.format(f"EXISTS ({scratch})"))
-        name = scene.postgres.sql(scratch)
+        name = until_found(scene.postgres, scratch)
         with holding(scene.postgres, "SELECT", name):
             (tmp_path / "go").touch()
             assert verify.wait() == 0, verify.log
@@ -129,8 +128,7 @@ def test_what_was_left_out_is_told_also_where_a_signal_ends_it(scene: Scene, new
         WHERE wait_event_type = 'Lock' AND query ~ 'ALLOW_CONNECTIONS'"""
     with Executor(scene.settings, "restore", "latest", "--database", new) as restore:
         with holding(scene.postgres, f"ALTER DATABASE {new} CONNECTION LIMIT 7"):
-            scene.postgres.sql(UNTIL.format(f"EXISTS ({waiting})"))
-            first = scene.postgres.sql(waiting)
+            first = until_found(scene.postgres, waiting)
             restore.process.send_signal(signal.SIGTERM)
             scene.postgres.sql(UNTIL.format(f"{first} NOT IN (SELECT pid FROM pg_stat_activity)"))
         assert restore.wait() == 143
@@ -165,8 +163,7 @@ def test_a_crash_of_the_server_as_it_fills_views_costs_nothing_else(
         asked = ("restore", "latest", "--database", new, "--jobs", "1", "--keep")
         with Executor(settings, *asked) as restore:
             sleeping = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-            server.sql(UNTIL.format(f"EXISTS ({sleeping})"))
-            os.kill(int(server.sql(sleeping)), signal.SIGKILL)
+            os.kill(int(until_found(server, sleeping)), signal.SIGKILL)
             assert restore.wait(300) == 1
         assert server.program
         server.program.wait_for("ready to accept connections", count=2)

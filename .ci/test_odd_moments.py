@@ -391,8 +391,9 @@ def test_what_was_left_is_tried_once_in_a_while_where_that_kills(
     begun = deadly(tmp_path)
     with site.serve(PYTHONPATH=str(tmp_path)) as executor:
         executor.wait_for("level=warning .*killed.*SIGKILL")
+        becomes_true(lambda: begun.read_text() == "..")  # and one that was to check
         site.standin.wait_call("assignprocessmsg", 404, 3)  # it goes on, and waits for work
-        assert begun.read_text() == ".." and len(site.files()) == 2  # and one that was to check
+        assert begun.read_text() == ".." and len(site.files()) == 2
 
 
 def test_a_backup_staged_elsewhere_does_not_end_the_session_of_one_that_runs(

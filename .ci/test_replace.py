@@ -50,8 +50,14 @@ def midway(scene: Scene, name: str, *arguments: str, **settings: str
     server = scene.postgres
     with Executor({**scene.settings, "BACKUP_TIME_SCALE": "0.01", **settings}, "restore", name,
                   *arguments) as executor:
-        becomes_true(lambda: server.sql(MAKING) or executor.process.poll() is not None)
-        yield executor, server.sql(MAKING)
+        made = [""]
+
+        def begun() -> bool:  # it sleeps nearly always: who asks twice may find nothing
+            made[0] = server.sql(MAKING)
+            return bool(made[0]) or executor.process.poll() is not None
+
+        becomes_true(begun)
+        yield executor, made[0]
         server.sql(f"CREATE ROLE go_{scene.database}")
         try:
             executor.wait()

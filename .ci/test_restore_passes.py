@@ -24,7 +24,7 @@ from restores import (
     stored,
     verifying,
 )
-from servers import Postgres, SeaweedFS, temporary_folder
+from servers import Postgres, SeaweedFS, client_programs, programs, temporary_folder
 from surroundings import FILLED, Generations, Scene
 from timescale import Timescale
 
@@ -82,7 +82,7 @@ def without(ran: subprocess.CompletedProcess[str], *hidden: str) -> str:
 
 
 def test_no_secret_of_the_database_shows_while_it_is_restored(
-        scene: Scene, new: str, feed: str) -> None:
+        scene: Scene, new: str, feed: str, tmp_path: Path) -> None:
     password, token, odd, comment = (f"hush{secrets.token_hex(8)}" for _ in range(4))
     name = identifier(scene.database)
     scene.sql(f"""{FEED.format(feed, password)}; ALTER DATABASE {name} SET "app.jwt" = '{token}';
@@ -91,8 +91,11 @@ def test_no_secret_of_the_database_shows_while_it_is_restored(
         (SELECT oid FROM pg_database WHERE datname = current_database())""")
     backup = stored(scene, archive(scene))
     scene.sql(UNFEED.format(feed))
+    real = client_programs()[0]
+    path = programs(tmp_path / "slow", pg_restore=f"""#!/bin/sh
+        sleep 0.2; exec '{real}/pg_restore' "$@" """)  # so that it is seen
     with Arguments() as arguments:
-        ran = restored(scene, backup, "--database", new, status=1, LOG_LEVEL="debug")
+        ran = restored(scene, backup, "--database", new, status=1, LOG_LEVEL="debug", PATH=path)
     said = without(ran, password, token, odd, comment)
     assert re.search(r"level=error .* SET work_mem TO \*\*\* .*invalid value for parameter "
                      r'\\"work_mem\\": \\"\*\*\*\\""', said)

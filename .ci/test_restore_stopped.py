@@ -26,7 +26,7 @@ from restores import (
     stored,
 )
 from servers import HELD_UP, Executor, descendants, error_lines, run
-from surroundings import UNTIL, Scene, becomes_true
+from surroundings import Scene, becomes_true, until_found
 
 # ---- Restores that fail or are stopped
 
@@ -58,8 +58,7 @@ def at_the_gate(scene: Scene) -> str:
     """Wait for a session that waits for a lock, in whatever database; its process id."""
     waiting = (f"SELECT pid FROM pg_stat_activity WHERE {HELD_UP}"
                " AND backend_type = 'client backend'")  # autovacuum waits for some, too
-    scene.postgres.sql(UNTIL.format(f"EXISTS ({waiting})"))
-    return scene.postgres.sql(waiting).split()[0]
+    return until_found(scene.postgres, waiting)
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

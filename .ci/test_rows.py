@@ -29,7 +29,7 @@ from servers import (
     programs,
     temporary_folder,
 )
-from surroundings import Scene, one_error
+from surroundings import Scene, becomes_true, one_error
 from timescale import Sensors
 
 # Of each kind of table, with rows: the name that pg_dump copies into, where it is another's.
@@ -131,8 +131,9 @@ def test_the_rows_of_each_kind_of_table_are_compared_with_the_archives(
     assert report["compared"] == {name: [rows, rows] for name, rows in ODD_TOLD.items()}
     ran = restored(scene, "--file", str(file), "--database", new, status=1)
     assert "row for row in number" in ran.stdout and without_statistics(ran.stderr) == []
-    assert scene.postgres.sql("""SELECT DISTINCT seq_scan FROM pg_stat_user_tables WHERE relname IN
-        ('ruled', 'parent', 'child', 'refusing')""", new) == "1"
+    scans = """SELECT DISTINCT seq_scan FROM pg_stat_user_tables WHERE relname IN
+        ('ruled', 'parent', 'child', 'refusing')"""
+    becomes_true(lambda: scene.postgres.sql(scans, new) == "1")  # a session tells it as it ends
 
     lost, named = then(tmp_path, LOSE), different(rows)
     if made:  # one row of each of its two partitions
@@ -284,7 +285,7 @@ def test_a_restore_that_waits_for_the_reading_stops_and_leaves_what_is_whole(
         executor.wait_for("Count ...")
         below = handles_below(executor.pid)
         assert executor.stop() == 143
-        assert all(select.select([handle], [], [], 10)[0] for handle in below)
+        assert all(select.select([handle], [], [], 60)[0] for handle in below)
         executor.wait_for("It is whole. To name it")
 
 

@@ -12,6 +12,7 @@ import select
 import struct
 import subprocess
 import termios
+import threading
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import pytest
 
 import backup_executor
 from backup_executor import printable, short_time
-from proxies import FOREVER, PART, Proxy, through
+from proxies import PART, Proxy, through
 from servers import compiled, executor_environment, temporary_folder
 from surroundings import Scene
 
@@ -82,7 +83,12 @@ def test_list_shows_what_people_read_and_json_all_of_it_exactly(scene: Scene) ->
 
 def test_list_shows_how_long_a_dump_and_its_upload_took(scene: Scene, meddler: Proxy) -> None:
     """But nothing of an upload, before one shows that S3 dates an object by its upload's end."""
-    put(scene, 90, 7, **{"upload-begun": formatdate(usegmt=True)})  # it may be dated by its begin
+    then, begun, ended = int(time.time()) - 89.5, "", "another second"
+    while begun != ended:  # one that may be dated by its begin
+        begun = formatdate(usegmt=True)
+        put(scene, time.time() - then, 7, **{"upload-begun": begun})
+        ended = formatdate(scene.head(f"backup_{int(then)}.bak")["LastModified"].timestamp(),
+                           usegmt=True)
     assert exact(scene)[0]["exectime_upload_s3"] is None and rows(scene)[0]["UPLOAD"] == "-"
     meddler.delay(PART, 3)
     scene.settings |= through(meddler)
@@ -200,12 +206,19 @@ def test_the_bar_of_each_step_fits_the_terminal_and_shows_what_part_is_done(
 
 def test_the_bar_follows_a_terminal_that_is_made_narrower(big: Scene, meddler: Proxy) -> None:
     """COLUMNS counts, too, where it is narrower still."""
-    meddler.delay(PART, 1, times=FOREVER)
+    resized = threading.Event()
+
+    def hold(answer: bytes) -> Iterator[bytes]:
+        resized.wait(60)
+        yield answer
+
+    meddler.change(PART + b"5", hold)  # the last one
     terminal = Terminal(100)
     with shown(big, terminal, "backup", **through(meddler)):
-        terminal.wait_for(rb"Upload in progress \[#+ *\] \d+ %")
+        terminal.wait_for(rb"Upload in progress \[#+ *\] 8\d %")
         terminal.resize(25)
         drawn = len(terminal.bars())
+        resized.set()
     assert all(len(bar) < 25 for bar in terminal.bars()[drawn:]) and len(terminal.bars()) > drawn
     terminal = Terminal(100)
     with shown(big, terminal, "verify", COLUMNS="30"):

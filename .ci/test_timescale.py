@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import secrets
 import signal
@@ -24,7 +23,7 @@ from servers import (
     programs,
     temporary_folder,
 )
-from surroundings import BIG, Scene, becomes_true
+from surroundings import Scene, becomes_true
 from timescale import ALARMS_KEY, PAUSING, SENSORS_ROWS, Sensors, Timescale, ask
 
 BEGIN = ["CREATE EXTENSION timescaledb VERSION '2.1.0'", "SELECT timescaledb_pre_restore()"]
@@ -421,18 +420,13 @@ def test_what_waits_for_us_and_keeps_pg_dump_waiting_is_let_go(compressing: Scen
     assert all_rows_are_in(compressing, executor)
 
 
-def test_what_a_dump_held_is_let_go_while_pg_dump_still_copies(
-        compressing: Scene, tmp_path: Path) -> None:
+def test_what_a_dump_held_is_let_go_while_pg_dump_still_copies(compressing: Scene) -> None:
     """The lock that compression waits for, and the session whose snapshot pg_dump has by then."""
-    compressing.sql(BIG.replace("TABLE t ", "TABLE big ").replace("INTO t ", "INTO big "))
-    noted, real = tmp_path / "pid", compressing.postgres.bin
-    path = programs(tmp_path / "bin", pg_dump=f"""#!/bin/sh
-        [ "$1" = --version ] || echo $$ >'{noted}'
-        exec '{real}/pg_dump' "$@"\n""")
-    with compressing.session() as policy, compressing.start(
-            PATH=path, LOG_LEVEL="debug", BACKUP_COMPRESSION="gzip:9") as executor:
+    compressing.sql("""CREATE TABLE big (text text STORAGE EXTERNAL);
+        INSERT INTO big VALUES (repeat('x', 9999))""")
+    with (compressing.session() as policy, compressing.stuck("big") as go_on,
+          compressing.start(LOG_LEVEL="debug") as executor):
         executor.wait_for("pg_dump has its locks")
-        os.kill(int(noted.read_text()), signal.SIGSTOP)
         ask(policy, """BEGIN;
             LOCK TABLE _timescaledb_catalog.compression_settings IN ROW EXCLUSIVE MODE;
             COMMIT; SELECT 'done';""", "done")
@@ -440,7 +434,7 @@ def test_what_a_dump_held_is_let_go_while_pg_dump_still_copies(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND state = 'active' AND query LIKE 'SELECT pg_sleep%'") == "0")
         executor.wait_for("Backup in progress.* Size=.* Rate=")
-        os.kill(int(noted.read_text()), signal.SIGCONT)
+        go_on()
         assert executor.wait() == 0, executor.log
     assert result_of(executor)["made_again"] == []
 

@@ -345,10 +345,10 @@ def test_metrics_tell_what_runs_what_waits_what_failed_and_who_is_away(
 @standin()
 def test_clients_that_mean_ill_take_no_metrics_from_others_and_nothing_from_the_executor(
         site: Site) -> None:
-    scraped = Scraped()
+    scraped, site.standin.longest = Scraped(), 0.5
     with Executor(site.environ() | scraped.settings) as executor, contextlib.ExitStack() as stack:
         scraped.wait(looked)
-        site.polling()
+        executor.wait_for("`check` has ended")  # which has descriptors of its own
         descriptors = len(os.listdir(f"/proc/{executor.pid}/fd"))
         held = memory(executor.pid)
 

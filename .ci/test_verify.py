@@ -169,7 +169,7 @@ def test_list_shows_when_each_backup_was_verified_and_how_that_went(proof: Proof
     proof.report(good)
     proof.report(bad, status=1)
     last, first = json.loads(proof.run("list", "--json").stdout)
-    assert abs(datetime.fromisoformat(first["verified"]["time"]).timestamp() - time.time()) < 60
+    assert abs(datetime.fromisoformat(first["verified"]["time"]).timestamp() - time.time()) < 3600
     assert first["verified"]["verdict"] == RESTORED
     assert re.match("failed.*SHA-256", last["verified"]["verdict"])
     lines = proof.run("list").stdout.splitlines()
@@ -325,7 +325,7 @@ def test_cancelling_a_running_verify_stops_it_and_a_killed_one_has_failed(
     assert site.client.process(cancelled)["state"] == CANCELLED
 
 
-@standin({"stale": 3})
+@standin({"stale": 5})
 def test_a_verify_longer_than_the_servers_patience_goes_on_and_sigterm_hands_it_back(
         site: Site, tmp_path: Path) -> None:
     with verifying_for_ever(site, tmp_path) as (executor, process, begun):
