@@ -1887,7 +1887,7 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
         what = "Leaving alone what has no metadata and may be another database's"
         log("warning", what, Objects=len(others), Some=some)
     kept |= itertools.islice(others.items(), HEADS)
-    return Plan(goes + [old for old in aged if old.key not in others], kept, said)
+    return Plan(goes + [old for old in aged if old.key not in {*others, new}], kept, said)
 
 
 def prune(s3: S3, made: Dump) -> dict[str, Any]:
@@ -1931,7 +1931,8 @@ class Dump:
     label: str = ""  # what somebody calls it
     keep_until: str = ""  # the day until which it is kept by itself, or "forever"; "": like others
     compression: str = ""  # pg_dump's --compress; older journals have none
-    steady_from: int | None = None  # its size at which it is no doubtful one; None: not known
+    after: str = ""  # the name of the last backup that was good when it was made; "": not known
+    steady_from: int | None = None  # the size from which on this one is as good; None: at none
 
     # Of a sealed one.
     id: str  # random: its object's `backup-id`
@@ -2550,7 +2551,10 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     require_room(s, newest.size, server.database_size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
     dump = Dump(file, by=s.owner, compression=compression(s, server), **begun)
-    dump.steady_from = steady_from(newest, server, dump.compression)
+    last = last_steady(s3, newest)
+    if last:
+        dump.after = os.path.basename(last.key)
+        dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
@@ -2605,19 +2609,33 @@ def newest_backup(s3: S3, server: Server) -> Backup:
 
 
 def as_steady(newest: Backup, names: list[Backup]) -> Backup:
-    """The newest backup, as if it knew that it is not doubtful where nothing makes it that."""
-    if any(each.size > 2 * newest.size for each in names):
+    """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
+
+    So it is where an older version made it, or there was none before.
+    """
+    if "after" in newest.known or any(each.size > 2 * newest.size for each in names):
         return newest
     return newest._replace(metadata=newest.known | {"steady": str(newest.size)})
 
 
-def steady_from(newest: Backup, server: Server, manner: str) -> int | None:
-    """The size from which on a new backup is not doubtful, as the newest is not; None: unknown."""
-    if not is_steady(newest):
-        return None
-    if newest.known.get("compression", manner) == manner:
-        return -(-newest.size // 2)
-    own = number_in(newest.known, "database-size")
+def last_steady(s3: S3, newest: Backup) -> Backup | None:
+    """The last backup that was good when it was made; None: that is not known. Raises Failure.
+
+    The newest itself, also where the one that it was too small beside is there no more.
+    """
+    after = newest.known.get("after")
+    if is_steady(newest) or not after:
+        return newest if is_steady(newest) else None
+    key = s3.key(after)
+    head = s3.head(key)
+    return Backup(0, key, head["ContentLength"], head["Metadata"]) if head else newest
+
+
+def steady_from(last: Backup, server: Server, manner: str) -> int | None:
+    """The size from which on a new backup is as good as the last steady one; None: at none."""
+    if last.known.get("compression", manner) == manner:
+        return -(-last.size // 2)
+    own = number_in(last.known, "database-size")
     return 0 if own and server.database_size * 2 >= own else None
 
 
@@ -3011,6 +3029,8 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["compression"] = dump.compression
     if dump.steady_from is not None and dump.size >= dump.steady_from:
         metadata["steady"] = str(dump.size)
+    elif dump.after:
+        metadata["after"] = dump.after
     if dump.keep_until:
         metadata["keep-until"] = dump.keep_until
         metadata["label"] = urllib.parse.quote(dump.label, safe="")
@@ -6717,7 +6737,8 @@ def to_verify(s3: S3) -> Backup:
 
     Nobody may be there to be asked. Only then is DB_HOST asked which it is, and it may be away.
     """
-    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=True)
+    restores = bool(s3.s.verify_db_host)
+    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=restores)
     ours = ""
     if len(newest) > 1:
         several = "; ".join(map(facts_of, newest))
@@ -7630,7 +7651,7 @@ nothing to do. In Colonies, as the function `check`, it fails with the lines tha
 has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
     "verify": """
 It takes the newest good backup of DB_DATABASE, or the one that is named; but where FULL_BACKUPS in
-a row are doubtful, and none was restored yet, the newest of these. It downloads it to
+a row are doubtful, none was restored yet, and it restores, the newest of these. It downloads it to
 BACKUP_PATH, in a file that no crash leaves; compares size and SHA-256; reads the whole archive, and
 counts its tables and their rows. Where VERIFY_DB_HOST is set, it restores it there into a database
 verify_NUMBER, counts the rows of each table, compares them, and drops it. That costs as much disk,

@@ -470,3 +470,28 @@ def test_a_lasting_shrink_is_the_new_normal_once_it_restores_and_an_emptied_one_
         proof.report(empty)
     assert {large[1], last["filename"]} < set(proof.objects())
     assert proof.report(**there)["object"].endswith(last["filename"])
+
+
+def test_a_backup_tells_what_says_later_whether_it_was_good(scene: Scene) -> None:
+    """Of the first and of older versions' that is not known, unless all are of a size."""
+    scene.sql("CREATE TABLE x AS SELECT repeat('x', 900) || i FROM generate_series(1, 9000) i")
+
+    def told(**settings: str) -> tuple[str, ...]:
+        made = scene.backup(FULL_BACKUPS="2", **settings)
+        assert made["kept"][made["filepath_s3"][1:]] == "proven"
+        metadata = scene.head(made["filename"])["Metadata"]
+        assert metadata.get("steady") in (None, str(made["size"]))
+        return metadata["compression"], *(each for each in ("steady", "after") if each in metadata)
+    plain = {"BACKUP_COMPRESSION": "none"}
+    assert [told(**plain) for _ in range(2)] == [("none",), ("none", "steady")]
+    assert [told() for _ in range(3)] == [("zstd:1", "steady")] * 3
+    assert len(scene.objects()) == 2  # a change starts anew
+    scene.sql("TRUNCATE t, x")
+    for _ in range(2):
+        ran = scene.run("backup", FULL_BACKUPS="2")
+        small = json.loads(ran.stdout)["filename"]
+        assert "doubtful" in ran.stderr and "after" in scene.head(small)["Metadata"]
+    for row in listed(scene).values():
+        if not row["doubtful"]:  # by hand
+            scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{row['name']}")
+    assert told() == ("zstd:1", "steady")
