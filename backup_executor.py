@@ -15,18 +15,19 @@ What happens at night, in this order:
     dump_every_row, dump_once, Window, seal         the archive, and what it is
     take_roles, roles_beside                        what makes the server's roles, beside it
     upload, store, check_stored                     the proof, before anything goes
-    finish, prune, superseded, remove               then the file, then what is too old
+    finish, prune, plan, retained, judge, remove    then the file, then what is too old
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
 Where data goes away: files on the volume by Dump.remove, clear, finish and, of a void dump,
-dump_every_row; old backups by remove, for prune alone; roles without their archive by
-remove_roles; an object that is not what was sent by check_stored; the parts of an upload by abort;
-check's own small object by check_bucket; databases that we have made by drop.
+dump_every_row; old backups by remove, for prune and prune_now, as plan has it; roles without their
+archive by remove_roles; an object that is not what was sent by check_stored; the parts of an upload
+by abort; check's own small object by check_bucket; databases that we have made by drop.
 
 The words: a *dump* is a file on the staging volume, a *backup* an object in the bucket. It is
 *proven* if its metadata have a SHA-256, the server's system identifier and the database's name, and
-*doubtful* if it has less than half the size of the last good one. An object without metadata is an
-older executor's, or a server has forgotten them: its archive's head says whose it is.
+*doubtful* if it has less than half the size of the last good one: see judge. An object without
+metadata is an older executor's, or a server has forgotten them: its archive's head says whose it
+is.
 
 The rooms: errors and waiting, log, settings, programs; S3, retention, the staging volume, a backup;
 signing, Colonies, the executor, crons, being told. There the nightly path ends. Then what operators
@@ -420,6 +421,10 @@ AWS_S3_SECRET_ACCESS_KEY|AWS_S3_SECRETKEY|token||the secret key
 AWS_S3_BUCKET_NAME|AWS_S3_BUCKET|text||the bucket; required; made if missing at an AWS_S3_ENDPOINT
 AWS_S3_PREFIX||text|backups|objects are PREFIX/backup_SECONDS.bak
 FULL_BACKUPS||count|3|how many backups to keep
+KEEP_DAILY||places|0|and the newest good one of each of so many days
+KEEP_WEEKLY||places|0|likewise of weeks
+KEEP_MONTHLY||places|0|likewise of months
+KEEP_YEARLY||places|0|likewise of years
 BACKUP_PATH||text|/backups|the staging volume
 VERIFY_DB_HOST||text||the server where `verify` restores; else it only reads the archive
 VERIFY_DB_PORT||port|5432|its port
@@ -489,6 +494,10 @@ class Settings(NamedTuple):
     aws_s3_bucket_name: str
     aws_s3_prefix: str  # without slashes at its ends
     full_backups: int
+    keep_daily: int
+    keep_weekly: int
+    keep_monthly: int
+    keep_yearly: int
     backup_path: str
     verify_db_host: str
     verify_db_port: int
@@ -523,6 +532,17 @@ class Settings(NamedTuple):
         return f"{self.aws_s3_prefix}/{name}" if self.aws_s3_prefix else name
 
     @property
+    def keep(self) -> Keep:
+        """How many backups stay."""
+        return Keep(
+            self.full_backups,
+            self.keep_daily,
+            self.keep_weekly,
+            self.keep_monthly,
+            self.keep_yearly,
+        )
+
+    @property
     def mark(self) -> int:
         """The connection limit of scratch databases of ours: a number that nobody else chooses."""
         return 10**9 + int(hashlib.sha256(self.place.encode()).hexdigest()[:7], 16)
@@ -552,6 +572,7 @@ HOURS = r"[0-9]{1,6}(\.[0-9]{1,6})?"
 PATTERNS = {
     "flag": ("(?i)true|1|yes|false|0|no", "true or false"),
     "count": ("[1-9][0-9]{0,8}", "a number from 1 on"),
+    "places": ("[0-9]{1,9}", "a number"),
     "hours": (HOURS, "a number of hours"),
     "token": ("[!-~]+", "printable ASCII"),
     "host": (r"[^\s/@?#\[\]]+", "a host name or address"),
@@ -618,6 +639,7 @@ READERS: dict[str, Callable[[str], str | float]] = {
     "flag": as_flag,
     "port": as_port,
     "count": int,
+    "places": int,
     "hours": float,
     "file": as_authorities,
     "key": private_key,
@@ -1082,6 +1104,11 @@ class Backup(NamedTuple):
         return self.known.get("system-identifier", "")
 
     @property
+    def label(self) -> str:
+        """What somebody called it; "" where nobody did."""
+        return urllib.parse.unquote(self.known.get("label", ""))
+
+    @property
     def short_server(self) -> str:
         """The end of that, as people are shown it: one server in a million has the same."""
         return self.server[-6:]
@@ -1374,31 +1401,235 @@ def proven(found: list[Backup], system: str, database: str) -> list[Backup]:
     return by_database(found).get((system, database), [])
 
 
-def doubtful(backups: list[Backup]) -> set[str]:
-    """The keys of those that are smaller than half of the last good one before them."""
-    doubts = set()
-    last_good = 0
-    for backup in backups:
-        if backup.size * 2 < last_good:
-            doubts.add(backup.key)
-        else:
-            last_good = backup.size
-    return doubts
+class Keep(NamedTuple):
+    """How many backups stay: the newest, and the newest good one of each of the last periods."""
+
+    newest: int
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    yearly: int = 0
 
 
-def superseded(found: list[Backup], ours: list[Backup], keep: int, made: str) -> list[Backup]:
-    """What retention lets go of `found`, where `ours` are proven; never `made`, the new one.
+# The names of a backup's periods, for strftime, in local time.
+PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m", "yearly": "%Y"}
+DOUBTFUL = "doubtful: less than half"
+LABEL_MOST = 200  # bytes: a third of what AWS has room for, when each of them is %XX
+Verdicts = Mapping[str, Mapping[str, Any]]  # see `verified`
+Rows = Mapping[str, int]  # of tables
 
-    An object without metadata is among them only as far as its age goes: see `strangers`.
+
+def is_over(until: str, now: float) -> bool:
+    """Whether the last day of a keep-until is, in local time. Raises ValueError: it is none."""
+    if until == "forever":
+        return False
+    if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", until):
+        raise ValueError(until)
+    day = datetime.date.fromisoformat(until)
+    return str(day) < time.strftime(PERIODS["daily"], time.localtime(now))
+
+
+def keep_fault(label: str | None, until: str | None) -> str:
+    """Why no backup can be made that is kept so; "" where one can. None: not asked for."""
+    if until is None:
+        return "" if label is None else "a label takes keep-until: a last day, or forever"
+    if label and not (label.isprintable() and len(label.encode()) <= LABEL_MOST):
+        return f"the label is no text of one line and {LABEL_MOST} bytes"
+    try:
+        over = is_over(until, time.time())
+    except ValueError:
+        return f"keep-until {until[:40]!r} is neither YYYY-MM-DD nor forever"
+    return f"keep-until {until} is over" if over else ""
+
+
+def held(backup: Backup, now: float) -> str:
+    """Why a backup stays by itself, as somebody wants it; "": it counts like any other."""
+    until = backup.known.get("keep-until")
+    if until is None:
+        return ""
+    try:
+        over = is_over(until, now)
+    except ValueError:
+        return f"its keep-until cannot be read: {until!r}"
+    return "" if over else f"kept until {until}: {backup.label}"
+
+
+def restored(backup: Backup, verdicts: Verdicts) -> bool:
+    """Whether the last verify of a backup restored it."""
+    was = verdicts.get(os.path.basename(backup.key), {})
+    return str(was.get("verdict")).startswith("restored")
+
+
+def rows_of(backup: Backup, verdicts: Verdicts) -> Rows | None:
+    """The rows of its largest tables, as a verify that restored it found them; None: not known."""
+    rows = verdicts.get(os.path.basename(backup.key), {}).get("rows")
+    plain = isinstance(rows, dict) and all(isinstance(many, int) for many in rows.values())
+    return rows if plain and restored(backup, verdicts) else None
+
+
+def smaller(old: Backup, new: Backup, times: int) -> bool:
+    """Whether an earlier backup has more than so many times the size of a later one.
+
+    Where they are known to be compressed otherwise, it is their databases' sizes that tell.
     """
-    doubts = doubtful(ours)
-    good = [backup for backup in ours if backup.key not in doubts]
-    bad = [backup for backup in ours if backup.key in doubts]
-    beyond = good[:-keep] + bad[:-keep]
-    if len(ours) >= keep:
-        since = ours[-keep].seconds
-        beyond += [old for old in found if old.metadata == {} and old.seconds < since]
-    return [old for old in beyond if old.key != made]
+    sizes: list[int | None] = [old.size, new.size]
+    if len({each.known.get("compression") for each in (old, new)} - {None}) > 1:
+        own = [number_in(each.known, "database-size") for each in (old, new)]
+        sizes = sizes if None in own else own
+    before, after = sizes
+    return (after or 0) * times < (before or 0)
+
+
+class Judged(NamedTuple):
+    """What the sizes of a database's backups say of them."""
+
+    doubts: set[str]  # the keys of the doubtful ones
+    last: Backup | None  # the last good one
+    run: list[Backup]  # the doubtful ones since then
+    rows: Rows  # of the last good one of which they are known
+    before: list[Backup]  # the last good one before each shrink that became normal
+
+
+def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) -> Judged:
+    """Find the doubtful ones among a database's proven backups, oldest first.
+
+    One is doubtful if it is smaller than half of the last good one. Not if it was `steady` when it
+    was made: else one that was large years ago, and is kept, would make all doubtful after a slow
+    shrink. Nor if a verify found in it half of the rows of each table, or more.
+
+    NIGHTS of them in a row are the new normal as soon as one restored, but not one that is nearly
+    empty: an emptied database restores, too. It is by its rows, below a tenth; where nobody knows
+    those of the time before, by its size, below a quarter. And whatever it is, the last good one
+    before stays until there is one of its size again. So nothing that became normal by mistake
+    costs it, nor does a second shrink.
+    """
+    good, run, before = list[Backup](), list[Backup](), list[Backup]()
+    rows: Rows = {}
+    normal: Backup | None = None  # the last of a run that restored
+    for backup in backups:
+        found = rows_of(backup, verdicts)
+        if not good or is_sound(good[-1], backup, rows, found):
+            good.append(backup)
+            run, normal = [], None
+        else:
+            run.append(backup)
+            if restored(backup, verdicts) and not is_emptied(good[-1], backup, rows, found):
+                normal = backup
+        more = normal_ones(run, normal, nights, now)
+        if more:
+            before.append(good[-1])
+            good += more
+            run, normal = [], None
+        before = [old for old in before if smaller(old, good[-1], 2)]
+        rows = rows_of(good[-1], verdicts) or rows
+    doubts = {backup.key for backup in backups} - {backup.key for backup in good}
+    return Judged(doubts, good[-1] if good else None, run, rows, before)
+
+
+def is_steady(backup: Backup) -> bool:
+    """Whether its metadata, not another's that were copied, say that it was good when made."""
+    return backup.known.get("steady") == str(backup.size)
+
+
+def is_sound(last: Backup, backup: Backup, before: Rows, rows: Rows | None) -> bool:
+    """Whether a backup is as good as the last good one; BEFORE and ROWS: what is known of both."""
+    if is_steady(backup) or not smaller(last, backup, 2):
+        return True
+    if not before or rows is None:
+        return False
+    return all(rows.get(table, 0) * 2 >= many for table, many in before.items())
+
+
+def normal_ones(run: list[Backup], normal: Backup | None, nights: int, now: float) -> list[Backup]:
+    """Those of a run that are like the one that restored, if so many make it normal; else none."""
+    if not normal or sum(not held(each, now) for each in run) < nights:
+        return []
+    return [each for each in run if not smaller(normal, each, 2)]
+
+
+def is_emptied(last: Backup, backup: Backup, before: Rows, rows: Rows | None) -> bool:
+    """Whether a doubtful backup has next to nothing of what the last good one had; likewise."""
+    if before and rows is not None:
+        return sum(rows.values()) * 10 < sum(before.values())
+    return rows == {} or smaller(last, backup, 4)
+
+
+def promising(judged: Judged, verdicts: Verdicts, nights: int) -> bool:
+    """Whether doubtful ones lack nothing to be normal but a verify that restores the newest."""
+    run, last = judged.run, judged.last
+    if not last or len(run) < nights or any(restored(each, verdicts) for each in run):
+        return False
+    return bool(judged.rows) or not smaller(last, run[-1], 4)
+
+
+def reasons(
+    ours: list[Backup], verdicts: Verdicts, keep: Keep, now: float
+) -> Iterator[tuple[Backup, str]]:
+    """Those of a database's proven backups that stay, and why; some for several reasons."""
+    judged = judge(ours, verdicts, keep.newest, now)
+    good, bad, proofs = list[Backup](), list[Backup](), dict[bool, Backup]()
+    for backup in ours:
+        why, is_bad = held(backup, now), backup.key in judged.doubts
+        if why:
+            yield backup, why
+        else:
+            (bad if is_bad else good).append(backup)
+        if restored(backup, verdicts):
+            proofs[is_bad] = backup
+    newest = "newest" if any(keep[1:]) else "proven"
+    for sort, why in ((good, newest), (bad, DOUBTFUL)):
+        for backup in sort[-keep.newest :]:
+            yield backup, why
+    for tier, form in PERIODS.items():
+        last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in good}
+        for period in itertools.islice(reversed(last), getattr(keep, tier)):
+            yield last[period], f"{tier} {period}"
+    for backup in judged.before:
+        yield backup, "the last before a shrink that lasts"
+    for backup in proofs.values():
+        yield backup, "the last that a verify restored"
+
+
+def retained(
+    ours: list[Backup], verdicts: Verdicts | None, keep: Keep, now: float, made: str = ""
+) -> dict[str, str]:
+    """Why each of a database's proven backups, oldest first, stays, by key; "": it goes.
+
+    verdicts: None: they cannot be read, so whatever may be the last that was restored stays.
+    made: the new one's key; it stays, however old its name is. It depends on nothing else, but for
+    the time zone.
+    """
+    whys = dict.fromkeys((backup.key for backup in ours), "")
+    for backup, why in reasons(ours, verdicts or {}, keep, now):
+        before = whys[backup.key]
+        whys[backup.key] = f"{before}, {why}" if before else why
+    if verdicts is None:
+        for key, why in whys.items():
+            whys[key] = why or "it may be the last that a verify restored"
+    if made in whys:
+        whys[made] = whys[made] or "the new one"
+    return whys
+
+
+def outdated(
+    found: list[Backup], ours: list[Backup], verdicts: Verdicts | None, newest: int, now: float
+) -> list[Backup]:
+    """What has no metadata, and is old enough to go if it is this database's: see `strangers`.
+
+    Older than the NEWEST ones of OURS, which are proven, and not the last that a verify restored.
+    """
+    counting = [backup for backup in ours if not held(backup, now)]
+    if verdicts is None or len(counting) < newest:
+        return []
+    since, proof, old_ones = counting[-newest].seconds, 0, list[Backup]()
+    for backup in ours:
+        if restored(backup, verdicts):
+            proof = backup.seconds
+    for old in found:
+        last = old.seconds > proof and restored(old, verdicts)
+        if old.metadata == {} and old.seconds < since and not last:
+            old_ones.append(old)
+    return old_ones
 
 
 # What an archive of pg_dump -Fc begins with, by WriteHead in PostgreSQL's pg_backup_archiver.c:
@@ -1475,6 +1706,14 @@ def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, s
     return {key: f"no metadata: {whys[key]}" for key in whys if whys[key]}
 
 
+def why_gone(old: Backup) -> str:
+    """Why retention lets a backup go."""
+    if not old.metadata:
+        return "no metadata; its archive names this database"
+    until = old.known.get("keep-until")
+    return "proven, but none of those that are to be kept" + (f"; {until} is over" if until else "")
+
+
 def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
     """Remove a backup, with a line in the log; why it is not removed. patience: as of `call`."""
     try:
@@ -1482,8 +1721,7 @@ def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
     except Failure as error:
         log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
         return error
-    why = "proven" if old.metadata else "no metadata; its archive names this database"
-    log("info", "Removed an old backup", Key=old.key, Why=why)
+    log("info", "Removed an old backup", Key=old.key, Why=why_gone(old))
     return None
 
 
@@ -1584,6 +1822,74 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
         log("warning", "Cannot remove old roles", Error=error)
 
 
+def known_verdicts(s3: S3) -> Verdicts | None:
+    """What `verified` tells; None, with a warning, where that is not to be had."""
+    verdicts = None
+    try:
+        verdicts = verified(s3)
+    except Failure as error:
+        log("warning", "What verify said of the backups is not known", Error=error)
+    return verdicts
+
+
+def new_normals(
+    ours: list[Backup], verdicts: Verdicts, keep: Keep, now: float, made: str
+) -> list[str]:
+    """What is to be said, once, of shrinks that have become normal since the one before MADE."""
+    earlier = [backup for backup in ours if backup.key != made]
+    then = dict(verdicts)
+    for name, was in verdicts.items():
+        with suppress(ValueError, TypeError):  # somebody else wrote it
+            noted = datetime.datetime.fromisoformat(was["time"]).timestamp()
+            if earlier and noted > earlier[-1].seconds:  # none is noted while a backup is made
+                del then[name]
+    before = judge(earlier, then, keep.newest, now).before
+    return [
+        f"The size of {keep.newest} backups, one of which restored, is the new normal; {old.key}, "
+        "the last one of more than twice that, stays until there is one of its size again"
+        for old in judge(ours, verdicts, keep.newest, now).before
+        if old not in before
+    ]
+
+
+class Plan(NamedTuple):
+    """What retention is to do."""
+
+    goes: list[Backup]
+    kept: dict[str, str]  # by key; why
+    said: list[str]  # what is to be told
+
+
+def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
+    """What retention lets go of FOUND, what of this database stays and why, and what is amiss.
+
+    made: the dump whose backup is the new one, or one without a key: there is none.
+    """
+    whose = by_database(found)
+    ours = whose.pop((made.system_identifier, made.database), [])
+    new, keep, now = made.filepath_s3[1:], s3.s.keep, time.time()
+    # With fewer there is nothing that they decide.
+    verdicts = known_verdicts(s3) if len(found) > keep.newest else {}
+    kept = retained(ours, verdicts, keep, now, new)
+    goes = [backup for backup in ours if not kept[backup.key]]
+    for old in goes:
+        del kept[old.key]
+    if DOUBTFUL in kept.get(new, ""):
+        log("warning", "The new backup is doubtful: half as large", Key=new)
+    said = new_normals(ours, verdicts or {}, keep, now, new)
+    for line in said:
+        log("warning", line)
+    aged = outdated(found, ours, verdicts, keep.newest, now)
+    twin = any(name == made.database for _, name in whose)
+    others = strangers(s3, aged, twin, made)
+    if others:
+        some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
+        what = "Leaving alone what has no metadata and may be another database's"
+        log("warning", what, Objects=len(others), Some=some)
+    kept |= itertools.islice(others.items(), HEADS)
+    return Plan(goes + [old for old in aged if old.key not in {*others, new}], kept, said)
+
+
 def prune(s3: S3, made: Dump) -> dict[str, Any]:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
@@ -1591,27 +1897,12 @@ def prune(s3: S3, made: Dump) -> dict[str, Any]:
     warning, and the object stays.
     """
     log("info", "Removing old backup files ...")
-    found = known_backups(s3)
-    whose = by_database(found)
-    ours = whose.pop((made.system_identifier, made.database), [])
-    doubts, new = doubtful(ours), made.filepath_s3[1:]
-    if new in doubts:
-        log("warning", "The new backup is doubtful: half as large", Key=new)
-    beyond = superseded(found, ours, s3.s.full_backups, new)
-    aged = [old for old in beyond if old.metadata == {}]
-    twin = any(name == made.database for _, name in whose)
-    others = strangers(s3, aged, twin, made)
-    if others:
-        some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
-        what = "Leaving alone what has no metadata and may be another database's"
-        log("warning", what, Objects=len(others), Some=some)
-    kept = {backup.key: "proven" for backup in ours}
-    kept |= dict.fromkeys(doubts, "doubtful: less than half")
-    kept |= itertools.islice(others.items(), HEADS)
-    removed = remove_all(s3, [old for old in beyond if old.key not in others], kept)
+    goes, kept, said = plan(s3, made, known_backups(s3))
+    removed = remove_all(s3, goes, kept)
     if kept or removed:  # else S3 was away, and was waited for
         prune_roles(s3, made, removed)  # after the archives: none is left without its roles
-    return {"removed": [old.key for old in removed], "kept": kept}
+    warnings = [*made.warnings, *said]
+    return {"removed": [old.key for old in removed], "kept": kept, "warnings": warnings}
 
 
 # ---- The staging volume --------------------------------------------------------------------------
@@ -1637,6 +1928,11 @@ class Dump:
     attempts: int = 0  # runs that began to work at it: what kills them must not do so for ever
     made_again: Sequence[str] = ()  # why earlier ones of the same run were void
     warnings: list[str]  # pg_dump's, pg_dumpall's, and of what it lacks
+    label: str = ""  # what somebody calls it
+    keep_until: str = ""  # the day until which it is kept by itself, or "forever"; "": like others
+    compression: str = ""  # pg_dump's --compress; older journals have none
+    after: str = ""  # the name of the last backup that was good when it was made; "": not known
+    steady_from: int | None = None  # the size from which on this one is as good; None: at none
 
     # Of a sealed one.
     id: str  # random: its object's `backup-id`
@@ -2254,7 +2550,11 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     newest = newest_backup(s3, server)
     require_room(s, newest.size, server.database_size)
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
-    dump = Dump(file, by=s.owner, **begun)
+    dump = Dump(file, by=s.owner, compression=compression(s, server), **begun)
+    last = last_steady(s3, newest)
+    if last:
+        dump.after = os.path.basename(last.key)
+        dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
@@ -2304,8 +2604,39 @@ def newest_backup(s3: S3, server: Server) -> Backup:
             log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
         if proven([backup], server.system_identifier, server.database):
-            return backup
+            return as_steady(backup, names)
     return none
+
+
+def as_steady(newest: Backup, names: list[Backup]) -> Backup:
+    """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
+
+    So it is where an older version made it, or there was none before.
+    """
+    if "after" in newest.known or any(each.size > 2 * newest.size for each in names):
+        return newest
+    return newest._replace(metadata=newest.known | {"steady": str(newest.size)})
+
+
+def last_steady(s3: S3, newest: Backup) -> Backup | None:
+    """The last backup that was good when it was made; None: that is not known. Raises Failure.
+
+    The newest itself, also where the one that it was too small beside is there no more.
+    """
+    after = newest.known.get("after")
+    if is_steady(newest) or not after:
+        return newest if is_steady(newest) else None
+    key = s3.key(after)
+    head = s3.head(key)
+    return Backup(0, key, head["ContentLength"], head["Metadata"]) if head else newest
+
+
+def steady_from(last: Backup, server: Server, manner: str) -> int | None:
+    """The size from which on a new backup is as good as the last steady one; None: at none."""
+    if last.known.get("compression", manner) == manner:
+        return -(-last.size // 2)
+    own = number_in(last.known, "database-size")
+    return 0 if own and server.database_size * 2 >= own else None
 
 
 def free_seconds(s: Settings, newest: Backup) -> int:
@@ -2430,7 +2761,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     database = s.database()
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", "-Fc", "-f", dump.partial, "--no-password", "--lock-wait-timeout=300s"]
-    command.append(f"--compress={compression(s, server)}")
+    command.append(f"--compress={dump.compression}")
     options = gone_client(server)
     with compression_held_off(database, server) as release:
         # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
@@ -2694,6 +3025,15 @@ def metadata_of(dump: Dump) -> dict[str, str]:
     metadata["database"] = urllib.parse.quote(dump.database, safe="")
     if dump.roles:
         metadata["roles-sha256"] = dump.roles_sha256
+    if dump.compression:
+        metadata["compression"] = dump.compression
+    if dump.steady_from is not None and dump.size >= dump.steady_from:
+        metadata["steady"] = str(dump.size)
+    elif dump.after:
+        metadata["after"] = dump.after
+    if dump.keep_until:
+        metadata["keep-until"] = dump.keep_until
+        metadata["label"] = urllib.parse.quote(dump.label, safe="")
     return metadata
 
 
@@ -2763,19 +3103,20 @@ RESULT = (
     "role_passwords",
     "other_databases",
     "starttime",
+    "label",
+    "keep_until",
     "made_again",
     "warnings",
 )
 
 
-def backup(
-    s: Settings, resume: bool, process: str = "", starttime: str = ""
-) -> dict[str, Any] | None:
+def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> dict[str, Any] | None:
     """One backup; its result. With RESUME: only finish what earlier runs left, and None; or the
     result of the last one that was left, without what retention did.
 
-    process: the id of the process in Colonies that it is for, if it is for one, and when that was
-    started. Raises Failure, OSError or Stop; a finished dump is kept then, unless nobody wants it.
+    process: the id of the process in Colonies that it is for, if it is for one. begun: what else is
+    known of a new dump: its `starttime`, `label`, `keep_until`. Raises Failure, OSError or Stop; a
+    finished dump is kept then, unless nobody wants it.
     """
     with staging(s, wait=bool(process)):
         s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
@@ -2791,7 +3132,7 @@ def backup(
             if dump.sealed:
                 dump.save(attempts=attempts)
             else:
-                dump = make_dump(s, s3, process=process, starttime=starttime, attempts=attempts)
+                dump = make_dump(s, s3, process=process, attempts=attempts, **begun)
             result = finish(s3, dump)
         except (Stop, Failure, OSError) as why:
             if dump.pending:
@@ -3091,15 +3432,15 @@ def server_time(text: object) -> int:
 # ---- The executor --------------------------------------------------------------------------------
 
 FUNCTIONS = {
-    "backup": "Backs up; no arguments",
+    "backup": "Backs up; arguments (label, keepuntil): none, or a text, and YYYY-MM-DD or forever",
     "verify": "Proves one; argument (name): none or a name",
     "check": "Fails if a peer does; argument (maxage): none or hours that the newest may be old",
 }
-# Of each the one argument that it may have: its name as a keyword (2026), its pattern as JSON.
+# Of each the arguments that it may have, in order: names as keywords (2026), patterns as JSON.
 ARGUMENTS = {
-    "backup": ("", ""),
-    "verify": ("name", r'"\w[\w.-]{,99}"'),
-    "check": ("maxage", f'"?{HOURS}"?'),
+    "backup": {"label": '".*"', "keepuntil": '".*"'},
+    "verify": {"name": r'"\w[\w.-]{,99}"'},
+    "check": {"maxage": f'"?{HOURS}"?'},
 }
 WAITING, RUNNING = 0, 1  # states of a process in Colonies' words; above: its ends
 
@@ -3140,7 +3481,7 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
         with suppress(KeyError, TypeError, ValueError, RecursionError):  # what others put out
             made = json.loads(text)
             name, bucket, path = (str(made[x]) for x in ("filename", "bucket", "filepath_s3"))
-            plain = re.fullmatch(ARGUMENTS["verify"][1], json.dumps(name))
+            plain = re.fullmatch(ARGUMENTS["verify"]["name"], json.dumps(name))
             if plain and (bucket, path) == (s.aws_s3_bucket_name, f"/{s.key(name)}"):
                 names = [name]
             else:
@@ -3148,15 +3489,16 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
     return names, "" if names else refusal[:999]
 
 
-def arguments_of(function: str, spec: Mapping[str, Any]) -> list[str] | None:
-    """The argument that a process's spec gives a function, or none; None: it takes no such."""
-    keyword, pattern = ARGUMENTS.get(function, ("", ""))
+def arguments_of(function: str, spec: Mapping[str, Any]) -> dict[str, str] | None:
+    """The arguments that a process's spec gives a function, by name; None: it takes no such."""
+    known = ARGUMENTS.get(function)
     args, kwargs = spec.get("args") or [], spec.get("kwargs") or {}
-    if function not in FUNCTIONS or not (isinstance(args, list) and isinstance(kwargs, dict)):
+    if known is None or not (isinstance(args, list) and isinstance(kwargs, dict)):
         return None
-    given = [json.dumps(x) for x in [*args, *kwargs.values()]]
-    known = {*kwargs} <= {keyword} and all(re.fullmatch(pattern, x) for x in given)
-    return [x.strip('"') for x in given] if known and len(given) <= 1 else None
+    given = dict(zip(known, args)) | kwargs
+    fits = len(given) == len(args) + len(kwargs) and given.keys() <= known.keys()
+    fits = fits and all(re.fullmatch(known[name], json.dumps(given[name])) for name in given)
+    return {name: str(given[name]) for name in given} if fits else None
 
 
 def read_process(answer: Any, s: Settings) -> Process:
@@ -3165,17 +3507,22 @@ def read_process(answer: Any, s: Settings) -> Process:
     if not isinstance(spec, dict):
         spec = {}
     function, refusal = str(spec.get("funcname"))[:99], ""
-    arguments = arguments_of(function, spec)
-    if arguments is None:
+    given = arguments_of(function, spec)
+    arguments = [*(given or {}).values()]
+    if given is None:
         refusal = f"no function {function!r} with such arguments, only {FUNCTIONS}"
     elif function == "check":
         arguments = ["--json", "--max-age", *(arguments or [str(s.check_max_age)])]
     elif function == "verify" and not arguments:
         arguments, refusal = backup_before(answer, s)
+    elif function == "backup" and given:
+        refusal = keep_fault(given.get("label"), given.get("keepuntil"))
+        options = {"label": "--label", "keepuntil": "--keep-until"}
+        arguments = [f"{options[name]}={given[name]}" for name in given]
     return Process(
         str(answer["processid"])[:99],
         function,
-        arguments or [],
+        arguments,
         answer.get("beyond") or refusal,
         server_time(answer.get("submissiontime")),
         str(answer.get("starttime") or "")[:99],
@@ -4035,7 +4382,9 @@ def survey(s: Settings) -> dict[str, Samples]:
     whose = by_database(found)
     server = own_server(s, [of for of, database in whose if database == s.db_database])
     ours = whose.get((server, s.db_database), [])
-    doubts, every = len(doubtful(ours)), sum(map(len, whose.values()))
+    verdicts = verified(s3) or {}
+    doubts = len(judge(ours, verdicts, s.full_backups, time.time()).doubts)
+    every = sum(map(len, whose.values()))
     facts: dict[str, Samples] = {
         "newest_timestamp_seconds": {"": 0},
         "backups": {
@@ -4053,7 +4402,7 @@ def survey(s: Settings) -> dict[str, Samples]:
             facts["newest_dump_seconds"] = {"": int(newest.known["exectime-backup"])}
         with suppress(KeyError):
             facts["upload_seconds"] = {"": upload_seconds(found)[newest.key]}
-    return facts | last_verify(s3, (server, s.db_database), ours)
+    return facts | last_verify(verdicts, (server, s.db_database), ours)
 
 
 def own_server(s: Settings, servers: list[str]) -> str:
@@ -4066,11 +4415,11 @@ def own_server(s: Settings, servers: list[str]) -> str:
         return "".join(servers)
 
 
-def last_verify(s3: S3, of: tuple[str, str], ours: list[Backup]) -> dict[str, Samples]:
+def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: list[Backup]) -> dict[str, Samples]:
     """What metrics tell of the last verify of one of OURS, or of another `of` our server's."""
     names = {os.path.basename(backup.key) for backup in ours}
     last, facts = 0.0, dict[str, Samples]()
-    for name, was in (verified(s3) or {}).items():
+    for name, was in verdicts.items():
         with suppress(Exception):  # somebody else wrote it
             when = datetime.datetime.fromisoformat(was["time"]).timestamp()
             mine = name in names or (was.get("server"), was.get("database")) == of
@@ -4847,22 +5196,34 @@ def backups_of(s3: S3, database: str) -> list[list[Backup]]:
     return [whose[of] for of in whose if of[1] == database]
 
 
-def newest_good(s3: S3, database: str, server: str) -> tuple[list[Backup], set[str]]:
+def newest_good(
+    s3: S3, database: str, server: str, proving: bool = False
+) -> tuple[list[Backup], set[str]]:
     """The newest good backup of a database at each server, oldest first; keys of the doubtful.
 
     A backup is good by what its own server's are. It may be doubtful all the same: by those of
-    another, which was lost perhaps. server: the end of identifiers. Raises Failure.
+    another, which was lost perhaps. server: the end of identifiers. proving: where doubtful ones
+    become normal if one restores, the newest of these is taken, as a good one. Raises Failure.
     """
     sorts = [backups for backups in backups_of(s3, database) if backups[0].server.endswith(server)]
     require(sorts, f"{s3.where}: there is no backup of a server {server}")
-    newest = []
+    nights, now = s3.s.full_backups, time.time()
+    every = sorted(itertools.chain(*sorts))
+    verdicts: Verdicts = {}
+    if judge(every, {}, nights, now).doubts:
+        verdicts = known_verdicts(s3) or {}
+    newest, proposed = list[Backup](), set[str]()
     for backups in sorts:
-        doubts = doubtful(backups)
-        good = [backup for backup in backups if backup.key not in doubts]
+        judged = judge(backups, verdicts, nights, now)
+        good = [backup for backup in backups if backup.key not in judged.doubts]
+        if proving and promising(judged, verdicts, nights):
+            good = judged.run
+            proposed.add(good[-1].key)
+            log("info", "If it restores, its size is the new normal", Key=good[-1].key)
         for backup in backups[backups.index(good[-1]) + 1 :]:
             log("warning", "Passing over a doubtful backup", Key=backup.key)
         newest.append(good[-1])
-    return sorted(newest), doubtful(sorted(itertools.chain(*sorts)))
+    return sorted(newest), judge(every, verdicts, nights, now).doubts - proposed
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
@@ -6367,7 +6728,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
                 raise
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
-            remember(s3, backup, report["verdict"], steps)
+            remember(s3, backup, report["verdict"], steps, report.get("rows"))
         except Failure as error:
             log("warning", "Cannot note the verdict", Error=error)
     return report
@@ -6378,7 +6739,8 @@ def to_verify(s3: S3) -> Backup:
 
     Nobody may be there to be asked. Only then is DB_HOST asked which it is, and it may be away.
     """
-    newest, doubts = newest_good(s3, s3.s.db_database, "")
+    restores = bool(s3.s.verify_db_host)
+    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=restores)
     ours = ""
     if len(newest) > 1:
         several = "; ".join(map(facts_of, newest))
@@ -6573,7 +6935,10 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
     return known
 
 
-def remember(s3: S3, backup: Backup, verdict: str, steps: Steps) -> None:
+NOTED = 30  # tables whose rows are noted, those with most: all noted have to be read at once
+
+
+def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
     But the last one of each database stays, which metrics tell of. Raises Failure: where the key
@@ -6589,6 +6954,9 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps) -> None:
         "server": backup.server,
         "database": backup.database,
     }
+    if rows is not None:
+        most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
+        known[os.path.basename(backup.key)]["rows"] = {name: rows[name] for name in most}
     kept = {os.path.basename(each.key) for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
     last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
@@ -6605,18 +6973,20 @@ def moment(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 
 
-def doubtful_anywhere(whose: Mapping[tuple[str, str], list[Backup]]) -> set[str]:
+def doubtful_anywhere(
+    s: Settings, whose: Mapping[tuple[str, str], list[Backup]], verdicts: Verdicts
+) -> set[str]:
     """The keys of those that are doubtful by their own server's, or by another's of this name.
 
     A new server's first nights come after those of a lost one. Retention heeds the former alone.
     """
-    doubts = set()
+    doubts, now = set[str](), time.time()
     of_name: dict[str, list[Backup]] = {}
     for (_, name), backups in whose.items():
-        doubts |= doubtful(backups)
+        doubts |= judge(backups, verdicts, s.full_backups, now).doubts
         of_name.setdefault(name, []).extend(backups)
     for backups in of_name.values():
-        doubts |= doubtful(sorted(backups))
+        doubts |= judge(sorted(backups), verdicts, s.full_backups, now).doubts
     return doubts
 
 
@@ -6639,12 +7009,14 @@ class Row(NamedTuple):
     timescaledb: str | None
     database: str | None
     roles: bool  # whether it brings its server's
+    label: str | None
+    keep_until: str | None  # as its metadata have it
 
 
 def number_in(metadata: Mapping[str, str], name: str) -> int | None:
     """The number that an object's metadata tell by this name, as far as they do."""
     text = metadata.get(name, "")
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def upload_seconds(backups: list[Backup]) -> dict[str, int]:
@@ -6688,6 +7060,8 @@ def as_row(
         metadata.get("timescaledb"),
         backup.database or None,
         "roles-sha256" in metadata,
+        backup.label or None,
+        metadata.get("keep-until"),
     )
 
 
@@ -6703,7 +7077,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
     s3 = S3(s, 10)
     backups, verdicts = s3.backups(), verified(s3) or {}
     whose, took = by_database(backups), upload_seconds(backups)
-    doubts, before = doubtful_anywhere(whose), dict[str, int]()
+    doubts, before = doubtful_anywhere(s, whose, verdicts), dict[str, int]()
     for ours in whose.values():
         before |= {new.key: old.size for old, new in itertools.pairwise(ours)}
     rows = [
@@ -6717,9 +7091,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
 
 
 def as_line(row: Row) -> str:
-    """What the table of `list` shows of a row, in less than 100 columns: the rest is cut."""
-    import unicodedata
-
+    """What the table of `list` shows of a row."""
     change, verdict = row.change, ""
     if row.verified:
         words = row.verified["verdict"]
@@ -6737,7 +7109,21 @@ def as_line(row: Row) -> str:
         row.database,
         "/".join(filter(None, [row.postgresql, row.timescaledb])),
     ]
-    line = LIST_ROW.format(*(printable(cell or "-") for cell in cells))[:100]
+    line = LIST_ROW.format(*(printable(cell or "-") for cell in cells))
+    return "\n".join(map(narrow, [line, *kept_line(row)]))
+
+
+def kept_line(row: Row) -> Iterator[str]:
+    """What stands below a backup that somebody wants kept."""
+    if row.keep_until is not None:
+        yield printable(f"    kept until {row.keep_until}: {row.label or ''}")
+
+
+def narrow(text: str) -> str:
+    """A line of less than 100 columns: the rest is cut."""
+    import unicodedata
+
+    line = text[:100]
     wide = [1 + (unicodedata.east_asian_width(char) in "WF") for char in line]
     while sum(wide) > 99:
         line, wide = line[:-2] + "…", [*wide[:-2], 1]
@@ -6750,6 +7136,30 @@ def age(when: str) -> str:
         then = datetime.datetime.fromisoformat(when)
         return short_time((datetime.datetime.now().astimezone() - then).total_seconds())
     return ""
+
+
+def prune_now(s: Settings, dry: bool) -> None:
+    """The command prune: a line for each object that goes, or stays. Raises Failure.
+
+    It takes the database, which tells whose backups are to go, and the staging volume: so it never
+    runs beside a backup.
+    """
+    with staging(s, wait=False):
+        server, s3 = examine_database(s), S3(s)
+        facts = {name: getattr(server, name) for name in FACTS}
+        made = Dump("", filepath_s3="/", **facts)
+        found = s3.backups()
+        goes, kept, _ = plan(s3, made, found)
+        going = {old.key for old in goes}
+        removed = [] if dry else remove_all(s3, goes, kept)
+        prune_roles(s3, made, removed)
+    other = "not provably a backup of this database, or not yet to go"
+    for each in reversed(found):
+        gone = each.key in going - kept.keys()
+        word, why = ("goes", why_gone(each)) if gone else ("stays", kept.get(each.key, other))
+        say(f"{word:<5} {each.key} of {moment(each.seconds)}: {printable(why)}\n")
+    stuck = len(going & kept.keys())
+    require(not stuck, f"{stuck} could not be removed")
 
 
 # `next` is NULL for a job that has not run yet: it starts at once.
@@ -7179,11 +7589,21 @@ phase and bytes while it runs:
   role_passwords       whether it holds the hashes of their passwords; null: there are no roles
   other_databases      how many the server has beside this one: no backup holds them
   starttime            when Colonies started the process; "" for a backup by hand
+  label, keep_until    as they were asked for; else ""
   made_again           why a dump was void and made again, a text for each; mostly empty
-  warnings             of pg_dump and pg_dumpall, and what the dump lacks, as they are in the log
+  warnings             of pg_dump and pg_dumpall, what the dump lacks, and, once, that the size of
+                       doubtful ones is the new normal; as they are in the log
   removed              keys of the backups that retention removed; their roles go with them
-  kept                 the backups that stay, by key: proven, doubtful (less than half of the last
-                       good one's size), not removed (and why), no metadata (and what it may be)
+  kept                 the backups that stay, by key, and why: proven (of the newest; where KEEP_…
+                       is set "newest"), daily 2026-10-03, weekly 2026-W40, monthly 2026-10, yearly
+                       2026, kept until (and its label), the last that a verify restored, the last
+                       before a shrink that lasts, doubtful (less than half of the last good one's
+                       size), not removed (and why), no metadata (and what it may be)
+
+With --keep-until a backup stays until that day is over, by TZ, or forever, and counts as none of
+FULL_BACKUPS and KEEP_…; then it is like any other. Label and day are in the object's metadata
+alone; what stands there and is no day keeps it, too. In Colonies they are the arguments label and
+keepuntil: a text, and the day or forever.
 
 HEARTBEAT_URL is that of a dead-man service, healthchecks.io or one alike, which tells people when
 no backup has come: GET URL/start when one begins, GET URL when it has succeeded or --resume has
@@ -7200,16 +7620,23 @@ passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BAC
 the dump's journal, for its owner alone, until S3 has them. They go with their backup. Those that a
 crash, or somebody, left without one go when they are a day old. Without metadata, which a server
 may forget (rclone serve s3 does), they stay, and a warning says so.""",
+    "prune": """
+It does what a backup does when it is proven: see `kept` in `backup --help`. It asks the database
+whose backups these are. stdout has a line for each object with a backup's name, newest first: goes
+(with --dry-run: would go) or stays, and why. While a backup or verify is running on the same
+BACKUP_PATH it exits with 1; likewise where something could not be removed.""",
     "list": """
 AGE: since it began; it is negative where a clock was wrong. SIZE: in powers of 1024. CHANGE: by how
 many per cent it is larger than the one before it, of the same server and database, at most 999.
 DUMP and UPLOAD: how many seconds they took. KIND: proven, which carries a SHA-256; unproven, an
 older executor's; or doubtful, of less than half of the last good one's size: perhaps the database
 was emptied, or it is a new server's, while the good ones are another's that was lost. (Retention
-counts each server's by themselves.) VERIFIED: how the last verify of it went, and how long ago;
+counts each server's by themselves.) FULL_BACKUPS doubtful ones in a row are good once a verify has
+restored one, unless it is nearly empty. VERIFIED: how the last verify of it went, and how long ago;
 that is forgotten when retention removes the backup. SERVER: the last six digits of its server's
 system identifier, as pg_controldata has it; pg_upgrade and initdb make a new one, a replica and a
 clone of its files have the same. VERSIONS: PostgreSQL's, and TimescaleDB's. "…": more was cut off.
+What --keep-until keeps has a second line, with its label.
 
 --json has all of it exactly: the time, bytes, the verdict as `verify` gave it; and tables, and
 whether the backup brings its server's roles. "-", and null, is what is not known: UPLOAD, for one,
@@ -7225,7 +7652,8 @@ also sees a night without a backup. `serve` logs FAIL and warn, as warnings, as 
 nothing to do. In Colonies, as the function `check`, it fails with the lines that FAIL; its output
 has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
     "verify": """
-It takes the newest good backup of DB_DATABASE, or the one that is named; downloads it to
+It takes the newest good backup of DB_DATABASE, or the one that is named; but where FULL_BACKUPS in
+a row are doubtful, none was restored yet, and it restores, the newest of these. It downloads it to
 BACKUP_PATH, in a file that no crash leaves; compares size and SHA-256; reads the whole archive, and
 counts its tables and their rows. Where VERIFY_DB_HOST is set, it restores it there into a database
 verify_NUMBER, counts the rows of each table, compares them, and drops it. That costs as much disk,
@@ -7376,6 +7804,9 @@ class Options:
     no_tablespaces: bool = False
     locale: str = ""
     only_complete: bool = False
+    label: str | None = None
+    keep_until: str | None = None
+    dry_run: bool = False
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -7403,8 +7834,10 @@ def command_line() -> argparse.ArgumentParser:
 
     command("serve", "wait for processes from Colonies and run them (the default)", "serve")
     verb = command("backup", "one backup now, no Colonies; prints the result", "backup")
-    text = "make no dump, only finish what earlier runs left"
-    verb.add_argument("--resume", action="store_true", help=text)
+    add_backup(verb)
+    text = "remove what retention lets go of, without a new backup"
+    verb = command("prune", text, "prune --dry-run")
+    verb.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
     verb = command("list", "the backups in the bucket, newest first", "list --json")
     verb.add_argument("--json", action="store_true", help="all that is known, exactly")
     verb = command("check", "try every setting and every peer", "check --max-age 26")
@@ -7418,6 +7851,16 @@ def command_line() -> argparse.ArgumentParser:
     text = "restore a backup into a new database at DB_HOST"
     add_restore(command("restore", text, "restore latest --database sensors_restored"))
     return parser
+
+
+def add_backup(verb: argparse.ArgumentParser) -> None:
+    """The options of `backup`."""
+    text = "make no dump, only finish what earlier runs left"
+    verb.add_argument("--resume", action="store_true", help=text)
+    text = "what to call it, in at most 200 bytes; it takes --keep-until"
+    verb.add_argument("--label", metavar="TEXT", help=text)
+    text = "the last day on which it is kept, YYYY-MM-DD, or forever; till then it does not count"
+    verb.add_argument("--keep-until", metavar="DATE", help=text)
 
 
 def add_restore(verb: argparse.ArgumentParser) -> None:
@@ -7477,6 +7920,9 @@ def run_command(s: Settings, options: Options) -> int:
         return check(s, options.max_age, options.json)
     if s.command == "restore":
         return restore(s, options)
+    if s.command == "prune":
+        prune_now(s, options.dry_run)
+        return 0
     if s.command == "survey":
         try:
             say(json.dumps(survey(s)) + "\n")
@@ -7499,7 +7945,10 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
     if not options.resume:
         heart.beat("start")
     try:
-        result = backup(s, options.resume, **told)
+        wanted = dict[str, str]()
+        if options.keep_until:
+            wanted = {"label": options.label or "", "keep_until": options.keep_until}
+        result = backup(s, options.resume, **told, **wanted)
     except Busy as busy:
         if not options.resume:
             raise
@@ -7534,6 +7983,11 @@ def settings_for(options: Options) -> Settings:
     serve = options.command == "serve"
     if options.roles and options.file:
         raise WrongSettings("--roles is for backups in the bucket; beside --file use `psql -X -f`")
+    if options.resume and options.keep_until is not None:
+        raise WrongSettings("--resume makes no backup, so it takes no --keep-until")
+    fault = keep_fault(options.label, options.keep_until)
+    if fault:
+        raise WrongSettings(fault)
     if options.command == "check" and not for_itself():
         serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
     try:

@@ -398,7 +398,9 @@ def test_retention_does_what_the_contract_says_with_any_bucket(
     mine = [x for x in found if x.metadata and MINE.items() <= x.metadata.items()]
     made = data.draw(hypothesis.strategies.sampled_from([x.key for x in mine] or ["p/none"]))
     ours = backup_executor.proven(found, "1", "a b")
-    gone = {x.key for x in backup_executor.superseded(found, ours, keep, made)}
+    whys = backup_executor.retained(ours, {}, backup_executor.Keep(keep), 0)
+    gone = {key for key, why in whys.items() if not why} - {made}
+    gone |= {x.key for x in backup_executor.outdated(found, ours, {}, keep, 0)}
     # The contract's Never 3, sentence by sentence.
     sorts: dict[bool, list[str]] = {True: [], False: []}  # good or doubtful, from old to new
     last_good = 0

@@ -50,8 +50,8 @@ def test_each_link_of_a_document_leads_somewhere(document: Path) -> None:
 
 @BOTH
 def test_each_setting_that_a_document_names_is_there(document: Path) -> None:
-    named = set(re.findall(r"\b(?:COLONIES|BACKUP|VERIFY|CHECK|DB|AWS_S3|FULL|LOG)_[A-Z][A-Z_]*\b",
-                           document.read_text("utf-8")))
+    kinds = "COLONIES|BACKUP|VERIFY|CHECK|DB|AWS_S3|FULL|KEEP|LOG"
+    named = set(re.findall(rf"\b(?:{kinds})_[A-Z][A-Z_]*\b", document.read_text("utf-8")))
     assert named <= {each.name for each in backup_executor.SETTINGS} | {
         f"{name}_FILE" for name in SECRETS}
 

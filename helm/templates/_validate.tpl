@@ -122,7 +122,7 @@
 {{- end }}
 {{- range $where, $taken := dict
     "database" "^(PGDATA|POSTGRES_(DB|USER|PASSWORD)(_FILE)?)$"
-    "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY|HEARTBEAT|METRICS)_.*|FULL_BACKUPS|LOG_LEVEL)$" }}
+    "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY|HEARTBEAT|METRICS|FULL|KEEP)_.*|LOG_LEVEL)$" }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
 {{- if regexMatch $taken .name }}

@@ -1,0 +1,497 @@
+"""Tests of what is kept: tiers, what restored, what people label, and what became of a shrink.
+
+The first part asks the pure function, with days to spare; the second a real server and bucket.
+"""
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+import hypothesis
+import pytest
+from hypothesis import strategies
+
+import backup_executor
+from backup_executor import Backup, Keep, by_database, judge, retained
+from colonies import FAILED
+from proxies import FORBIDDEN, Proxy, through
+from restores import Proof
+from surroundings import GENERATIONS, Scene, Site, standin
+
+FIRST = date(2024, 8, 3)
+MINE = {"sha256": "ab", "system-identifier": "1", "database": "shop"}
+RESTORED = "restored, row for row in number"
+
+
+@pytest.fixture(autouse=True)
+def stockholm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "Europe/Stockholm")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def at(day: date, hour: int = 1) -> int:
+    """When it is that hour there, on that day."""
+    return int(datetime(day.year, day.month, day.day, hour,
+                        tzinfo=ZoneInfo("Europe/Stockholm")).timestamp())
+
+
+def made(seconds: int, size: int = 1000, **metadata: Any) -> Backup:
+    told = {name.replace("_", "-"): str(text) for name, text in metadata.items()}
+    return Backup(seconds, f"p/backup_{seconds}.bak", size, MINE | told)
+
+
+def kept(ours: list[Backup], keep: Keep, verdicts: Any = None, now: float = 0) -> list[Backup]:
+    whys = retained(ours, {} if verdicts is None else verdicts, keep, now)
+    return [each for each in ours if whys[each.key]]
+
+
+def days(ours: list[Backup]) -> list[date]:
+    return [datetime.fromtimestamp(each.seconds).astimezone().date() for each in ours]
+
+
+def verdict(rows: dict[str, int] | None = None, word: str = RESTORED) -> dict[str, Any]:
+    return {"verdict": word, "time": "2026-01-01T00:00:00+00:00"} | (
+        {} if rows is None else {"rows": rows})
+
+
+def name(backup: Backup) -> str:
+    return backup.key.removeprefix("p/")
+
+
+# ---- Tiers -------------------------------------------------------------------------------------
+
+TIERS = Keep(3, 7, 4, 12, 3)
+
+
+def calendar(last: date, first: date, keep: Keep) -> dict[date, set[str]]:
+    """Of one backup each day, which a calendar says are kept, and for what."""
+    every = [last - timedelta(back) for back in range((last - first).days + 1)]  # newest first
+    wanted: dict[date, set[str]] = {day: {"newest"} for day in every[:keep.newest]}
+    for tier, many, called in (
+            ("daily", keep.daily, lambda day: day.isoformat()),
+            ("weekly", keep.weekly, lambda day: "{}-W{:02}".format(*day.isocalendar())),
+            ("monthly", keep.monthly, lambda day: f"{day.year}-{day.month:02}"),
+            ("yearly", keep.yearly, lambda day: str(day.year))):
+        seen: list[str] = []
+        for day in every:
+            if called(day) not in seen and len(seen) < many:
+                seen.append(called(day))
+                wanted.setdefault(day, set()).add(f"{tier} {called(day)}")
+    return wanted
+
+
+def test_800_nights_leave_what_a_calendar_says() -> None:
+    ours: list[Backup] = []
+    for night in range(800):
+        today = FIRST + timedelta(night)
+        ours = kept([*ours, made(at(today))], TIERS)
+        assert days(ours) == sorted(calendar(today, FIRST, TIERS)), today
+    whys = retained(ours, {}, TIERS, 0)
+    for each, day in zip(ours, days(ours)):
+        assert set(whys[each.key].split(", ")) == calendar(today, FIRST, TIERS)[day]
+
+
+def test_hourly_backups_take_no_places_of_days() -> None:
+    ours: list[Backup] = []
+    for hour in range(24 * 20):
+        ours = kept([*ours, made(at(FIRST) + 3600 * hour)], Keep(3, 7))
+    last = at(FIRST) + 3600 * (24 * 20 - 1)  # midnight
+    assert {each.seconds for each in ours} == {
+        *range(last, last - 3 * 3600, -3600), *(last - 3600 - 86400 * back for back in range(6))}
+
+
+KEEPS = strategies.builds(Keep, strategies.integers(1, 4), *[strategies.integers(0, 4)] * 4)
+BACKUPS = strategies.lists(strategies.tuples(
+    strategies.integers(0, 10**8), strategies.sampled_from([10, 400, 500, 1000, 1900]),
+    strategies.sampled_from([{}, {}, {"steady": "400"}, {"compression": "zstd:1"},
+                             {"keep-until": "forever"}, {"keep-until": "1971-03-01"},
+                             {"keep-until": "\u0661"}, {"database-size": "7"}])),
+    max_size=20, unique_by=lambda each: each[0])
+VERDICTS = strategies.sampled_from([
+    None, verdict(), verdict({"a": 9}), verdict({"a": 10**9}), verdict({}), verdict(word="failed"),
+    {"verdict": "readable", "time": "?", "rows": 7}])
+
+
+def all_made(there: list[Any]) -> list[Backup]:
+    return [made(seconds, size, **more) for seconds, size, more in sorted(
+        there, key=lambda each: int(each[0]))]
+
+
+@hypothesis.given(BACKUPS, KEEPS, strategies.data())
+@hypothesis.settings(max_examples=300)
+def test_whatever_is_there_what_is_promised_stays(
+        there: list[Any], keep: Keep, data: Any) -> None:
+    now = data.draw(strategies.integers(0, 10**8))
+    ours = all_made(there)
+    drawn = {name(each): data.draw(VERDICTS) for each in ours}
+    verdicts = {each: was for each, was in drawn.items() if was}
+    whys = retained(ours, verdicts, keep, now)
+    doubts = judge(ours, verdicts, keep.newest, now).doubts
+    assert list(whys) == [each.key for each in ours]
+    assert all(whys[each.key] for each in ours[-1:])  # the newest
+    counting = [each for each in ours if "kept until" not in whys[each.key]
+                and "cannot be read" not in whys[each.key]]
+    for sort in (True, False):
+        of_it = [each for each in counting if (each.key in doubts) == sort]
+        assert all(whys[each.key] for each in of_it[-keep.newest:])
+    restored = [each for each in ours
+                if verdicts.get(name(each), {}).get("verdict", "").startswith("restored")]
+    assert all(whys[each.key] for each in restored[-1:])
+    assert all(whys[each.key] for each in [x for x in restored if x.key not in doubts][-1:])
+    for each in ours:
+        until = each.known.get("keep-until")
+        stays = until == "\u0661" or until == "forever" or (
+            until == "1971-03-01" and now < at(date(1971, 3, 2), 0))
+        assert bool(whys[each.key]) or not stays
+    assert all(retained(ours, None, keep, now).values())  # nothing is known: nothing goes
+    # More places let nothing more go, and another database's change nothing.
+    more = retained(ours, verdicts, Keep(keep.newest, *(x + 1 for x in keep[1:])), now)
+    assert all(more[key] for key, why in whys.items() if why)
+    others = [each._replace(metadata={**each.known, "database": "other"}) for each in ours]
+    whose = by_database(sorted([*ours, *others], key=lambda each: each[:2]))
+    assert retained(whose.get(("1", "shop"), []), verdicts, keep, now) == whys
+
+
+# ---- A shrink ----------------------------------------------------------------------------------
+
+def nights(sizes: list[int], keep: Keep, verify: Any = None, **more: Any) -> Iterator[
+        tuple[list[Backup], set[str], dict[str, Any]]]:
+    """Night by night, what is there, what of it is doubtful, and the verdicts; VERIFY(night) says
+    what a verify of what `verify` takes then says."""
+    ours: list[Backup] = []
+    verdicts: dict[str, Any] = {}
+    for night, size in enumerate(sizes):
+        steady = ours and "steady" in ours[-1].known and size * 2 >= ours[-1].size
+        flags = {"steady": str(size)} if steady or not ours else {}
+        ours = kept([*ours, made(at(FIRST + timedelta(night)), size, **flags, **more)],
+                    keep, verdicts)
+        judged = judge(ours, verdicts, keep.newest, 0)
+        if verify:
+            good = [each for each in ours if each.key not in judged.doubts]
+            taken = judged.run if backup_executor.promising(judged, verdicts, keep.newest) else good
+            rows = verify(night, taken[-1])
+            verdicts |= {} if rows is None else {name(taken[-1]): verdict(rows)}
+        there = {name(each) for each in ours}
+        verdicts = {each: was for each, was in verdicts.items() if each in there}
+        yield ours, judge(ours, verdicts, keep.newest, 0).doubts, verdicts
+
+
+def sundays(night: int, taken: Backup) -> dict[str, int] | None:
+    return {"public.t": taken.size} if night % 7 == 6 else None
+
+
+def test_30_nights_after_a_lasting_shrink_its_size_is_normal_and_the_last_before_is_there() -> None:
+    *_, (ours, doubts, verdicts) = nights([1000] * 10 + [450] * 30, Keep(3), sundays)
+    assert not doubts and max(ours).size == 450
+    assert [each.size for each in ours if each.seconds < at(FIRST + timedelta(30))][:1] == [1000]
+    assert days(ours)[0] == FIRST + timedelta(9) and len(ours) in (4, 5)
+    whys = retained(ours, verdicts, Keep(3), 0)
+    assert "shrink" in whys[ours[0].key]
+    # As long as no verify restores one, they are doubtful.
+    *_, (ours, doubts, _) = nights([1000] * 10 + [450] * 30, Keep(3))
+    assert len(doubts) == 3 and len(ours) == 6
+    # It is let go when one of its size is there again.
+    *_, (ours, doubts, _) = nights([1000] * 10 + [450] * 30 + [600] * 9, Keep(3), sundays)
+    assert not doubts and len(ours) <= 4 and FIRST + timedelta(9) not in days(ours)
+
+
+def test_an_emptied_database_never_eats_the_good_ones_though_it_restores_each_sunday() -> None:
+    for left, rows in ((300, 90), (10, 0), (300, 0)):
+        def proof(night: int, taken: Backup, rows: int = rows) -> dict[str, int] | None:
+            many = 1000 if taken.size == 1000 else rows
+            return ({"public.t": many} if many else {}) if night % 7 == 6 else None
+        for ours, doubts, _ in nights([1000] * 10 + [left] * 100, Keep(3), proof):
+            good = [each for each in ours if each.key not in doubts]
+            assert all(each.size == 1000 for each in good) and len(good) >= min(3, len(ours))
+
+
+def test_a_second_shrink_costs_not_the_last_one_before_the_first() -> None:
+    """Nor does what goes up and down below half of it."""
+    sizes = [1000] * 10 + ([450] * 15 + [200] * 15) * 4
+    *_, (ours, _, _) = nights(sizes, Keep(2), lambda night, taken: {"public.t": taken.size})
+    assert ours[0].size == 1000 and 450 in [each.size for each in ours] and len(ours) < 8
+
+
+def test_a_slow_shrink_makes_none_doubtful_though_old_large_ones_are_kept() -> None:
+    sizes = [int(10**6 * 0.995**night) for night in range(800)]
+    there = [(ours, doubts) for ours, doubts, _ in nights(sizes, TIERS)]
+    assert not any(doubts for _, doubts in there)
+    ours = there[-1][0]
+    assert days(ours) == sorted(calendar(FIRST + timedelta(799), FIRST, TIERS))
+    assert ours[0].size > 10 * ours[-1].size
+
+
+def test_another_compression_starts_anew_by_the_databases_own_size() -> None:
+    def changed(own: int, size: int = 100) -> set[str]:
+        old = [made(i, 1000, compression="none", database_size=5000) for i in range(3)]
+        new = [made(i, size, compression="zstd:1", database_size=own) for i in range(3, 6)]
+        return judge([*old, *new], {}, 3, 0).doubts
+    assert not changed(5000) and not changed(2500)
+    assert len(changed(2499)) == 3
+    same = [made(i, size, compression="zstd:1", database_size=5000)
+            for i, size in enumerate((1000, 499))]
+    assert judge(same, {}, 3, 0).doubts == {same[1].key}
+
+
+def test_rows_say_more_than_sizes() -> None:
+    old, new = made(1), made(2, 100)
+    before = {name(old): verdict({"a": 100, "b": 10})}
+    for rows, doubtful in (({"a": 50, "b": 5, "c": 1}, False), ({"a": 100}, True), ({}, True),
+                           ({"a": 100, "b": 4}, True), (None, True)):
+        verdicts = before | {name(new): verdict(rows)}
+        assert judge([old, new], verdicts, 3, 0).doubts == ({new.key} if doubtful else set()), rows
+
+
+# ---- What people keep --------------------------------------------------------------------------
+
+def test_what_is_labelled_counts_for_nothing_until_its_day_is_over() -> None:
+    held = [made(at(FIRST) + i, label="a", keep_until="2024-08-05") for i in range(5)]
+    ours = [*(made(at(FIRST, 0) + i) for i in range(3)), *held]
+    soon, late = at(date(2024, 8, 5), 23), at(date(2024, 8, 6), 0)
+    assert kept(ours, Keep(3), now=soon) == ours
+    assert kept(ours, Keep(3), now=late) == held[2:]
+    for until, stays in (("forever", True), ("2024-8-1", True), ("", True), ("2024-08-01", False)):
+        one = made(at(FIRST, 0) - 9, keep_until=until)
+        assert (one in kept([one, *ours[:3]], Keep(3), now=late)) == stays
+
+
+@pytest.mark.parametrize(("label", "until", "fault"), [
+    (None, None, ""), ("x", "forever", ""), ("", "9999-12-31", ""), (None, "2999-02-28", ""),
+    ("före 2.30, \U0001f600 " * 9, "forever", ""), ("x", None, "keep-until"),
+    ("x", "", "YYYY-MM-DD"), ("x", "2999-02-29", "YYYY-MM-DD"), ("x", "29990101", "YYYY-MM-DD"),
+    ("x", "Forever", "YYYY-MM-DD"), ("x", "2024-08-02", "is over"), ("a\nb", "forever", "one line"),
+    ("\ud800", "forever", "one line"), ("ä" * 101, "forever", "200 bytes"),
+    ("x", "\u0662\u0660\u0662\u0667-01-01", "YYYY-MM-DD")])
+def test_a_wrong_day_or_label_is_told(label: str | None, until: str | None, fault: str) -> None:
+    said = backup_executor.keep_fault(label, until)
+    assert bool(said) == bool(fault) and fault in said
+
+
+@hypothesis.given(strategies.text(max_size=200))
+def test_a_label_comes_through_metadata_as_it_was(label: str) -> None:
+    if not backup_executor.keep_fault(label, "forever"):
+        told = quote(label, safe="")
+        assert told.isascii() and made(1, label=told).label == label and len(told) <= 600
+
+
+# ---- With a real server and bucket -------------------------------------------------------------
+
+def listed(scene: Scene) -> dict[str, Any]:
+    """What `list --json` shows, by name."""
+    return {row["name"]: row for row in json.loads(scene.run("list", "--json").stdout)}
+
+
+def put(scene: Scene, day: date, body: bytes, metadata: dict[str, str]) -> str:
+    """A backup of that day; its name."""
+    called = f"backup_{at(day)}.bak"
+    scene.put(called, body, **metadata)
+    return called
+
+
+def test_a_backup_keeps_the_newest_of_each_period_and_says_which(scene: Scene) -> None:
+    whole = scene.given_backup()
+    body, metadata = scene.objects()[whole], scene.head(whole)["Metadata"]
+    names = {day: put(scene, date(2025, *day), body, metadata) for day in (
+        (8, 1), (8, 31), (9, 29), (9, 30), (12, 27), (12, 28), (12, 30))}
+    places = {"KEEP_DAILY": "1", "KEEP_MONTHLY": "4", "KEEP_YEARLY": "2", "TZ": "Europe/Stockholm"}
+    said = scene.run("prune", "--dry-run", **places, FULL_BACKUPS="1").stdout
+    result = scene.backup(**places, FULL_BACKUPS="1")
+    told = {key.removeprefix(f"{scene.prefix}/"): why for key, why in result["kept"].items()}
+    assert told == {
+        result["filename"]: told[result["filename"]], names[12, 30]: "monthly 2025-12, yearly 2025",
+        names[9, 30]: "monthly 2025-09", names[8, 31]: "monthly 2025-08"}
+    assert told[result["filename"]].startswith("newest, daily ")
+    assert set(scene.objects()) == set(told)
+    for day in ((8, 1), (9, 29), (12, 27), (12, 28)):
+        assert re.search(rf"(?m)^goes  {scene.prefix}/{names[day]} of 2025-.*: proven, ", said)
+    assert re.search(rf"(?m)^stays {scene.prefix}/{names[8, 31]} of .*: monthly 2025-08$", said)
+
+
+def test_a_labelled_backup_counts_for_nothing_and_list_shows_it(scene: Scene) -> None:
+    label = "före 2.30, \U0001f600: 100 %"
+    first = scene.backup(FULL_BACKUPS="2")["filename"]
+    ran = scene.run("backup", "--label", label, "--keep-until", "2999-12-31", FULL_BACKUPS="2")
+    held = json.loads(ran.stdout)
+    assert (held["label"], held["keep_until"]) == (label, "2999-12-31")
+    forever = json.loads(scene.run("backup", "--keep-until=forever", FULL_BACKUPS="2").stdout)
+    assert set(scene.objects()) == {first, held["filename"], forever["filename"]}
+    for _ in range(2):
+        last = scene.backup(FULL_BACKUPS="2")
+    assert first not in scene.objects() and len(scene.objects()) == 4
+    why = last["kept"][held["filepath_s3"][1:]]
+    assert why.startswith("kept until 2999-12-31: före")
+    rows = listed(scene)
+    assert (rows[held["filename"]]["label"], rows[held["filename"]]["keep_until"]) == (
+        label, "2999-12-31")
+    assert rows[forever["filename"]]["label"] is None and not any(
+        row["doubtful"] for row in rows.values())
+    assert f"kept until 2999-12-31: {label}\n" in scene.run("list").stdout
+    assert scene.head(held["filename"])["Metadata"]["label"].isascii()
+    # A day that is over, or that nobody can read: the object has the metadata alone.
+    body, metadata = scene.objects()[first := last["filename"]], scene.head(first)["Metadata"]
+    over, odd = (put(scene, date(2024, 1, day), body, metadata | {"keep-until": until})
+                 for day, until in ((1, "2024-06-01"), (2, "next year")))
+    last = scene.backup(FULL_BACKUPS="2")
+    assert over not in scene.objects() and odd in scene.objects()
+    assert "cannot be read" in last["kept"][f"{scene.prefix}/{odd}"]
+
+
+@pytest.mark.parametrize("wrong", [
+    ["--label", "x"], ["--keep-until", "2020-01-01"], ["--keep-until", "2999-1-1"],
+    ["--keep-until", ""], ["--label", "a\tb", "--keep-until", "forever"],
+    ["--resume", "--keep-until", "forever"]])
+def test_what_cannot_be_kept_so_is_told_before_anything_is_done(
+        scene: Scene, wrong: list[str]) -> None:
+    ran = scene.run("backup", *wrong, status=2)
+    assert re.search("level=error .*(keep-until|label)", ran.stderr) and not ran.stdout
+    assert not scene.objects() and not scene.files()
+
+
+def test_a_label_outlasts_a_crash(scene: Scene, meddler: Proxy) -> None:
+    meddler.reply(rb"^POST \S*uploads", FORBIDDEN, times=99)
+    scene.run("backup", "--label", "ä", "--keep-until", "forever", status=1, **through(meddler))
+    result = json.loads(scene.run("backup", "--resume").stdout)
+    assert (result["label"], result["keep_until"]) == ("ä", "forever")
+    assert scene.head(result["filename"])["Metadata"]["label"] == "%C3%A4"
+
+
+@standin(*GENERATIONS)
+def test_colonies_asks_for_a_labelled_backup_by_arguments_and_by_names(site: Site) -> None:
+    with site.serve():
+        made = [site.succeeds(site.submit(args=["--before 2.30", "forever"]))]
+        if site.where.generation == 2026:
+            made.append(site.succeeds(site.submit(kwargs={
+                "label": "--before 2.30", "keepuntil": "forever"})))
+        assert {(each["label"], each["keep_until"]) for each in made} == {
+            ("--before 2.30", "forever")}
+        wrong: list[dict[str, Any]] = [
+            {"args": ["x"]}, {"args": ["x", "2020-01-01"]}, {"args": ["x", "forever", "y"]},
+            {"args": ["\n", "forever"]}, {"args": [5, "forever"]}]
+        if site.where.generation == 2026:
+            wrong += [{"kwargs": {"label": "x"}}, {"args": ["x"], "kwargs": {"label": "y"}}]
+        for given in wrong:
+            (error,) = site.client.wait(site.submit(**given), FAILED)["errors"]
+            assert re.search("keep-until|label", error), error
+        assert len(site.stored_keys()) == len(made)
+
+
+def test_the_last_that_a_verify_restored_stays_until_one_after_it_is(proof: Proof) -> None:
+    first = proof.name
+    there = {"DB_PORT": str(proof.postgres.port), "FULL_BACKUPS": "1"}
+    proof.report(first)
+    for _ in range(2):
+        made = proof.backup(**there)
+        assert made["kept"][f"{proof.prefix}/{first}"] == "the last that a verify restored"
+    proof.report(made["filename"], VERIFY_DB_HOST="")  # readable is not restored
+    made = proof.backup(**there)
+    assert first in proof.objects()
+    verdicts = proof.objects()["verified.json"]
+    proof.put("verified.json", b"[]")
+    ran = proof.run("backup", **there)
+    again = json.loads(ran.stdout)
+    assert not again["removed"] and made["filename"] in proof.objects()
+    assert "may be the last" in again["kept"][made["filepath_s3"][1:]]
+    assert "verified.json is left as it is" in ran.stderr
+    proof.put("verified.json", verdicts)
+    proof.report(again["filename"])
+    made = proof.backup(**there)
+    assert {each for each in proof.objects() if each.endswith(".bak")} == {
+        again["filename"], made["filename"]}
+
+
+def test_prune_does_what_a_backup_would_and_never_beside_one(scene: Scene) -> None:
+    names = [scene.backup()["filename"] for _ in range(3)]
+    other = f"{scene.prefix}/backup_77.bak"
+    scene.put("backup_77.bak", **scene.head(names[0])["Metadata"] | {"database": "other"})
+    few = {"FULL_BACKUPS": "1"}
+    dry = scene.run("prune", "--dry-run", **few).stdout
+    assert len(scene.objects()) == 4
+    said = scene.run("prune", **few).stdout
+    assert said == dry and set(scene.objects()) == {names[2], "backup_77.bak"}
+    assert [line.split()[0] for line in said.splitlines()] == ["stays", "goes", "goes", "stays"]
+    assert f"stays {other} of 1970-01-01" in said and "not provably" in said
+    scene.backup(**few, BACKUP_ROLES="off")
+    with scene.locked(), scene.start() as executor:
+        scene.waiting()
+        assert "another backup is running" in scene.run("prune", status=1, **few).stderr
+        executor.stop()
+
+
+def test_prune_says_what_it_cannot_remove_or_list(scene: Scene, meddler: Proxy) -> None:
+    names = [scene.backup()["filename"] for _ in range(2)]
+    meddler.reply(rb"^DELETE ", FORBIDDEN, times=9)
+    ran = scene.run("prune", status=1, FULL_BACKUPS="1", **through(meddler))
+    assert re.search(rf"stays \S*{names[0]} .*: not removed: .*AccessDenied", ran.stdout)
+    assert "1 could not be removed" in ran.stderr and len(scene.objects()) == 2
+    meddler.reply(rb"^GET \S*list-type", FORBIDDEN, times=9)
+    ran = scene.run("prune", status=1, FULL_BACKUPS="1", **through(meddler))
+    assert not ran.stdout and "AccessDenied" in ran.stderr
+    ran = scene.run("prune", status=1, FULL_BACKUPS="1", DB_PORT="1")
+    assert not ran.stdout and len(scene.objects()) == 2
+
+
+HALF = "DELETE FROM t WHERE id % 3 > 0; VACUUM FULL t"
+
+
+def test_a_lasting_shrink_is_the_new_normal_once_it_restores_and_an_emptied_one_is_not(
+        proof: Proof) -> None:
+    there = {"DB_PORT": str(proof.postgres.port), "FULL_BACKUPS": "2"}
+    proof.sql("CREATE TABLE IF NOT EXISTS t ()")
+    proof.sql("""DROP TABLE t CASCADE; CREATE TABLE t AS SELECT i AS id, md5(i::text) AS text
+        FROM generate_series(1, 30000) i""")
+    large = [proof.backup(**there)["filename"] for _ in range(2)]
+    assert proof.report(**there)["object"].endswith(large[1])
+    proof.sql(HALF)
+    small = [proof.backup(**there) for _ in range(2)]
+    assert all("doubtful" in each["kept"][each["filepath_s3"][1:]] for each in small)
+    assert not small[1]["warnings"]
+    assert proof.report(**there)["object"].endswith(small[1]["filename"])  # not the large one
+    for night in range(3):
+        ran = proof.run("backup", **there)
+        last = json.loads(ran.stdout)
+        assert last["kept"][last["filepath_s3"][1:]] == "proven"
+        said = [*last["warnings"], *re.findall("level=warning .*new normal", ran.stderr)]
+        assert len(said) == (0 if night else 2), said
+        assert large[1] in proof.objects() and large[0] not in proof.objects()
+    assert not any(row["doubtful"] for row in listed(proof).values())
+    assert proof.report(**there)["object"].endswith(last["filename"])
+    proof.sql("DELETE FROM t; VACUUM FULL t")
+    for _ in range(4):
+        empty = proof.backup(**there)["filename"]
+        proof.report(empty)
+    assert {large[1], last["filename"]} < set(proof.objects())
+    assert proof.report(**there)["object"].endswith(last["filename"])
+
+
+def test_a_backup_tells_what_says_later_whether_it_was_good(scene: Scene) -> None:
+    """Of the first and of older versions' that is not known, unless all are of a size."""
+    scene.sql("CREATE TABLE x AS SELECT repeat('x', 900) || i FROM generate_series(1, 9000) i")
+
+    def told(**settings: str) -> tuple[str, ...]:
+        made = scene.backup(FULL_BACKUPS="2", **settings)
+        assert made["kept"][made["filepath_s3"][1:]] == "proven"
+        metadata = scene.head(made["filename"])["Metadata"]
+        assert metadata.get("steady") in (None, str(made["size"]))
+        return metadata["compression"], *(each for each in ("steady", "after") if each in metadata)
+    plain = {"BACKUP_COMPRESSION": "none"}
+    assert [told(**plain) for _ in range(2)] == [("none",), ("none", "steady")]
+    assert [told() for _ in range(3)] == [("zstd:1", "steady")] * 3
+    assert len(scene.objects()) == 2  # a change starts anew
+    scene.sql("TRUNCATE t, x")
+    for _ in range(2):
+        ran = scene.run("backup", FULL_BACKUPS="2")
+        small = json.loads(ran.stdout)["filename"]
+        assert "doubtful" in ran.stderr and "after" in scene.head(small)["Metadata"]
+    for row in listed(scene).values():
+        if not row["doubtful"]:  # by hand
+            scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{row['name']}")
+    assert told() == ("zstd:1", "steady")
