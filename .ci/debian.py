@@ -16,8 +16,9 @@ from servers import Postgres, Program, Server, free_ports, temporary_folder
 APT = ["env", "LC_ALL=C", f"PATH={ADMIN_PATH}", "apt-get", "-q"]
 
 
-def unpacked(package: str, beside: bool = True) -> Path:
-    """The folder of a Debian package, with those that are not installed BESIDE it, if wanted."""
+def unpacked(*packages: str, beside: bool = True) -> Path:
+    """The folder of Debian packages, with those that are not installed BESIDE them, if wanted."""
+    package = "-".join(packages)
     if not shutil.which("apt-get"):
         pytest.skip(f"{package} is Debian's, and here is no apt-get")
     with cache_lock() as cache:
@@ -28,12 +29,12 @@ def unpacked(package: str, beside: bool = True) -> Path:
         partial.mkdir()
         if ROOT:
             checked([*APT, "update"], "apt-get finds no packages; is the network there?")
-        said = subprocess.run([*APT, "-s", "install", "--no-install-recommends", package],
+        said = subprocess.run([*APT, "-s", "install", "--no-install-recommends", *packages],
                               capture_output=True, text=True, check=False).stdout
         found = re.findall(r"(?m)^Inst (\S+)", said) if beside else []
         try:
             steps = 'cd "$0"; "$@"; for file in *.deb; do dpkg -x $file root; done'
-            checked(["sh", "-ec", steps, str(partial), *APT, "download", *{package, *found}],
+            checked(["sh", "-ec", steps, str(partial), *APT, "download", *{*packages, *found}],
                     f"apt-get cannot fetch {package}")
         except RuntimeError as error:
             if ROOT:

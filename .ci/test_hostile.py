@@ -365,7 +365,8 @@ def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_littl
         assert [os.path.basename(each.key) for each in found if each.metadata] == made
         assert capfd.readouterr().err.count("level=warning") == 1
         del crowd.keys[5000:]  # enough to be too many
-        report = backup_executor.prune(s3, backup_executor.Dump("", **results[2]))
+        report = backup_executor.prune(
+            s3, backup_executor.Dump("", **results[2]), s3.backups())
         assert report["removed"] == [f"{scene.prefix}/{made[0]}"]
         assert os.path.basename(backup_executor.chosen(s3, "latest").key) == made[2]
         scene.put("backup_7.bak")  # too old to be among those that are looked at

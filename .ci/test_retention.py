@@ -119,7 +119,7 @@ def test_the_objects_whose_heads_one_backup_reads_are_few_and_others_have_their_
     monkeypatch.setattr(backup_executor, "HEADS", 2)
     removed = set[str]()
     for _ in range(1000):  # two of the five, three of which are ours, are looked at
-        report = backup_executor.prune(s3, made)
+        report = backup_executor.prune(s3, made, s3.backups())
         assert len(report["removed"]) <= 2
         removed |= set(report["removed"])
         if len(removed) == 3:

@@ -106,13 +106,10 @@ def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: 
     same_databases(scene, scene.restored(result["filename"]))
 
 
-@pytest.mark.parametrize("found, instead", [
-    (rb'(?im)^(etag: ")[0-9a-f]{32}', rb"\g<1>" + b"0" * 32),
-    (rb"(?im)^(content-length: )\d+", rb"\g<1>7")], ids=["etag", "size"])
 def test_a_success_that_s3_does_not_prove_is_none_also_when_tried_again(
-        big: Scene, meddler: Proxy, found: bytes, instead: bytes) -> None:
+        big: Scene, meddler: Proxy) -> None:
     first = big.backup(FULL_BACKUPS="1")["filename"]
-    meddler.answer = lambda head: re.sub(found, instead, head)
+    meddler.answer = lambda head: re.sub(rb"(?im)^(content-length: )\d+", rb"\g<1>7", head)
     for _ in range(2):
         assert big.prefix in big.failure(FULL_BACKUPS="1", **through(meddler, 0.01))
         assert list(big.objects()) == [first]  # retention comes after the proof; the other is none
