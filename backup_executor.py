@@ -47,6 +47,7 @@ import functools
 import gc
 import hashlib
 import hmac
+import io
 import itertools
 import json
 import os
@@ -1048,6 +1049,8 @@ PATIENCE = 15 * 60  # seconds for which S3 is waited for
 REQUEST_SECONDS = 5 * 60  # that one attempt may take in all, also where its answer trickles in
 TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
+LOOKS = 8  # that run at once; as many of the newest are looked at, whatever the index says
+INDEX = "backup_index.jsonl"  # a cache beside the backups; anybody may remove it
 
 # What has to be in an answer. Where it is not, something else than S3 answered.
 EXPECTED = {
@@ -1101,6 +1104,11 @@ class Backup(NamedTuple):
         return self.metadata or {}
 
     @property
+    def facts(self) -> tuple[str, int, str, float]:
+        """What a listing tells of it, as the index has that. For those that have a time."""
+        return self.key, self.size, self.etag, self.written.timestamp() if self.written else 0
+
+    @property
     def database(self) -> str:
         """The name of its database; "" where that is not known."""
         return urllib.parse.unquote(self.known.get("database", ""))
@@ -1139,6 +1147,33 @@ def plain_etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('W/"')
 
 
+def shown(found: Backup, head: Any) -> Backup:
+    """A backup with the metadata of HeadObject's answer, if that is of what was listed."""
+    same = head and found.etag in ("", plain_etag(head))
+    return found._replace(metadata=head["Metadata"] if same else None)
+
+
+def as_time(text: str) -> Any:
+    """A time in an answer. dateutil, botocore's, takes two thirds of what a listing costs."""
+    from botocore.utils import parse_timestamp
+
+    try:
+        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except Exception:  # another form of it, or whatever else there is
+        return parse_timestamp(text)
+
+
+def session_of(s: Settings) -> Any:
+    """boto3's session. Raises whatever boto3 raises."""
+    import boto3
+    import botocore.session
+
+    core = botocore.session.get_session()
+    parsers = core.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=as_time)
+    return boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key, botocore_session=core)
+
+
 def content_md5(digest: bytes) -> str:
     """An MD5 as the header Content-MD5 spells it."""
     return base64.b64encode(digest).decode()
@@ -1174,6 +1209,12 @@ class S3:
         """
         self.s, self.patience = s, patience
         self.date = ""  # of its last answer, by its clock, as HTTP has it
+        self.there: dict[str, Any] = {}  # of the last listing: when what has this key was written
+        # What HeadObject has shown of backups, by what was listed: to us, and to those who wrote
+        # the index (None: it was not read).
+        self.seen: dict[Backup, Backup] = {}
+        self.index: dict[Backup, Backup] | None = None
+        self.sure = True  # until it shows something else
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         gc.disable()  # a fifth less work: what boto3 loads is no garbage
         try:
@@ -1224,7 +1265,7 @@ class S3:
             trusted = False
         elif trusted == bundle:
             as_authorities(bundle)  # of a file that is not there boto3 says so at each request
-        return boto3.Session(s.aws_s3_access_key, s.aws_s3_secret_access_key).client(
+        return session_of(s).client(
             "s3",
             s.aws_s3_region,
             endpoint_url=s.aws_s3_endpoint or None,
@@ -1315,17 +1356,22 @@ class S3:
         """The key of what is called NAME under the prefix."""
         return self.s.key(name)
 
-    def head(self, key: str) -> Any:
+    def head(self, key: str, patience: float | None = None) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
-            found = self.call("head_object", Key=key)
+            found = self.call("head_object", patience, Key=key)
             metadata = {name.lower(): text for name, text in found["Metadata"].items()}
             return found | {"Metadata": metadata}
         return None
 
     def backups(self) -> list[Backup]:
         """All that has a backup's name under the prefix, oldest first, with its metadata."""
-        return [self.looked_at(each) for each in self.names()]
+        found = self.names()
+        known = self.known(found)
+        unknown = [each for each in found if each not in known]
+        looks = [functools.partial(self.looked_at, each) for each in unknown]
+        known |= zip(unknown, at_once("Looking at the backups", LOOKS, looks))
+        return [known[each] for each in found]
 
     def names(self) -> list[Backup]:
         """The same without metadata: nothing but the listing is asked for.
@@ -1337,15 +1383,25 @@ class S3:
         soon = time.time() + 24 * 60 * 60
         import heapq  # an idle executor does without it
 
-        found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
+        self.there = {}
+
+        def archives() -> Iterator[Backup]:
+            """Those of what is listed that are no roles."""
+            for each in self.listed():
+                if len(self.there) < 2 * NAMES:
+                    self.there[each.key] = each.written
+                if not each.key.endswith(ROLES):
+                    yield each
+
+        found = heapq.nlargest(most, archives(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
         return sorted(found)
 
-    def listed(self, ending: str = r"\.bak") -> Iterator[Backup]:
-        """What ListObjectsV2 says of the names that are a backup's, or have another ENDING."""
+    def listed(self) -> Iterator[Backup]:
+        """What ListObjectsV2 says of the names that are a backup's, or of the roles beside one."""
         prefix = self.key("backup_")
-        name = re.compile(re.escape(prefix) + "([0-9]{1,18})" + ending)
+        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.(?:bak|roles\.sql)")
         last, more = "", True
         while more:
             before = last
@@ -1362,10 +1418,69 @@ class S3:
     def looked_at(self, found: Backup) -> Backup:
         """A backup with its metadata, if S3 shows them, and they are of what was listed."""
         with allowing(400, 403, 405):  # it is not ours to look at
-            head = self.head(found.key)
-            if head and found.etag in ("", plain_etag(head)):
-                return found._replace(metadata=head["Metadata"])
+            looked = shown(found, self.head(found.key))
+            if looked.metadata is not None and found.etag and found.written:
+                self.seen[found] = looked
+            return looked
         return found
+
+    def known(self, found: list[Backup]) -> dict[Backup, Backup]:
+        """What is known of these names, oldest first, without a look at each.
+
+        The index saves the looks where there are many. It is a hint: what is to be removed, or
+        fetched as the `latest`, is looked at.
+        """
+        if self.index is None and len(found) > LOOKS:
+            self.index = self.read_index(found[:-LOOKS])
+        return (self.index or {}) | self.seen
+
+    def read_index(self, found: list[Backup]) -> dict[Backup, Backup]:
+        """What the index tells of those that are listed as they were when it was written.
+
+        Anybody may have written it: no more is taken in than is asked for. Where it is none, {}.
+        """
+        listed, told, text = {each.facts: each for each in found}, dict[Backup, Backup](), b""
+        try:
+            with allowing(403, 404):
+                text = self.call("get_object", 10, Key=self.key(INDEX))
+            for line in io.BytesIO(text):
+                *facts, metadata = json.loads(line)
+                require(all(isinstance(x, str) for x in metadata.values()), "odd metadata")
+                each = listed.get(tuple(facts))
+                if each:
+                    told[each] = each._replace(metadata=metadata)
+        except Exception as error:
+            where = f"{self.where}: {self.key(INDEX)}"
+            log("warning", f"{where} is of no use, each backup is looked at", Error=error)
+            return {}
+        return told
+
+    def write_index(self) -> None:
+        """Note what is known for those who come later, where there are many. For `backup` alone.
+
+        Two that write at once replace facts by facts.
+        """
+        if self.index is None:
+            return
+        known = (self.index | self.seen).values()
+        text = "".join(f"{json.dumps([*each.facts, each.metadata])}\n" for each in known)
+        try:
+            self.put(self.key(INDEX), text.encode(), 0)
+        except Failure as error:
+            log("warning", "Cannot write the index of the backups", Error=error)
+
+    def confirmed(self, known: Backup, patience: float | None = None) -> Backup:
+        """A backup that is to go, as HeadObject shows it now. patience: as of `call`.
+
+        Raises Failure where it shows other metadata than we think, and for all others then: what
+        we go by was wrong. The next one begins anew, without what the index tells.
+        """
+        head = self.head(known.key, patience)
+        now = shown(known, head) if head else known  # somebody else has removed it
+        if now.metadata != known.metadata:
+            self.index, self.seen, self.sure = {}, {}, False
+        require(self.sure, f"{self.where}: {known.key}: S3 shows metadata that it had not before")
+        return now
 
     def beginning(self, found: Backup) -> bytes:
         """The first bytes, 4 kB at most, of an object without metadata, as `backups` found it.
@@ -1724,6 +1839,7 @@ def why_gone(old: Backup) -> str:
 def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
     """Remove a backup, with a line in the log; why it is not removed. patience: as of `call`."""
     try:
+        old = s3.confirmed(old, patience)
         s3.call("delete_object", patience, Key=old.key)
     except Failure as error:
         log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
@@ -1807,12 +1923,10 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
 def roles_left(s3: S3, new: str) -> list[str]:
     """Keys of roles whose archive is gone, by a crash or by hand, or comes yet; 100 at most.
 
-    None that another executor's upload has just put: all are a day older than the NEW ones, by the
-    clock of S3. Raises S3Failure.
+    By the last listing. None that another executor's upload has just put: all are a day older than
+    the NEW ones, by the clock of S3. Raises S3Failure.
     """
-    before = s3.call("head_object", Key=new)["LastModified"] - UNDER_WAY
-    listed = itertools.islice(s3.listed(r"\.(?:bak|roles\.sql)"), 2 * NAMES)
-    there = {each.key: each.written for each in listed}
+    before, there = s3.call("head_object", Key=new)["LastModified"] - UNDER_WAY, s3.there
     left = [
         key
         for key, written in there.items()
@@ -1918,6 +2032,7 @@ def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
     removed = remove_all(s3, goes, kept)
     if kept or removed:  # else S3 was away, and was waited for
         prune_roles(s3, made, removed)  # after the archives: none is left without its roles
+        s3.write_index()
     warnings = [*made.warnings, *said]
     return {"removed": [old.key for old in removed], "kept": kept, "warnings": warnings}
 
@@ -2610,11 +2725,11 @@ def newest_backup(s3: S3, server: Server) -> Backup:
         with allowing(409):  # somebody else makes it, too
             s3.call("create_bucket", 10)
         return none
-    broken = 0
+    broken, known = 0, s3.known(names)
     # A later time than the year 5138 was not made by a clock: 18 digits count as a name, too.
     for found in reversed([each for each in names if each.seconds < 10**11]):
         try:
-            backup = s3.looked_at(found)
+            backup = known.get(found) or s3.looked_at(found)
         except S3Failure as error:
             broken += 1
             if error.status < 500 or broken > 1:
@@ -2845,28 +2960,33 @@ USUAL_PARTS, MAX_PARTS, MAX_PART = 1000, 10_000, 5 * GIB
 DIGESTS = ("sha256", "tables", "exectime_backup")  # facts of a dump that its object has, too
 
 
-def slices(what: str, size: int, step: int, work: Any) -> Iterator[Any]:
-    """What work(start, end) returns for each STEP bytes of SIZE, in order; four run at once.
+def at_once(what: str, many: int, works: Sequence[Callable[[], Answer]]) -> Iterator[Answer]:
+    """What each of WORKS returns, in order; so many run at once.
 
-    Raises what WORK raises, without waiting for the others, and Failure where no thread can start.
+    Raises what one raises, without waiting for the others, and Failure where no thread can start.
     """
     from concurrent.futures import ThreadPoolExecutor, wait
 
-    show = progress(what, size)
-    starts = range(0, size, step)
-    ends = [min(start + step, size) for start in starts]
-    pool = ThreadPoolExecutor(4)
+    pool = ThreadPoolExecutor(many)
     try:
-        parts = [pool.submit(work, start, end) for start, end in zip(starts, ends)]
-        for end, part in zip(ends, parts):
+        for part in [pool.submit(work) for work in works]:
             while not wait([part], 1).done:
                 pass  # as in `in_time`
-            show(end)
             yield part.result()
     except RuntimeError as error:
         raise Failure(f"{what}: {error}") from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) -> Iterator[Answer]:
+    """What work(start, end) returns for each STEP bytes of SIZE, as `at_once` has it."""
+    show = progress(what, size)
+    spans = [(start, min(start + step, size)) for start in range(0, size, step)]
+    works = [functools.partial(work, *span) for span in spans]
+    for (_, end), part in zip(spans, at_once(what, 4, works)):
+        show(end)
+        yield part
 
 
 def upload(s3: S3, dump: Dump) -> list[Backup]:
@@ -5283,6 +5403,12 @@ def newest_good(
         for backup in backups[backups.index(good[-1]) + 1 :]:
             log("warning", "Passing over a doubtful backup", Key=backup.key)
         newest.append(good[-1])
+    for each in newest:
+        listed = each._replace(metadata=None)
+        if s3.index and listed in s3.index and s3.looked_at(listed) != each:
+            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
+            s3.index = {}
+            return newest_good(s3, database, server, proving)
     return sorted(newest), judge(every, verdicts, nights, now).doubts - proposed
 
 
@@ -7705,7 +7831,9 @@ What --keep-until keeps has a second line, with its label.
 whether the backup brings its server's roles. "-", and null, is what is not known: UPLOAD, for one,
 at AWS and wherever an object's time is not when its upload ended. That shows where one took 2
 seconds; before, none is known. The newest 10,000 names are looked at, or three times FULL_BACKUPS;
-restore and verify find the others by name.""",
+restore and verify find the others by name. Where there are more than 8, what S3 has told of older
+ones is taken from PREFIX/backup_index.jsonl, which `backup` writes, as far as they are listed as
+they were then. Who may not read that looks at each; it may be deleted.""",
     "check": """
 A line or more for each thing: ok, note and warn (look at it), FAIL (the exit status is then 1), and
 - for what it could not look at. It registers nothing and writes nothing but one small object, which

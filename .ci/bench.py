@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import boto3
 
 from colonies import SUCCESS, Standin
 from environment import FRONT, cache_lock, make_environment
+from proxies import FOREVER, PART, Proxy, through
 from readme import markdown
 from servers import (
     BY_PATH,
@@ -159,6 +161,10 @@ def bench(arguments: list[str]) -> int:
                         help="the synthetic archive; 0 leaves it out (20)")
     parser.add_argument("--tables", type=int, default=20_000, metavar="N",
                         help="the database of many tables to restore; 0 leaves it out (20,000)")
+    parser.add_argument("--kept", type=int, default=1000, metavar="N",
+                        help="the backups beside which commands run; 0 leaves it out (1,000)")
+    parser.add_argument("--against", type=Path, metavar="FILE",
+                        help="another build of the executor, measured beside so many")
     parser.add_argument("--repeat", type=int, default=5, metavar="N",
                         help="so often; from 2 GB on three times (5)")
     parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement, for development")
@@ -562,9 +568,9 @@ def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Samp
                      "s", reach=0.5)
 
 
-def done_well(settings: dict[str, str], *command: str) -> None:
+def done_well(settings: dict[str, str], *command: str, by: list[str] = BY_PATH) -> None:
     """Have a command of ours done, to its good end."""
-    with Executor(settings, *command, by=BY_PATH) as program:  # as people start it
+    with Executor(settings, *command, by=by) as program:  # as people start it
         if program.wait(3600):
             raise RuntimeError(f"the {command[0]} failed: {program.log}")
 
@@ -673,6 +679,78 @@ def restored_by_hand(bench: Bench, s3: S3Server, stored: str) -> float:
     return seconds
 
 
+ROUND_TRIP = 0.02  # seconds, of each request to S3, where they are counted
+FEW_KEPT = 3
+
+
+def measure_kept(bench: Bench, _: float) -> Iterator[Sample]:
+    """What commands take beside few backups and beside many, where each request takes its time."""
+    many = bench.options.kept
+    if not many:
+        return
+    builds = {"ours": BY_PATH}
+    if bench.options.against:
+        builds[bench.options.against.name] = [sys.executable, str(bench.options.against)]
+    bench.postgres.run("createdb", "kept")
+    bench.postgres.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS id", "kept")
+    with bench.s3() as s3, Proxy(s3.port) as proxy:
+        proxy.delay(b"", ROUND_TRIP, FOREVER)
+        for _ in bench.times(0):
+            found = {(kept, name): beside_kept(bench, s3, proxy, kept, by)
+                     for kept in (FEW_KEPT, many) for name, by in builds.items()}
+            yield from kept_samples(found, many, [*builds][1:])
+    bench.postgres.run("dropdb", "kept")
+
+
+Taken = dict[str, tuple[float, int]]  # by a command's name, seconds and requests
+
+
+def beside_kept(bench: Bench, s3: SeaweedFS, proxy: Proxy, kept: int, by: list[str]) -> Taken:
+    """What a build's commands take where so many backups are kept."""
+    prefix = f"kept_{time.time_ns()}"
+    settings = {**bench.settings(s3, "kept"), **through(proxy), "AWS_S3_PREFIX": prefix,
+                "BACKUP_ROLES": "auto", "FULL_BACKUPS": str(kept)}
+    direct = {**settings, "AWS_S3_ENDPOINT": s3.endpoint}
+    done_well(direct, "backup", by=by)
+    client = s3.client()
+    [made] = [each["Key"] for each in client.list_objects_v2(
+        Bucket="backup", Prefix=prefix)["Contents"] if each["Key"].endswith(".bak")]
+    body = client.get_object(Bucket="backup", Key=made)
+    content = {"Body": body["Body"].read(), "Metadata": body["Metadata"], "Bucket": "backup"}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: client.put_object(
+            Key=f"{prefix}/backup_{number}.bak", **content), range(1, kept)))
+    done_well(direct, "backup", by=by)  # what it notes for the next ones is there
+    taken = {}
+    for command in ("backup", "list", "verify"):
+        os.sync()
+        proxy.requests.clear()
+        begun = time.monotonic()
+        done_well(settings, command, by=by)
+        parts = proxy.seen(PART)
+        taken[command] = time.monotonic() - begun, len(proxy.requests) - parts
+    return taken
+
+
+def kept_samples(found: dict[tuple[int, str], Taken], many: int,
+                 others: list[str]) -> Iterator[Sample]:
+    """Ours beside OTHERS, other builds, and beside ours with fewer."""
+    for kept in (FEW_KEPT, many):
+        for command, (seconds, requests) in found[kept, "ours"].items():
+            what = f"{kept} kept: {command}"
+            beyond = command == "backup" and kept == many
+            yield Sample(f"{what}, requests beside its parts", requests, "", reach=40 * beyond)
+            if kept == many:
+                yield Sample(what, seconds, "s", f"with {FEW_KEPT} kept",
+                             found[FEW_KEPT, "ours"][command][0], 1.2 * beyond)
+            for other in others:
+                theirs = found[kept, other][command]
+                less = 0.2 if command == "list" and kept == many else 0
+                yield Sample(what, seconds, "s", other, theirs[0], less)
+                yield Sample(f"{what}, requests beside its parts", requests, "", other, theirs[1],
+                             1)
+
+
 def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
     """How a backup's time grows with the database, and where it goes."""
     found: list[Backup] = []
@@ -691,5 +769,5 @@ def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
 MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
     "compression": measure_compression, "footprint": measure_footprint,
     "archive": measure_archive, "whole": measure_whole, "restore": measure_restore,
-    "outage": measure_outage, "tables": measure_tables,
+    "outage": measure_outage, "tables": measure_tables, "kept": measure_kept,
     "growth": measure_growth}

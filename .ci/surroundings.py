@@ -148,10 +148,11 @@ class Scene:
         return self.postgres.sql(text, self.database)
 
     def objects(self) -> dict[str, bytes]:
-        """What is in the bucket under the prefix, by name."""
+        """What is in the bucket under the prefix, by name; not the index, which is but a cache."""
         listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=self.prefix + "/")
         return {item["Key"].removeprefix(self.prefix + "/"): self.s3_client.get_object(
-            Bucket="backup", Key=item["Key"])["Body"].read() for item in listed.get("Contents", [])}
+            Bucket="backup", Key=item["Key"])["Body"].read() for item in listed.get("Contents", [])
+            if not item["Key"].endswith("/backup_index.jsonl")}
 
     def head(self, name: str) -> dict[str, Any]:
         return self.s3_client.head_object(Bucket="backup", Key=f"{self.prefix}/{name}")

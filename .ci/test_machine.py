@@ -251,8 +251,10 @@ def test_a_thread_that_cannot_be_started_is_a_clear_failure(
         scene: Scene, tmp_path: Path, command: str) -> None:
     scene.given_backup()
     machine = Machine(scene.settings, tmp_path)
-    for which, where in (("1", "S3 at"), ("3", "S3 at"), ("1", "load in progress")):
-        names = "ThreadPool" if "progress" in where else "Thread-"
+    pools = ["load in progress"] if command == "backup" else [
+        "Looking at the backups", "load in progress"]
+    for which, where in [(1, "S3 at"), (3, "S3 at"), *enumerate(pools, 1)]:
+        names = "ThreadPool" if where in pools else "Thread-"
         ran = machine.run(command, MISHAP=f"{which} threads {names} -", BACKUP_TIME_SCALE="0.0001")
         one_error(ran, f"{where}.*can't start new thread")
     recovers(scene, machine, machine.run("backup"))

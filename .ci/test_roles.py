@@ -434,7 +434,7 @@ def test_a_crash_at_any_request_leaves_one_backup_with_its_roles(
             [name, _] = sorted(scene.objects())
             whole(scene, name)
             assert scene.files() == []
-    assert index >= (4 if delivered else 14)
+    assert index >= (4 if delivered else 13)
 
 
 # ---- Retention ---------------------------------------------------------------------------------
