@@ -1065,6 +1065,8 @@ class Backup(NamedTuple):
     metadata: dict[str, str] | None
     etag: str = ""  # as listed, bare; "" where that is not known
     written: datetime.datetime | None = None  # as listed, by the clock of S3
+    version: str = ""  # its VersionId, where the bucket keeps versions
+    locked: str = ""  # until when Object Lock keeps that, in words; "" where it does not
 
     @property
     def known(self) -> dict[str, str]:
@@ -1087,6 +1089,11 @@ class Backup(NamedTuple):
         return self.server[-6:]
 
 
+# How a deleted object is not gone, in a bucket that keeps versions.
+HIDDEN = "hidden, not removed: the bucket keeps it as an old version"
+OLDER = "removed, but its name has an older version"
+
+
 def body(answer: Any) -> bytes:
     """In place of botocore's own `content`, which reads an answer without an end on and on."""
     read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
@@ -1103,6 +1110,19 @@ def small_object(answer: Mapping[str, Any]) -> bytes:
 def plain_etag(answer: Mapping[str, Any]) -> str:
     """An answer's ETag as its bare text; "" where it has none."""
     return str(answer.get("ETag", "")).strip('W/"')
+
+
+def locked(head: Mapping[str, Any]) -> str:
+    """Until when Object Lock keeps what HeadObject answered of; "" where it does not, or is mute.
+
+    AWS tells it who has s3:GetObjectRetention and s3:GetObjectLegalHold.
+    """
+    until = head.get("ObjectLockRetainUntilDate")
+    if head.get("ObjectLockLegalHoldStatus") == "ON":
+        return "while there is a legal hold"
+    if until and until > datetime.datetime.now(datetime.timezone.utc):
+        return f"until {moment(int(until.timestamp()))}"
+    return ""
 
 
 def content_md5(digest: bytes) -> str:
@@ -1269,22 +1289,40 @@ class S3:
         cut = code == "SSLError" and CUT_OVER_TLS.search(str(error))
         return S3Failure(text, status, bool(cut) or may_pass(status, code))
 
-    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> None:
+    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> Any:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects.
 
-        more: arguments of PutObject.
+        more: arguments of PutObject, whose answer is returned.
         """
         md5 = content_md5(hashlib.md5(data, usedforsecurity=False).digest())
-        self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
+        return self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
+
+    def delete(self, key: str, version: str, patience: float | None = None) -> str:
+        """Remove an object; "", or why what it held is not gone for good. Raises S3Failure.
+
+        version: its VersionId, as S3 answered it; "" where it did not. Without it, or where that
+        one may not go (a policy, a lock), a bucket that keeps versions but hides the object.
+        """
+        if version:
+            try:
+                self.call("delete_object", patience, Key=key, VersionId=version)
+            except S3Failure as error:
+                if error.status not in (400, 403, 405, 501):
+                    raise
+            else:
+                return OLDER if self.head(key, patience) else ""
+        gone = self.call("delete_object", patience, Key=key)
+        over = gone.get("DeleteMarker") and (version or gone.get("VersionId") != "null")
+        return HIDDEN if over else ""  # a marker that is "null" took the place of what was "null"
 
     def key(self, name: str) -> str:
         """The key of what is called NAME under the prefix."""
         return self.s.key(name)
 
-    def head(self, key: str) -> Any:
+    def head(self, key: str, patience: float | None = None) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
-            found = self.call("head_object", Key=key)
+            found = self.call("head_object", patience, Key=key)
             metadata = {name.lower(): text for name, text in found["Metadata"].items()}
             return found | {"Metadata": metadata}
         return None
@@ -1330,7 +1368,12 @@ class S3:
         with allowing(400, 403, 405):  # it is not ours to look at
             head = self.head(found.key)
             if head and found.etag in ("", plain_etag(head)):
-                return found._replace(metadata=head["Metadata"])
+                return found._replace(
+                    metadata=head["Metadata"],
+                    etag=plain_etag(head),
+                    version=head.get("VersionId", ""),
+                    locked=locked(head),
+                )
         return found
 
     def beginning(self, found: Backup) -> bytes:
@@ -1475,32 +1518,45 @@ def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, s
     return {key: f"no metadata: {whys[key]}" for key in whys if whys[key]}
 
 
-def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
-    """Remove a backup, with a line in the log; why it is not removed. patience: as of `call`."""
-    try:
-        s3.call("delete_object", patience, Key=old.key)
-    except Failure as error:
-        log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
-        return error
+def remove(s3: S3, old: Backup, patience: float | None) -> str:
+    """Remove a backup, with a line in the log; "", or why it is not gone for good.
+
+    One that is locked is not even hidden: so a later backup finds and removes it when it may.
+    patience: as of `call`. Raises S3Failure.
+    """
+    if old.locked:
+        log("info", "Object Lock keeps an old backup", Key=old.key, Kept=old.locked)
+        return f"not removed: locked {old.locked}"
+    still = s3.delete(old.key, old.version, patience)
     why = "proven" if old.metadata else "no metadata; its archive names this database"
-    log("info", "Removed an old backup", Key=old.key, Why=why)
-    return None
+    if still:
+        log("info", f"An old backup is {still}", Key=old.key, Why=why)
+    else:
+        log("info", "Removed an old backup", Key=old.key, Why=why)
+    return still
 
 
 def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Backup]:
-    """Remove backups; those that are gone. KEPT, why which is kept, has the others then."""
-    removed = []
+    """Remove backups; those that are gone or hidden.
+
+    KEPT, why which is kept, has what is not gone for good then.
+    """
+    gone = []
     patience: float | None = None
     for old in backups:
-        failure = remove(s3, old, patience)
-        if not failure:
-            removed.append(old)
-            kept.pop(old.key, None)
-            continue
-        kept[old.key] = f"not removed: {failure}"
-        if failure.again:
-            patience = 0  # S3 was waited for: what it still refuses the next backup removes
-    return removed
+        kept.pop(old.key, None)
+        try:
+            still = remove(s3, old, patience)
+        except Failure as error:
+            log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            still = f"not removed: {error}"
+            if error.again:
+                patience = 0  # S3 was waited for: what it still refuses the next backup removes
+        if still:
+            kept[old.key] = still
+        if still in ("", HIDDEN):
+            gone.append(old)
+    return gone
 
 
 def known_backups(s3: S3) -> list[Backup]:
@@ -1544,8 +1600,8 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
         return bool(known or not head)
     archive = s3.head(archive_beside(name))
     if not archive or archive["Metadata"].get("backup-id") != known:
-        s3.call("delete_object", Key=name)
-        log("info", "Removed roles without an archive", Key=name)
+        still = s3.delete(name, head.get("VersionId", ""))
+        log("info", f"Roles without an archive: {still or 'removed'}", Key=name)
     return True
 
 
@@ -1608,10 +1664,10 @@ def prune(s3: S3, made: Dump) -> dict[str, Any]:
     kept = {backup.key: "proven" for backup in ours}
     kept |= dict.fromkeys(doubts, "doubtful: less than half")
     kept |= itertools.islice(others.items(), HEADS)
-    removed = remove_all(s3, [old for old in beyond if old.key not in others], kept)
-    if kept or removed:  # else S3 was away, and was waited for
-        prune_roles(s3, made, removed)  # after the archives: none is left without its roles
-    return {"removed": [old.key for old in removed], "kept": kept}
+    gone = remove_all(s3, [old for old in beyond if old.key not in others], kept)
+    if kept or gone:  # else S3 was away, and was waited for
+        prune_roles(s3, made, gone)  # after the archives: none is left without its roles
+    return {"removed": sorted({old.key for old in gone} - kept.keys()), "kept": kept}
 
 
 # ---- The staging volume --------------------------------------------------------------------------
@@ -2665,7 +2721,7 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
         return
     whose = {"backup-id": dump.id}
     dump.save(id=os.urandom(16).hex())
-    s3.call("delete_object", Key=key)
+    s3.delete(key, head.get("VersionId", ""))
     remove_roles(s3, beside(key), whose)
     raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
@@ -4815,7 +4871,8 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     made = re.fullmatch(r"backup_([0-9]{1,18})\.bak", plain)
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    backup = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], head["Metadata"])
+    found = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], None)
+    backup = found._replace(metadata=head["Metadata"], etag=plain_etag(head))
     require(backup.server.endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
 
@@ -4864,22 +4921,47 @@ def newest_good(s3: S3, database: str, server: str) -> tuple[list[Backup], set[s
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
-    """Write these bytes of a backup to where they belong in a file."""
-    wanted = f"bytes {start}-{end - 1}/{backup.size}"
+    """Write these bytes of a backup to where they belong in a file.
 
-    def take(answer: Any) -> None:
-        """Write what an answer's body has, and see that it is all of it."""
-        at, data = start, b""
-        while at < end:
-            data = data or answer["Body"].read(min(BLOCK, end - at))
-            if not data:
+    What has come stays where a body is cut: the next request asks for the rest, with a patience of
+    its own. All is of one object: another has another ETag, whether S3 heeds an If-Match or not.
+    """
+    reached = start
+
+    def take(begin: int, answer: Any) -> bool:
+        """Write what an answer's body has, until it is cut; False: it is another object's.
+
+        Raises what a cut raises that comes within a BLOCK: else S3 might be asked without an end.
+        """
+        nonlocal reached
+        wanted, at, data = f"bytes {begin}-{end - 1}/{backup.size}", begin, b""
+        etag, soon = plain_etag(answer), time.monotonic() + time_limit(TRANSFER_SECONDS) / 2
+        if etag and backup.etag not in ("", etag):
+            return False
+        same = answer.get("ContentRange") == wanted and (etag or not backup.etag)
+        require(same, f"it gave not {wanted}")
+        while at < end and time.monotonic() < soon:
+            try:
+                data = data or answer["Body"].read(min(BLOCK, end - at))
+                require(data, f"it gave not all of {wanted}")
+            except s3.causes:
+                if at < begin + BLOCK:
+                    raise
                 break
             with placing(s3.s.backup_path):
                 written = os.pwrite(file.fileno(), data, at)
             at, data = at + written, data[written:]
-        require((at, answer.get("ContentRange")) == (end, wanted), f"it gave not {wanted}")
+            reached = max(reached, at)  # an answer that was given up may still come
+        return True
 
-    s3.call("get_object", take=take, Key=backup.key, Range=f"bytes={start}-{end - 1}")
+    while reached < end:
+        ours = s3.call(
+            "get_object",
+            take=functools.partial(take, reached),
+            Key=backup.key,
+            Range=f"bytes={reached}-{end - 1}",
+        )
+        require(ours, f"{s3.where}: {backup.key}: another object has this name by now")
 
 
 def piece_of(backup: Backup) -> int:
@@ -6574,8 +6656,8 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
 def remember(s3: S3, backup: Backup, verdict: str, steps: Steps) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
-    But the last one of each database stays, which metrics tell of. Raises Failure: where the key
-    may not write there, for one.
+    But the last one of each database stays, which metrics tell of. A bucket that keeps versions
+    keeps what it replaces, some kB. Raises Failure: where the key may not write there, for one.
     """
     known = verified(s3)
     if known is None:
@@ -6936,32 +7018,30 @@ def check_locks(now: Checking) -> Lines:
 def check_bucket(now: Checking) -> Lines:
     """Whether a small object can be written, read and deleted; and which backups there are.
 
-    Where it may not be deleted, retention may delete nothing: that fails. In a bucket that keeps
-    versions it stays as one.
+    Where it may not be deleted, retention may delete nothing: that fails. Where it is but hidden,
+    so is what retention removes.
     """
     s3, text = S3(now.settings, 10), os.urandom(32)
     key = s3.key(f"check_{text[:8].hex()}")
     try:
-        s3.put(key, text)
+        made = s3.put(key, text)
     except S3Failure as error:
         if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
         now.backups = []
         yield "warn", f"{s3.where}: there is no such bucket; the first backup makes it"
         return
-    try:
-        same = s3.call("get_object", Key=key) == text
+    try:  # S3 tells the version "null" of what is there, not of what is put
+        made, data = s3.call("get_object", None, lambda it: (it, small_object(it)), Key=key)
     finally:
-        gone = s3.call("delete_object", Key=key)
-    require(same, f"{s3.where}: it gives back something else than it took")
+        still = s3.delete(key, made.get("VersionId", ""))
+    require(data == text, f"{s3.where}: it gives back something else than it took")
     server, many = now.server, "its backups were not looked at, since which database is not known"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)
         many = f"{len(now.backups)} proven backups of this database"
-    how = "deleted"
-    if gone.get("DeleteMarker"):
-        how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
-    yield "ok", f"{s3.where}: written, read, {how}; {many}"
+    how = f"{still} (README, Retention)" if still else "deleted"
+    yield "note" if still else "ok", f"{s3.where}: written, read, {how}; {many}"
 
 
 def check_volume(now: Checking) -> Lines:
@@ -7181,7 +7261,8 @@ phase and bytes while it runs:
   warnings             of pg_dump and pg_dumpall, and what the dump lacks, as they are in the log
   removed              keys of the backups that retention removed; their roles go with them
   kept                 the backups that stay, by key: proven, doubtful (less than half of the last
-                       good one's size), not removed (and why), no metadata (and what it may be)
+                       good one's size), not removed (and why), no metadata (and what it may be),
+                       hidden, not removed (the bucket keeps it as an old version)
 
 HEARTBEAT_URL is that of a dead-man service, healthchecks.io or one alike, which tells people when
 no backup has come: GET URL/start when one begins, GET URL when it has succeeded or --resume has
@@ -7217,11 +7298,11 @@ restore and verify find the others by name.""",
     "check": """
 A line or more for each thing: ok, note and warn (look at it), FAIL (the exit status is then 1), and
 - for what it could not look at. It registers nothing and writes nothing but one small object, which
-it deletes; in a bucket that keeps versions that stays as one. To know whether we have the key of
-the colony's owner, it asks with it to remove a user whom nobody can have added. With --max-age it
-also sees a night without a backup. `serve` logs FAIL and warn, as warnings, as soon as it has
-nothing to do. In Colonies, as the function `check`, it fails with the lines that FAIL; its output
-has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
+it deletes, for good if it may; else the line says that it is hidden. To know whether we have the
+key of the colony's owner, it asks with it to remove a user whom nobody can have added. With
+--max-age it also sees a night without a backup. `serve` logs FAIL and warn, as warnings, as soon as
+it has nothing to do. In Colonies, as the function `check`, it fails with the lines that FAIL; its
+output has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
     "verify": """
 It takes the newest good backup of DB_DATABASE, or the one that is named; downloads it to
 BACKUP_PATH, in a file that no crash leaves; compares size and SHA-256; reads the whole archive, and

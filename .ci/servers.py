@@ -393,6 +393,8 @@ def s3_client(url: str, access_key: str, secret_key: str, ca_file: str | None) -
 class S3Server(Server):
     """What the S3 servers have in common: random keys, an endpoint, clients."""
 
+    guarded = True  # it is not open to anyone
+
     def __init__(self, folder: str | Path, https: tuple[str, str] | None = None) -> None:
         self.folder, self.https = Path(folder), https
         self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
@@ -424,8 +426,9 @@ class S3Server(Server):
             threading.Event().wait(0.05)  # it announces nothing that means ready
         else:
             raise RuntimeError(f"the S3 server is not ready after 30 s:\n{self.program.log}")
-        with pytest.raises(botocore.exceptions.ClientError, match=r"InvalidAccessKeyId|403"):
-            self.client("stranger", "stranger").list_buckets()  # it isn't open to anyone
+        if self.guarded:
+            with pytest.raises(botocore.exceptions.ClientError, match=r"InvalidAccessKeyId|403"):
+                self.client("stranger", "stranger").list_buckets()  # it isn't open to anyone
         return self
 
     def client(self, access_key: str = "", secret_key: str = "", endpoint: str = "") -> Any:
@@ -488,6 +491,15 @@ class RcloneS3(S3Server):
         tls = ["--cert", self.https[0], "--key", self.https[1]] if self.https else []
         return [tool("rclone"), "serve", "s3", "--addr", self.endpoint, "--auth-key",
                 f"{self.access_key},{self.secret_key}", *tls, str(data)], {"RCLONE_CONFIG": ""}
+
+
+class Moto(S3Server):
+    """A stand-in for S3 by others that keeps AWS's rules of Object Lock, and asks for no keys."""
+
+    guarded = False
+
+    def _command(self) -> tuple[list[str], dict[str, str]]:
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)], {}
 
 
 # A self-signed certificate for 127.0.0.1 and localhost, valid to 2099, and its key.
