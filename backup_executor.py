@@ -415,6 +415,7 @@ AWS_S3_SECURE|AWS_S3_TLS|flag|true|https or http, where the endpoint has no sche
 AWS_S3_INSECURE_SKIP_VERIFY|AWS_S3_SKIPVERIFY|flag|false|accept any certificate (logged)
 AWS_S3_CA_FILE||file||PEM file of the authorities to trust; else the system's
 AWS_S3_REGION||text|us-east-1|the region
+AWS_S3_ADDRESSING||addressing||path, virtual or auto; else path with an endpoint, auto without
 AWS_S3_ACCESS_KEY|AWS_S3_ACCESSKEY|token||else boto3's own chain: role, web identity, profile
 AWS_S3_SECRET_ACCESS_KEY|AWS_S3_SECRETKEY|token||the secret key
 AWS_S3_BUCKET_NAME|AWS_S3_BUCKET|text||the bucket; required; made if missing at an AWS_S3_ENDPOINT
@@ -484,6 +485,7 @@ class Settings(NamedTuple):
     aws_s3_insecure_skip_verify: bool
     aws_s3_ca_file: str
     aws_s3_region: str
+    aws_s3_addressing: str
     aws_s3_access_key: str
     aws_s3_secret_access_key: str
     aws_s3_bucket_name: str
@@ -565,6 +567,7 @@ PATTERNS = {
     ),
     "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}|\S+://\S+", "a port, or host:port"),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
+    "addressing": ("path|virtual|auto", "path, virtual or auto"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
 }
@@ -1031,17 +1034,23 @@ EXPECTED = {
 # S3's error codes that mean "later", whatever the HTTP status is.
 BUSY = ("RequestTimeout", "BadDigest", "IncompleteBody")
 # Errors of botocore that come before anything is sent, and come again.
-HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+HOPELESS = ("SSLError", "PartialCredentialsError", "ParamValidationError")
+# Where no keys are set: a role's agent may not be up yet, or has newer ones than boto3 has read.
+LATE = ("NoCredentialsError", "CredentialRetrievalError", "ExpiredToken")
+SKEW = 15 * 60  # seconds that a clock may be off for AWS; HeadObject's 403 says not why
 # What to look at, by S3's error codes (HeadObject's are statuses) and botocore's errors.
 REMEDIES = {
     "SSLError": "AWS_S3_SECURE, AWS_S3_CA_FILE",
     "EndpointConnectionError": "AWS_S3_ENDPOINT: is it there, and let through?",
     "ConnectTimeoutError": "AWS_S3_ENDPOINT: is it there, and let through?",
-    "NoCredentialsError": "AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY",
+    "NoCredentialsError": "AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY, or this machine's role",
+    "CredentialRetrievalError": "AWS_S3_ACCESS_KEY is not set: is the role's agent there?",
     "InvalidAccessKeyId": "AWS_S3_ACCESS_KEY",
     "SignatureDoesNotMatch": "AWS_S3_SECRET_ACCESS_KEY",
     "AuthorizationHeaderMalformed": "AWS_S3_REGION",
-    "RequestTimeTooSkewed": "this machine's clock",
+    "PermanentRedirect": "AWS_S3_REGION, AWS_S3_ENDPOINT",
+    "IllegalLocationConstraintException": "AWS_S3_REGION",
+    "RequestTimeTooSkewed": "this machine's clock, or S3's",
     "NoSuchBucket": "AWS_S3_BUCKET_NAME",
     "AccessDenied": "README, Least privileges",
     "403": "AWS_S3_ACCESS_KEY; README, Least privileges",
@@ -1161,6 +1170,7 @@ class S3:
         self.s, self.patience = s, patience
         self.date = ""  # of its last answer, by its clock, as HTTP has it
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
+        self.client: Any = None  # boto3's; None where it is to look for credentials anew
         gc.disable()  # a fifth less work: what boto3 loads is no garbage
         try:
             self.client = self.connected(s)
@@ -1168,7 +1178,8 @@ class S3:
             text = "install boto3 {}.{} or later for {}".format(*BOTO3, sys.executable)
             raise Failure(f"{error}: {text}") from None
         except Exception as error:
-            raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
+            if type(error).__name__ not in LATE:
+                raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
         finally:
             gc.enable()
 
@@ -1194,7 +1205,7 @@ class S3:
             Failure,
         )
         botocore.awsrequest.AWSResponse.content = property(body)
-        style = "path" if s.aws_s3_endpoint else "auto"
+        style = s.aws_s3_addressing or ("path" if s.aws_s3_endpoint else "auto")
         config = botocore.config.Config(
             retries={"total_max_attempts": 1},
             connect_timeout=10,
@@ -1253,7 +1264,8 @@ class S3:
 
     def attempt(self, verb: str, take: Any, arguments: dict[str, Any]) -> Any:
         """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
-        method = getattr(self.client, verb)  # outside: that there is none would be our mistake
+        client = self.client = self.client or self.connected(self.s)
+        method = getattr(client, verb)  # outside: that there is none would be our mistake
         if verb == "upload_part":
             arguments["Body"].seek(0)  # it was read, if only for its MD5
         begun, answer = time.monotonic(), dict[str, Any]()
@@ -1284,10 +1296,32 @@ class S3:
         response = getattr(error, "response", None) or {}  # a ClientError has one
         status = status_of(response)
         code = response.get("Error", {}).get("Code") or type(error).__name__
-        look_at = REMEDIES.get("SSLError" if status // 100 == 3 else code)
+        look_at = self.remedy(status, code, response)
         text = f"{self.where}: {verb}: {redacted(error)}" + (f" ({look_at})" if look_at else "")
         cut = code == "SSLError" and CUT_OVER_TLS.search(str(error))
-        return S3Failure(text, status, bool(cut) or may_pass(status, code))
+        late = code in LATE and not self.s.aws_s3_access_key
+        if late:
+            self.client = None
+        return S3Failure(text, status, bool(cut) or late or may_pass(status, code))
+
+    def remedy(self, status: int, code: str, answer: Mapping[str, Any]) -> str:
+        """What to look at after a failure, by its answer if there is one; "": nobody knows."""
+        import email.utils  # an idle executor does without it
+
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        hint = REMEDIES.get(code, "")
+        region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region") or ""
+        if re.fullmatch("[a-z0-9-]{1,40}", region) and region != self.s.aws_s3_region:
+            hint = f"AWS_S3_REGION: it says {region}"
+        with suppress(ValueError, TypeError):  # it has no Date, or none that can be read
+            date = email.utils.parsedate_to_datetime(headers.get("date"))
+            ahead = time.time() - date.timestamp()
+            if code == "RequestTimeTooSkewed" or (status == 403 and abs(ahead) > SKEW):
+                how = "ahead of" if ahead > 0 else "behind"
+                hint = f"this machine's clock is {short_time(abs(ahead))} {how} S3's"
+        if status // 100 == 3:
+            hint = f"{hint}; {REMEDIES['SSLError']}".removeprefix("; ")
+        return hint
 
     def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> Any:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects.
