@@ -421,6 +421,7 @@ AWS_S3_SECURE|AWS_S3_TLS|flag|true|https or http, where the endpoint has no sche
 AWS_S3_INSECURE_SKIP_VERIFY|AWS_S3_SKIPVERIFY|flag|false|accept any certificate (logged)
 AWS_S3_CA_FILE||file||PEM file of the authorities to trust; else the system's
 AWS_S3_REGION||text|us-east-1|the region
+AWS_S3_ADDRESSING||addressing||path, virtual or auto; else path with an endpoint, auto without
 AWS_S3_ACCESS_KEY|AWS_S3_ACCESSKEY|token||else boto3's own chain: role, web identity, profile
 AWS_S3_SECRET_ACCESS_KEY|AWS_S3_SECRETKEY|token||the secret key
 AWS_S3_BUCKET_NAME|AWS_S3_BUCKET|text||the bucket; required; made if missing at an AWS_S3_ENDPOINT
@@ -494,6 +495,7 @@ class Settings(NamedTuple):
     aws_s3_insecure_skip_verify: bool
     aws_s3_ca_file: str
     aws_s3_region: str
+    aws_s3_addressing: str
     aws_s3_access_key: str
     aws_s3_secret_access_key: str
     aws_s3_bucket_name: str
@@ -593,6 +595,7 @@ PATTERNS = {
     "prefix": (r"/*([^\0/]+(/[^\0/]+)*)?/*", "free of //"),
     "listen": (r"(([^\s/@?#:\[\]]+|\[[0-9a-f:.]+]):)?\d{1,5}|\S+://\S+", "a port, or host:port"),
     "compression": (r"auto|none|[0-9]|(gzip|lz4|zstd)(:[0-9a-z=,]+)?", "auto or method:level"),
+    "addressing": ("path|virtual|auto", "path, virtual or auto"),
     "roles": ("auto|no-passwords|off", "auto, no-passwords or off"),
     "level": ("debug|info|warning|error", "debug, info, warning or error"),
 }
@@ -1063,17 +1066,23 @@ EXPECTED = {
 # S3's error codes that mean "later", whatever the HTTP status is.
 BUSY = ("RequestTimeout", "BadDigest", "IncompleteBody")
 # Errors of botocore that come before anything is sent, and come again.
-HOPELESS = ("SSLError", "NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
+HOPELESS = ("SSLError", "PartialCredentialsError", "ParamValidationError")
+# Where no keys are set: a role's agent may not be up yet, or has newer ones than boto3 has read.
+LATE = ("NoCredentialsError", "CredentialRetrievalError", "ExpiredToken")
+SKEW = 15 * 60  # seconds that a clock may be off for AWS; HeadObject's 403 says not why
 # What to look at, by S3's error codes (HeadObject's are statuses) and botocore's errors.
 REMEDIES = {
     "SSLError": "AWS_S3_SECURE, AWS_S3_CA_FILE",
     "EndpointConnectionError": "AWS_S3_ENDPOINT: is it there, and let through?",
     "ConnectTimeoutError": "AWS_S3_ENDPOINT: is it there, and let through?",
-    "NoCredentialsError": "AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY",
+    "NoCredentialsError": "AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY, or this machine's role",
+    "CredentialRetrievalError": "AWS_S3_ACCESS_KEY is not set: is the role's agent there?",
     "InvalidAccessKeyId": "AWS_S3_ACCESS_KEY",
     "SignatureDoesNotMatch": "AWS_S3_SECRET_ACCESS_KEY",
     "AuthorizationHeaderMalformed": "AWS_S3_REGION",
-    "RequestTimeTooSkewed": "this machine's clock",
+    "PermanentRedirect": "AWS_S3_REGION, AWS_S3_ENDPOINT",
+    "IllegalLocationConstraintException": "AWS_S3_REGION",
+    "RequestTimeTooSkewed": "this machine's clock, or S3's",
     "NoSuchBucket": "AWS_S3_BUCKET_NAME",
     "AccessDenied": "README, Least privileges",
     "403": "AWS_S3_ACCESS_KEY; README, Least privileges",
@@ -1097,6 +1106,8 @@ class Backup(NamedTuple):
     metadata: dict[str, str] | None
     etag: str = ""  # as listed, bare; "" where that is not known
     written: datetime.datetime | None = None  # as listed, by the clock of S3
+    version: str = ""  # its VersionId, where the bucket keeps versions
+    locked: str = ""  # until when Object Lock keeps that, in words; "" where it does not
 
     @property
     def known(self) -> dict[str, str]:
@@ -1129,6 +1140,11 @@ class Backup(NamedTuple):
         return self.server[-6:]
 
 
+# How a deleted object is not gone, in a bucket that keeps versions.
+HIDDEN = "hidden, not removed: the bucket keeps it as an old version"
+OLDER = "removed, but its name has an older version"
+
+
 def body(answer: Any) -> bytes:
     """In place of botocore's own `content`, which reads an answer without an end on and on."""
     read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
@@ -1147,10 +1163,29 @@ def plain_etag(answer: Mapping[str, Any]) -> str:
     return str(answer.get("ETag", "")).strip('W/"')
 
 
+def locked(head: Mapping[str, Any]) -> str:
+    """Until when Object Lock keeps what HeadObject answered of; "" where it does not, or is mute.
+
+    AWS tells it who has s3:GetObjectRetention and s3:GetObjectLegalHold.
+    """
+    until = head.get("ObjectLockRetainUntilDate")
+    if head.get("ObjectLockLegalHoldStatus") == "ON":
+        return "while there is a legal hold"
+    if until and until > datetime.datetime.now(datetime.timezone.utc):
+        return f"until {moment(int(until.timestamp()))}"
+    return ""
+
+
 def shown(found: Backup, head: Any) -> Backup:
-    """A backup with the metadata of HeadObject's answer, if that is of what was listed."""
-    same = head and found.etag in ("", plain_etag(head))
-    return found._replace(metadata=head["Metadata"] if same else None)
+    """A backup with what HeadObject's answer tells of it, if that is of what was listed."""
+    if not head or found.etag not in ("", plain_etag(head)):
+        return found._replace(metadata=None)
+    return found._replace(
+        metadata=head["Metadata"],
+        etag=plain_etag(head),
+        version=head.get("VersionId", ""),
+        locked=locked(head),
+    )
 
 
 def as_time(text: str) -> Any:
@@ -1216,6 +1251,7 @@ class S3:
         self.index: dict[Backup, Backup] | None = None
         self.sure = True  # until it shows something else
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
+        self.client: Any = None  # boto3's; None where it is to look for credentials anew
         gc.disable()  # a fifth less work: what boto3 loads is no garbage
         try:
             self.client = self.connected(s)
@@ -1223,7 +1259,8 @@ class S3:
             text = "install boto3 {}.{} or later for {}".format(*BOTO3, sys.executable)
             raise Failure(f"{error}: {text}") from None
         except Exception as error:
-            raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
+            if type(error).__name__ not in LATE:
+                raise Failure(f"{self.where}: boto3: {redacted(error)}") from None
         finally:
             gc.enable()
 
@@ -1249,7 +1286,7 @@ class S3:
             Failure,
         )
         botocore.awsrequest.AWSResponse.content = property(body)
-        style = "path" if s.aws_s3_endpoint else "auto"
+        style = s.aws_s3_addressing or ("path" if s.aws_s3_endpoint else "auto")
         config = botocore.config.Config(
             retries={"total_max_attempts": 1},
             connect_timeout=10,
@@ -1308,7 +1345,8 @@ class S3:
 
     def attempt(self, verb: str, take: Any, arguments: dict[str, Any]) -> Any:
         """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
-        method = getattr(self.client, verb)  # outside: that there is none would be our mistake
+        client = self.client = self.client or self.connected(self.s)
+        method = getattr(client, verb)  # outside: that there is none would be our mistake
         if verb == "upload_part":
             arguments["Body"].seek(0)  # it was read, if only for its MD5
         begun, answer = time.monotonic(), dict[str, Any]()
@@ -1339,18 +1377,58 @@ class S3:
         response = getattr(error, "response", None) or {}  # a ClientError has one
         status = status_of(response)
         code = response.get("Error", {}).get("Code") or type(error).__name__
-        look_at = REMEDIES.get("SSLError" if status // 100 == 3 else code)
+        look_at = self.remedy(status, code, response)
         text = f"{self.where}: {verb}: {redacted(error)}" + (f" ({look_at})" if look_at else "")
         cut = code == "SSLError" and CUT_OVER_TLS.search(str(error))
-        return S3Failure(text, status, bool(cut) or may_pass(status, code))
+        late = code in LATE and not self.s.aws_s3_access_key
+        if late:
+            self.client = None
+        return S3Failure(text, status, bool(cut) or late or may_pass(status, code))
 
-    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> None:
+    def remedy(self, status: int, code: str, answer: Mapping[str, Any]) -> str:
+        """What to look at after a failure, by its answer if there is one; "": nobody knows."""
+        import email.utils  # an idle executor does without it
+
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        hint = REMEDIES.get(code, "")
+        region = headers.get("x-amz-bucket-region") or answer.get("Error", {}).get("Region") or ""
+        if re.fullmatch("[a-z0-9-]{1,40}", region) and region != self.s.aws_s3_region:
+            hint = f"AWS_S3_REGION: it says {region}"
+        with suppress(ValueError, TypeError):  # it has no Date, or none that can be read
+            date = email.utils.parsedate_to_datetime(headers.get("date"))
+            ahead = time.time() - date.timestamp()
+            if code == "RequestTimeTooSkewed" or (status == 403 and abs(ahead) > SKEW):
+                how = "ahead of" if ahead > 0 else "behind"
+                hint = f"this machine's clock is {short_time(abs(ahead))} {how} S3's"
+        if status // 100 == 3:
+            hint = f"{hint}; {REMEDIES['SSLError']}".removeprefix("; ")
+        return hint
+
+    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> Any:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects.
 
-        more: arguments of PutObject.
+        more: arguments of PutObject, whose answer is returned.
         """
         md5 = content_md5(hashlib.md5(data, usedforsecurity=False).digest())
-        self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
+        return self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
+
+    def delete(self, key: str, version: str, patience: float | None = None) -> str:
+        """Remove an object; "", or why what it held is not gone for good. Raises S3Failure.
+
+        version: its VersionId, as S3 answered it; "" where it did not. Without it, or where that
+        one may not go (a policy, a lock), a bucket that keeps versions but hides the object.
+        """
+        if version:
+            try:
+                self.call("delete_object", patience, Key=key, VersionId=version)
+            except S3Failure as error:
+                if error.status not in (400, 403, 405, 501):
+                    raise
+            else:
+                return OLDER if self.head(key, patience) else ""
+        gone = self.call("delete_object", patience, Key=key)
+        over = gone.get("DeleteMarker") and (version or gone.get("VersionId") != "null")
+        return HIDDEN if over else ""  # a marker that is "null" took the place of what was "null"
 
     def key(self, name: str) -> str:
         """The key of what is called NAME under the prefix."""
@@ -1836,32 +1914,46 @@ def why_gone(old: Backup) -> str:
     return "proven, but none of those that are to be kept" + (f"; {until} is over" if until else "")
 
 
-def remove(s3: S3, old: Backup, patience: float | None) -> Failure | None:
-    """Remove a backup, with a line in the log; why it is not removed. patience: as of `call`."""
-    try:
-        old = s3.confirmed(old, patience)
-        s3.call("delete_object", patience, Key=old.key)
-    except Failure as error:
-        log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
-        return error
-    log("info", "Removed an old backup", Key=old.key, Why=why_gone(old))
-    return None
+def remove(s3: S3, old: Backup, patience: float | None) -> str:
+    """Remove a backup, with a line in the log; "", or why it is not gone for good.
+
+    One that is locked is not even hidden: so a later backup finds and removes it when it may.
+    patience: as of `call`. Raises Failure.
+    """
+    old = s3.confirmed(old, patience)
+    if old.locked:
+        log("info", "Object Lock keeps an old backup", Key=old.key, Kept=old.locked)
+        return f"not removed: locked {old.locked}"
+    still = s3.delete(old.key, old.version, patience)
+    why = why_gone(old)
+    if still:
+        log("info", f"An old backup is {still}", Key=old.key, Why=why)
+    else:
+        log("info", "Removed an old backup", Key=old.key, Why=why)
+    return still
 
 
 def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Backup]:
-    """Remove backups; those that are gone. KEPT, why which is kept, has the others then."""
-    removed = []
+    """Remove backups; those that are gone or hidden.
+
+    KEPT, why which is kept, has what is not gone for good then.
+    """
+    gone = []
     patience: float | None = None
     for old in backups:
-        failure = remove(s3, old, patience)
-        if not failure:
-            removed.append(old)
-            kept.pop(old.key, None)
-            continue
-        kept[old.key] = f"not removed: {failure}"
-        if failure.again:
-            patience = 0  # S3 was waited for: what it still refuses the next backup removes
-    return removed
+        kept.pop(old.key, None)
+        try:
+            still = remove(s3, old, patience)
+        except Failure as error:
+            log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            still = f"not removed: {error}"
+            if error.again:
+                patience = 0  # S3 was waited for: what it still refuses the next backup removes
+        if still:
+            kept[old.key] = still
+        if still in ("", HIDDEN):
+            gone.append(old)
+    return gone
 
 
 def known_backups(s3: S3, new: str = "") -> list[Backup]:
@@ -1915,8 +2007,8 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
         return bool(known or not head)
     archive = s3.head(archive_beside(name))
     if not archive or archive["Metadata"].get("backup-id") != known:
-        s3.call("delete_object", Key=name)
-        log("info", "Removed roles without an archive", Key=name)
+        still = s3.delete(name, head.get("VersionId", ""))
+        log("info", f"Roles without an archive: {still or 'removed'}", Key=name)
     return True
 
 
@@ -2029,12 +2121,13 @@ def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
     """
     log("info", "Removing old backup files ...")
     goes, kept, said = plan(s3, made, found)
-    removed = remove_all(s3, goes, kept)
-    if kept or removed:  # else S3 was away, and was waited for
-        prune_roles(s3, made, removed)  # after the archives: none is left without its roles
+    gone = remove_all(s3, goes, kept)
+    if kept or gone:  # else S3 was away, and was waited for
+        prune_roles(s3, made, gone)  # after the archives: none is left without its roles
         s3.write_index()
     warnings = [*made.warnings, *said]
-    return {"removed": [old.key for old in removed], "kept": kept, "warnings": warnings}
+    removed = sorted({old.key for old in gone} - kept.keys())
+    return {"removed": removed, "kept": kept, "warnings": warnings}
 
 
 # ---- The staging volume --------------------------------------------------------------------------
@@ -3153,7 +3246,7 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
         return
     whose = {"backup-id": dump.id}
     dump.save(id=os.urandom(16).hex())
-    s3.call("delete_object", Key=key)
+    s3.delete(key, head.get("VersionId", ""))
     remove_roles(s3, beside(key), whose)
     raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
@@ -5346,7 +5439,8 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     made = re.fullmatch(r"backup_([0-9]{1,18})\.bak", plain)
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    backup = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], head["Metadata"])
+    found = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], None)
+    backup = found._replace(metadata=head["Metadata"], etag=plain_etag(head))
     require(backup.server.endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
 
@@ -5405,7 +5499,7 @@ def newest_good(
         newest.append(good[-1])
     for each in newest:
         listed = each._replace(metadata=None)
-        if s3.index and listed in s3.index and s3.looked_at(listed) != each:
+        if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
             log("warning", "The index is wrong, each backup is looked at", Key=each.key)
             s3.index = {}
             return newest_good(s3, database, server, proving)
@@ -5413,22 +5507,47 @@ def newest_good(
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
-    """Write these bytes of a backup to where they belong in a file."""
-    wanted = f"bytes {start}-{end - 1}/{backup.size}"
+    """Write these bytes of a backup to where they belong in a file.
 
-    def take(answer: Any) -> None:
-        """Write what an answer's body has, and see that it is all of it."""
-        at, data = start, b""
-        while at < end:
-            data = data or answer["Body"].read(min(BLOCK, end - at))
-            if not data:
+    What has come stays where a body is cut: the next request asks for the rest, with a patience of
+    its own. All is of one object: another has another ETag, whether S3 heeds an If-Match or not.
+    """
+    reached = start
+
+    def take(begin: int, answer: Any) -> bool:
+        """Write what an answer's body has, until it is cut; False: it is another object's.
+
+        Raises what a cut raises that comes within a BLOCK: else S3 might be asked without an end.
+        """
+        nonlocal reached
+        wanted, at, data = f"bytes {begin}-{end - 1}/{backup.size}", begin, b""
+        etag, soon = plain_etag(answer), time.monotonic() + time_limit(TRANSFER_SECONDS) / 2
+        if etag and backup.etag not in ("", etag):
+            return False
+        same = answer.get("ContentRange") == wanted and (etag or not backup.etag)
+        require(same, f"it gave not {wanted}")
+        while at < end and time.monotonic() < soon:
+            try:
+                data = data or answer["Body"].read(min(BLOCK, end - at))
+                require(data, f"it gave not all of {wanted}")
+            except s3.causes:
+                if at < begin + BLOCK:
+                    raise
                 break
             with placing(s3.s.backup_path):
                 written = os.pwrite(file.fileno(), data, at)
             at, data = at + written, data[written:]
-        require((at, answer.get("ContentRange")) == (end, wanted), f"it gave not {wanted}")
+            reached = max(reached, at)  # an answer that was given up may still come
+        return True
 
-    s3.call("get_object", take=take, Key=backup.key, Range=f"bytes={start}-{end - 1}")
+    while reached < end:
+        ours = s3.call(
+            "get_object",
+            take=functools.partial(take, reached),
+            Key=backup.key,
+            Range=f"bytes={reached}-{end - 1}",
+        )
+        require(ours, f"{s3.where}: {backup.key}: another object has this name by now")
 
 
 def piece_of(backup: Backup) -> int:
@@ -7127,8 +7246,8 @@ NOTED = 30  # tables whose rows are noted, those with most: all noted have to be
 def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
-    But the last one of each database stays, which metrics tell of. Raises Failure: where the key
-    may not write there, for one.
+    But the last one of each database stays, which metrics tell of. A bucket that keeps versions
+    keeps what it replaces, some kB. Raises Failure: where the key may not write there, for one.
     """
     known = verified(s3)
     if known is None:
@@ -7337,14 +7456,17 @@ def prune_now(s: Settings, dry: bool) -> None:
         found = s3.backups()
         goes, kept, _ = plan(s3, made, found)
         going = {old.key for old in goes}
-        removed = [] if dry else remove_all(s3, goes, kept)
-        prune_roles(s3, made, removed)
+        if not dry:
+            gone = remove_all(s3, goes, kept)
+            prune_roles(s3, made, gone)
+            going &= {old.key for old in gone}
     other = "not provably a backup of this database, or not yet to go"
     for each in reversed(found):
-        gone = each.key in going - kept.keys()
-        word, why = ("goes", why_gone(each)) if gone else ("stays", kept.get(each.key, other))
+        word = "goes" if each.key in going else "stays"
+        why = kept.get(each.key, why_gone(each) if each.key in going else other)
         say(f"{word:<5} {each.key} of {moment(each.seconds)}: {printable(why)}\n")
-    stuck = len(going & kept.keys())
+    left = [old.key for old in goes if old.key not in going]
+    stuck = sum("locked" not in kept.get(key, "") for key in left)
     require(not stuck, f"{stuck} could not be removed")
 
 
@@ -7534,35 +7656,33 @@ def check_locks(now: Checking) -> Lines:
 def check_bucket(now: Checking) -> Lines:
     """Whether a small object can be written, read and deleted; and which backups there are.
 
-    Where it may not be deleted, retention may delete nothing: that fails. In a bucket that keeps
-    versions it stays as one.
+    Where it may not be deleted, retention may delete nothing: that fails. Where it is but hidden,
+    so is what retention removes.
     """
     s3, text = S3(now.settings, 10), os.urandom(32)
     name = f"check_{text[:8].hex()}"
     key = s3.key(name)
     try:
-        s3.put(key, text, Metadata={"backup-id": name})
+        made = s3.put(key, text, Metadata={"backup-id": name})
     except S3Failure as error:
         if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
         now.backups = []
         yield "warn", f"{s3.where}: there is no such bucket; the first backup makes it"
         return
-    try:
-        answer, data = s3.call("get_object", None, lambda it: (it, small_object(it)), Key=key)
+    try:  # S3 tells the version "null" of what is there, not of what is put
+        made, data = s3.call("get_object", None, lambda it: (it, small_object(it)), Key=key)
     finally:
-        gone = s3.call("delete_object", Key=key)
+        still = s3.delete(key, made.get("VersionId", ""))
     require(data == text, f"{s3.where}: it gives back something else than it took")
-    kept = name in answer["Metadata"].values()
+    kept = name in made["Metadata"].values()
     require(kept, f"{s3.where}: it keeps no metadata, by which a backup is proven")
     server, many = now.server, "its backups were not looked at, since which database is not known"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)
         many = f"{len(now.backups)} proven backups of this database"
-    how = "deleted"
-    if gone.get("DeleteMarker"):
-        how = "marked as deleted (the bucket keeps versions: what is removed still takes room)"
-    yield "ok", f"{s3.where}: written, read, {how}; {many}"
+    how = f"{still} (README, Retention)" if still else "deleted"
+    yield "note" if still else "ok", f"{s3.where}: written, read, {how}; {many}"
 
 
 def check_volume(now: Checking) -> Lines:
@@ -7787,7 +7907,8 @@ phase and bytes while it runs:
                        is set "newest"), daily 2026-10-03, weekly 2026-W40, monthly 2026-10, yearly
                        2026, kept until (and its label), the last that a verify restored, the last
                        before a shrink that lasts, doubtful (less than half of the last good one's
-                       size), not removed (and why), no metadata (and what it may be)
+                       size), not removed (and why), no metadata (and what it may be),
+                       hidden, not removed (the bucket keeps it as an old version)
 
 With --keep-until a backup stays until that day is over, by TZ, or forever, and counts as none of
 FULL_BACKUPS and KEEP_…; then it is like any other. Label and day are in the object's metadata
@@ -7837,11 +7958,11 @@ they were then. Who may not read that looks at each; it may be deleted.""",
     "check": """
 A line or more for each thing: ok, note and warn (look at it), FAIL (the exit status is then 1), and
 - for what it could not look at. It registers nothing and writes nothing but one small object, which
-it deletes; in a bucket that keeps versions that stays as one. To know whether we have the key of
-the colony's owner, it asks with it to remove a user whom nobody can have added. With --max-age it
-also sees a night without a backup. `serve` logs FAIL and warn, as warnings, as soon as it has
-nothing to do. In Colonies, as the function `check`, it fails with the lines that FAIL; its output
-has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
+it deletes, for good if it may; else the line says that it is hidden. To know whether we have the
+key of the colony's owner, it asks with it to remove a user whom nobody can have added. With
+--max-age it also sees a night without a backup. `serve` logs FAIL and warn, as warnings, as soon as
+it has nothing to do. In Colonies, as the function `check`, it fails with the lines that FAIL; its
+output has all, as with --json; and its argument, or else CHECK_MAX_AGE, is --max-age.""",
     "verify": """
 It takes the newest good backup of DB_DATABASE, or the one that is named; but where FULL_BACKUPS in
 a row are doubtful, none was restored yet, and it restores, the newest of these. It downloads it to

@@ -27,6 +27,7 @@ import botocore.exceptions
 import pytest
 
 import backup_executor
+from backup_executor import HIDDEN
 from colonies import COLONY_NAME, FAILED, OWNER_KEY
 from environment import EXECUTOR, PROJECT, ROOT
 from proxies import (
@@ -48,6 +49,7 @@ from servers import (
     PASSING_ON,
     Executor,
     Program,
+    S3Server,
     SeaweedFS,
     asking,
     client_programs,
@@ -362,13 +364,14 @@ class Guard:
         path, _, query = target.decode().partition("?")
         asked = urllib.parse.parse_qs(query, keep_blank_values=True)
         bucket, _, key = urllib.parse.unquote(path[1:]).partition("/")
-        asks = {"list-type", "uploads", "uploadId", "partNumber"} & asked.keys()
+        asks = {"list-type", "uploads", "uploadId", "partNumber", "versionId"} & asked.keys()
         action = {
             (b"GET", "list-type"): "ListBucket", (b"HEAD", "key"): "GetObject",
             (b"GET", "key"): "GetObject", (b"PUT", "key"): "PutObject",
             (b"PUT", "key partNumber uploadId"): "PutObject", (b"DELETE", "key"): "DeleteObject",
             (b"POST", "key uploads"): "PutObject", (b"POST", "key uploadId"): "PutObject",
             (b"DELETE", "key uploadId"): "AbortMultipartUpload",
+            (b"DELETE", "key versionId"): "DeleteObjectVersion",
         }.get((method, " ".join(["key"] * bool(key) + sorted(asks))), "")
         prefix = asked.get("prefix", [""])[0] if action == "ListBucket" else None
         allowed = self._allows(action, f"{bucket}/{key}" if key else bucket, prefix)
@@ -390,20 +393,38 @@ class Guard:
         return any(map(holds, self.policy["Statement"]))
 
 
+def keep_versions(s3: S3Server) -> None:
+    s3.client().put_bucket_versioning(
+        Bucket="backup", VersioningConfiguration={"Status": "Enabled"})
+
+
 def test_readmes_policy_for_s3_is_enough_for_every_command_and_all_of_it_is_used(
-        big: Scene, new: str) -> None:
-    guard = Guard(big)
-    with guard.proxy() as proxy:
-        big.settings |= {"FULL_BACKUPS": "1", **through(proxy)}
-        stuck_upload(big, proxy)
-        big.put("backup_1.bak", archive(big)[:4096])  # an older executor's: its head is read
-        first = big.backup()
-        assert len(big.objects()) == 1 and not first["kept"].keys() - {first["filepath_s3"][1:]}
-        assert big.uploads() == [] and big.files() == []
-        for command in (["list"], ["check"], ["verify"], ["restore", "latest", "--database", new]):
-            said = big.run(*command).stderr
-            assert "level=warning" not in said
-        assert not guard.denied and guard.allowed == set(guard.actions())
+        big: Scene, new: str, tmp_path: Path) -> None:
+    used = set[str]()
+    with SeaweedFS(tmp_path / "s3") as keeping:
+        keeping.client().create_bucket(Bucket="backup")
+        keep_versions(keeping)
+        for s3 in (big.s3, keeping):
+            site = Scene(big.postgres, s3, big.folder, big.database, big.prefix)
+            site.settings["BACKUP_COMPRESSION"] = "none"
+            guard = Guard(site)
+            with guard.proxy() as proxy:
+                site.settings |= {"FULL_BACKUPS": "1", **through(proxy)}
+                stuck_upload(site, proxy)
+                # an older executor's: its head is read
+                site.put("backup_1.bak", archive(site)[:4096])
+                first = site.backup()
+                assert len(site.objects()) == 1
+                assert not first["kept"].keys() - {first["filepath_s3"][1:]}
+                assert site.uploads() == [] and site.files() == []
+                for command in (["list"], ["check"], ["verify"],
+                                ["restore", "latest", "--database", new]):
+                    said = site.run(*command).stderr
+                    assert "level=warning" not in said
+                assert not guard.denied
+                used |= guard.allowed
+            big.postgres.drop(new)
+    assert used == set(guard.actions())
 
 
 class PolicedS3(SeaweedFS):
@@ -420,8 +441,9 @@ class PolicedS3(SeaweedFS):
         return [*super()._command()[0], f"-s3.config={self.folder / 'users.json'}"], {}
 
 
+@pytest.mark.parametrize("versions", [False, True], ids=["no versions", "versions"])
 def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
-        scene: Scene, new: str, tmp_path: Path) -> None:
+        scene: Scene, new: str, tmp_path: Path, versions: bool) -> None:
     with PolicedS3(tmp_path / "s3") as s3:
         client = s3.client()
         client.create_bucket(Bucket="backup")
@@ -433,6 +455,8 @@ def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
         for statement in policy["Statement"]:
             statement["Principal"] = "*"
         client.put_bucket_policy(Bucket="backup", Policy=json.dumps(policy))
+        if versions:
+            keep_versions(s3)
         policed.put("backup_1.bak", archive(policed))
         for _ in range(2):
             policed.backup(**limited)
@@ -440,6 +464,13 @@ def test_readmes_policy_is_enough_for_an_s3_server_that_enforces_it(
         for command in (["list"], ["check"], ["verify"], ["restore", "latest", "--database", new]):
             assert "level=warning" not in policed.run(*command, **limited).stderr
         assert re.search("head_object: .*403", policed.failure(**limited, AWS_S3_PREFIX="other"))
+        if versions:
+            there = client.list_object_versions(Bucket="backup", Prefix=f"{policed.prefix}/backup_")
+            assert len(there["Versions"]) == 1 and "DeleteMarkers" not in there
+            text = json.dumps(policy).replace('"s3:DeleteObjectVersion", ', "")
+            client.put_bucket_policy(Bucket="backup", Policy=text)
+            hiding = policed.backup(**limited)
+            assert not hiding["removed"] and HIDDEN in hiding["kept"].values()
 
 
 @pytest.mark.parametrize("lacking", [

@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import botocore.exceptions
 import pytest
 
 from bench import synthetic_programs
@@ -61,33 +59,6 @@ def test_each_part_carries_its_md5(big: Scene, meddler: Proxy) -> None:
     assert offset == len(body) and len(parts) >= 5
     assert big.head(result["filename"])["ETag"] == \
         f'"{hashlib.md5(digests).hexdigest()}-{len(parts)}"'
-
-
-def test_a_bucket_that_locks_its_objects_and_keeps_versions_will_do(
-        scene: Scene, meddler: Proxy) -> None:
-    bucket = f"locked-{secrets.token_hex(4)}"
-    scene.s3_client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
-    scene.s3_client.put_object_lock_configuration(Bucket=bucket, ObjectLockConfiguration={
-        "ObjectLockEnabled": "Enabled",
-        "Rule": {"DefaultRetention": {"Mode": "COMPLIANCE", "Days": 1}}})
-    scene.settings |= {"AWS_S3_BUCKET_NAME": bucket, "FULL_BACKUPS": "1", **through(meddler)}
-    said = scene.run("check").stdout
-    assert re.search("(?m)^ok +bucket: .*written, read, marked as deleted.*versions", said)
-    first, second = scene.backup(), scene.backup()
-    assert second["removed"] == [first["filepath_s3"][1:]]
-    for _ in range(2):  # the second verdict overwrites the first one
-        scene.run("verify")
-    [row] = json.loads(scene.run("list", "--json").stdout)
-    assert row["name"] == second["filename"] and row["verified"]["verdict"] == "readable"
-    versions = scene.s3_client.list_object_versions(Bucket=bucket)["Versions"]
-    assert len(versions) == 5 and first["filepath_s3"][1:] in {  # nothing is gone for good
-        each["Key"] for each in versions}
-    puts = [x for x in meddler.requests if x.startswith(b"PUT ")]
-    assert len(puts) == 5  # AWS refuses one without; this server, one with a wrong one
-    for request in puts:
-        assert re.search(rb"(?im)^content-md5: [a-z0-9+/]{22}==", request)
-    with pytest.raises(botocore.exceptions.ClientError, match="BadDigest"):
-        scene.s3_client.put_object(Bucket=bucket, Key="x", Body=b"x", ContentMD5="A" * 22 + "==")
 
 
 def test_a_part_that_is_damaged_on_its_way_is_sent_again(scene: Scene, meddler: Proxy) -> None:

@@ -191,6 +191,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
   (list "AWS_S3_INSECURE_SKIP_VERIFY" .s3.insecureSkipVerify)
   (list "AWS_S3_CA_FILE" .s3.caFile)
   (list "AWS_S3_REGION" .s3.region)
+  (list "AWS_S3_ADDRESSING" .s3.addressing)
   (list "AWS_S3_BUCKET_NAME" .s3.bucket)
   (list "AWS_S3_PREFIX" .s3.prefix)
   (list "FULL_BACKUPS" (int .fullBackups))
