@@ -2573,7 +2573,8 @@ def encrypt(s: Settings, dump: Dump) -> None:
         def tick() -> None:
             """Look after the volume."""
             require_floor(s, "age")
-            show(os.path.getsize(dump.draft))
+            with suppress(OSError):
+                show(os.path.getsize(dump.draft))
 
         with suppress(FileNotFoundError):
             os.unlink(dump.draft)
@@ -2582,7 +2583,8 @@ def encrypt(s: Settings, dump: Dump) -> None:
         try:
             run("Encrypting the backup", argv, tick=tick)
         except BaseException:
-            os.unlink(dump.draft)
+            with suppress(OSError):
+                os.unlink(dump.draft)
             raise
         with open(dump.draft, "rb") as file:
             os.fsync(file.fileno())
@@ -5068,16 +5070,18 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0)
 
 # age's words, and ours, on what is not whole, or not as it was made. All else is no word of it.
 BROKEN = re.compile(
-    "failed to (decrypt and authenticate|read header)|bad header MAC|last chunk is empty|is damaged"
+    "age: error: (failed to (decrypt and authenticate|read header)|bad header MAC|last chunk )|"
+    "is damaged"
 )
 
 
 def to_open(s: Settings, backup: Backup) -> bool:
     """Whether a backup is encrypted, and AGE_IDENTITY_FILE there. Raises Failure: it is not."""
     path = s.age_identity_file
+    wanted = backup.encrypted and path != ""
     there = os.access(path, os.R_OK)
-    require(there or not path, f"AGE_IDENTITY_FILE, {path}, is not there, or may not be read")
-    return there and backup.encrypted
+    require(there or not wanted, f"AGE_IDENTITY_FILE, {path}, is not there, or may not be read")
+    return wanted
 
 
 def opening(s: Settings, what: str) -> tuple[str, list[str]]:

@@ -138,6 +138,7 @@ def test_plain_and_encrypted_ones_are_one_row_of_backups(sealed: Sealed) -> None
     assert sealed.names() == made[2:]
     assert sorted(sealed.objects()) == sorted(
         [*made[2:], *(each.replace(".bak", ".roles.sql") for each in made[2:])])
+    assert json.loads(sealed.run("verify", made[2], AGE_IDENTITY_FILE="/nowhere").stdout)
     report = json.loads(sealed.run("verify", AGE_IDENTITY_FILE=str(sealed.ssh_key)).stdout)
     assert report["object"].endswith(made[3]) and report["verdict"] == "readable"
     for name in made[2:]:
@@ -259,7 +260,8 @@ def test_room_is_looked_for_twice_and_a_full_volume_costs_no_dump(
         ran = machine.run("backup", **filling)
         [error] = error_lines(ran.stderr)
         assert ran.returncode == 1 and re.search("age: .*no space|age was stopped", error)
-        [name] = machine.kept()
+        [name] = machine.kept()  # and nothing of what age wrote
+        assert sorted(os.listdir(machine.path)) == [name, f"{name}.json", "filler"]
         machine.do("rm $0/filler")
         assert machine.run("backup", "--resume").returncode == 0
         assert sealed.names() == [f"{name}.age"] and os.listdir(machine.path) == []
