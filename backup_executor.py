@@ -1111,8 +1111,8 @@ class Backup(NamedTuple):
 
     @property
     def plain_size(self) -> int:
-        """The bytes of its archive."""
-        return number_in(self.known, "plain-size") or self.size
+        """The bytes of its archive: never more than its own, whatever its metadata say."""
+        return min(number_in(self.known, "plain-size") or self.size, self.size)
 
     @property
     def short_server(self) -> str:
