@@ -42,7 +42,7 @@ RUN apt-get update \
         /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y; \
     fi \
     && apt-get install -y --no-install-recommends \
-        bash minio-client "postgresql-client-$PG_MAJOR" python3 tmux tzdata \
+        age bash minio-client "postgresql-client-$PG_MAJOR" python3 tmux tzdata \
     && apt-get clean \
     && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/* \
     && ln -s /usr/bin/minio-client /usr/local/bin/mc \

@@ -14,14 +14,16 @@ What happens at night, in this order:
     make_dump, examine_database, require_room       may it begin?
     dump_every_row, dump_once, Window, seal         the archive, and what it is
     take_roles, roles_beside                        what makes the server's roles, beside it
+    encrypt                                         both, where BACKUP_AGE_RECIPIENTS is set
     upload, store, check_stored                     the proof, before anything goes
     finish, prune, plan, retained, judge, remove    then the file, then what is too old
     Executor.attend, tell, conclude, close          its log, signs of life, its result
 
-Where data goes away: files on the volume by Dump.remove, clear, finish and, of a void dump,
-dump_every_row; old backups by remove, for prune and prune_now, as plan has it; roles without their
-archive by remove_roles; an object that is not what was sent by check_stored; the parts of an upload
-by abort; check's own small object by check_bucket; databases that we have made by drop.
+Where data goes away: files on the volume by Dump.remove, clear, finish, encrypt (the plain one)
+and, of a void dump, dump_every_row; old backups by remove, for prune and prune_now, as plan has it;
+roles without their archive by remove_roles; an object that is not what was sent by check_stored;
+the parts of an upload by abort; check's own small object by check_bucket; databases that we have
+made by drop.
 
 The words: a *dump* is a file on the staging volume, a *backup* an object in the bucket. It is
 *proven* if its metadata have a SHA-256, the server's system identifier and the database's name, and
@@ -66,7 +68,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -426,6 +428,8 @@ AWS_S3_ACCESS_KEY|AWS_S3_ACCESSKEY|token||else boto3's own chain: role, web iden
 AWS_S3_SECRET_ACCESS_KEY|AWS_S3_SECRETKEY|token||the secret key
 AWS_S3_BUCKET_NAME|AWS_S3_BUCKET|text||the bucket; required; made if missing at an AWS_S3_ENDPOINT
 AWS_S3_PREFIX||prefix|backups|objects are PREFIX/backup_SECONDS.bak
+BACKUP_AGE_RECIPIENTS||recipients||public keys, age's or ssh's, for which backups are encrypted
+AGE_IDENTITY_FILE||text||the private key of one, for restore and verify (ssh's: no password)
 FULL_BACKUPS||count|3|how many backups to keep
 KEEP_DAILY||places|0|and the newest good one of each of so many days
 KEEP_WEEKLY||places|0|likewise of weeks
@@ -500,6 +504,8 @@ class Settings(NamedTuple):
     aws_s3_secret_access_key: str
     aws_s3_bucket_name: str
     aws_s3_prefix: str  # without slashes at its ends
+    backup_age_recipients: str  # one a line
+    age_identity_file: str
     full_backups: int
     keep_daily: int
     keep_weekly: int
@@ -637,6 +643,22 @@ def as_url(text: str) -> str:
     return text
 
 
+# A public key, and what ssh-keygen has behind one on its line: a comment, which is no other key.
+RECIPIENT = re.compile(
+    r"(age1[0-9a-z]+|ssh-(?:rsa|ed25519)[ \t]+[\w+/]+=*(?:[ \t]+(?!age1|ssh-|sk-|ecdsa-)[^\s,]+)*)"
+    r"(?:[\s,]+|$)"
+)
+
+
+def as_recipients(text: str) -> str:
+    """Public keys, one a line. Raises ValueError, which repeats none: it may be a private one."""
+    text = re.sub("(?m)^[ \t]*#.*", "", text)
+    found = RECIPIENT.findall(text)
+    if not found or RECIPIENT.sub("", text).strip(", \t\r\n"):
+        raise ValueError("is not public keys: age1…, ssh-ed25519 …, ssh-rsa …, one a line")
+    return "\n".join(found)
+
+
 def private_key(text: str) -> int:
     """A private key of secp256k1. Raises ValueError, which does not repeat the text."""
     key = int(text, 16) if re.fullmatch("[0-9a-fA-F]{64}", text) else 0
@@ -654,6 +676,7 @@ READERS: dict[str, Callable[[str], str | float]] = {
     "file": as_authorities,
     "key": private_key,
     "url": as_url,
+    "recipients": as_recipients,
     "listen": as_listen,
 }
 
@@ -849,10 +872,11 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
     except OSError as error:
         if error.filename != argv[0]:
             raise
-        raise Failure(
-            f"{argv[0]} cannot be started: {error.strerror}: PostgreSQL's client programs, of the "
-            "server's major version or later, have to be on PATH"
-        ) from None
+        needed = "PostgreSQL's client programs, of the server's major version or later, have"
+        if argv[0] == "age":
+            needed = "that program (Debian's package age) has"
+        text = f"{argv[0]} cannot be started: {error.strerror}: {needed} to be on PATH"
+        raise Failure(text) from None
     finally:
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -1096,7 +1120,7 @@ CUT_OVER_TLS = re.compile(r"UNEXPECTED_EOF|EOF occurred|closed \(EOF\)")
 
 
 class Backup(NamedTuple):
-    """An object of the bucket that has a backup's name, PREFIX/backup_SECONDS.bak."""
+    """An object of the bucket that has a backup's name, PREFIX/backup_SECONDS.bak or ….bak.age."""
 
     seconds: int  # of its name, since 1970, by the clock of the executor that made it
     key: str  # the whole key
@@ -1133,6 +1157,16 @@ class Backup(NamedTuple):
     def label(self) -> str:
         """What somebody called it; "" where nobody did."""
         return urllib.parse.unquote(self.known.get("label", ""))
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it is, by its name."""
+        return self.key.endswith(AGE)
+
+    @property
+    def plain_size(self) -> int:
+        """The bytes of its archive: never more than its own, whatever its metadata say."""
+        return min(number_in(self.known, "plain-size") or self.size, self.size)
 
     @property
     def short_server(self) -> str:
@@ -1468,7 +1502,7 @@ class S3:
             for each in self.listed():
                 if len(self.there) < 2 * NAMES:
                     self.there[each.key] = each.written
-                if not each.key.endswith(ROLES):
+                if not each.key.endswith((ROLES, ROLES + AGE)):
                     yield each
 
         found = heapq.nlargest(most, archives(), key=lambda each: (each.seconds <= soon, each))
@@ -1479,7 +1513,7 @@ class S3:
     def listed(self) -> Iterator[Backup]:
         """What ListObjectsV2 says of the names that are a backup's, or of the roles beside one."""
         prefix = self.key("backup_")
-        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.(?:bak|roles\.sql)")
+        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.(?:bak|roles\.sql)(?:\.age)?")
         last, more = "", True
         while more:
             before = last
@@ -1672,7 +1706,7 @@ def smaller(old: Backup, new: Backup, times: int) -> bool:
 
     Where they are known to be compressed otherwise, it is their databases' sizes that tell.
     """
-    sizes: list[int | None] = [old.size, new.size]
+    sizes: list[int | None] = [old.plain_size, new.plain_size]
     if len({each.known.get("compression") for each in (old, new)} - {None}) > 1:
         own = [number_in(each.known, "database-size") for each in (old, new)]
         sizes = sizes if None in own else own
@@ -1872,6 +1906,8 @@ def unlike(head: bytes, database: str, postgresql: str) -> str:
     one, with a system identifier of its own, whose backups count apart.
     """
     name, version = archive_origin(head)
+    if head.startswith(AGE_HEAD):
+        return "an encrypted one"
     if not name:
         return "no archive of pg_dump"
     if name != database:
@@ -1980,17 +2016,20 @@ def known_backups(s3: S3, new: str = "") -> list[Backup]:
 
 
 ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
+AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
 UNDER_WAY = datetime.timedelta(days=1)  # how long roles may well be there before their archive is
 
 
 def beside(key: str) -> str:
     """The key of the roles that belong to an archive's key."""
-    return key.removesuffix(".bak") + ROLES
+    name, _, age = key.rpartition(".bak")
+    return f"{name}{ROLES}{age}"
 
 
 def archive_beside(name: str) -> str:
     """The key of the archive that a key of roles belongs to."""
-    return name.removesuffix(ROLES) + ".bak"
+    archive, _, age = name.rpartition(ROLES)
+    return f"{archive}.bak{age}"
 
 
 def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
@@ -2022,7 +2061,8 @@ def roles_left(s3: S3, new: str) -> list[str]:
     left = [
         key
         for key, written in there.items()
-        if key.endswith(ROLES) and archive_beside(key) not in there and written and written < before
+        if key.endswith((ROLES, ROLES + AGE)) and archive_beside(key) not in there
+        if written and written < before
     ]
     return random.sample(left, min(HEADS, len(left)))
 
@@ -2140,6 +2180,7 @@ class Dump:
 
         begun    pg_dump writes `….bak.partial`; a crash costs the dump
         sealed   its SHA-256: the archive is whole and was read back, and is called `….bak` then
+        (encrypted, if there are recipients: `….bak.age` is whole, and takes the place of that)
         stored   its bucket: S3 has it, and that was proven
         gone     its file is removed; its journal waits for its process to be closed
 
@@ -2159,7 +2200,12 @@ class Dump:
     after: str = ""  # the name of the last backup that was good when it was made; "": not known
     steady_from: int | None = None  # the size from which on this one is as good; None: at none
 
-    # Of a sealed one.
+    recipients: Sequence[str] = ()  # of age; (): it is not to be encrypted
+
+    # Of a sealed one; once it is encrypted, `sha256` and `size` are of what S3 gets.
+    encryption: str | None = None  # "age": it is
+    plain_sha256: str | None = None  # its archive's, then
+    plain_size: int | None = None
     id: str  # random: its object's `backup-id`
     sha256: str = ""
     size: int  # bytes
@@ -2200,9 +2246,24 @@ class Dump:
         vars(self).update(known)
 
     @property
+    def path(self) -> str:
+        """The path of what S3 gets."""
+        return self.file + self.ending
+
+    @property
+    def ending(self) -> str:
+        """What its name has behind `.bak`."""
+        return AGE if self.encryption else ""
+
+    @property
     def partial(self) -> str:
-        """The path to which pg_dump writes."""
-        return f"{self.file}.partial"
+        """The path to which pg_dump writes, or age wrote."""
+        return f"{self.path}.partial"
+
+    @property
+    def draft(self) -> str:
+        """The path to which age writes."""
+        return f"{self.file}{AGE}.partial"
 
     @property
     def journal(self) -> str:
@@ -2245,8 +2306,8 @@ class Dump:
         vars(self).update(changes)
 
     def remove(self, *more: str) -> None:
-        """Remove the journal, what pg_dump left, and MORE; what cannot be removed stays."""
-        for path in (*more, self.partial, self.journal):
+        """Remove the journal, what programs left, and MORE; what cannot be removed stays."""
+        for path in (*more, self.partial, self.draft, self.journal):
             with suppress(OSError):
                 os.unlink(path)
 
@@ -2258,11 +2319,16 @@ def guarded(path: str, flags: int) -> int:
 
 def digest(path: str) -> str:
     """A file's SHA-256, in hex; that of nothing if it is no plain file."""
-    sha256 = hashlib.sha256()
     plain = os.path.isfile(path) and not os.path.islink(path)
     with open(path if plain else os.devnull, "rb") as file:
-        while data := file.read(BLOCK):
-            sha256.update(data)
+        return digest_of(file)
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """The SHA-256 of what is left to read of a file, in hex."""
+    sha256 = hashlib.sha256()
+    while data := file.read(BLOCK):
+        sha256.update(data)
     return sha256.hexdigest()
 
 
@@ -2297,7 +2363,7 @@ def warn_of_strays(s: Settings) -> None:
                 "warning",
                 "Leaving a finished dump alone: it is of another DB_HOST or DB_PORT, which "
                 "`backup --resume` with those settings finishes",
-                Filepath=dump.file,
+                Filepath=dump.path,
                 Of=whose[-200:],
             )
 
@@ -2325,6 +2391,12 @@ def free_bytes(s: Settings) -> tuple[int, int]:
     volume = os.statvfs(s.backup_path)
     size, free = volume.f_blocks * volume.f_frsize, volume.f_bavail * volume.f_frsize
     return free, min(size // 20, GIB)
+
+
+def require_floor(s: Settings, program: str) -> None:
+    """Raise Failure where the staging volume gets too full for a program to go on."""
+    free, floor = free_bytes(s)
+    require(free >= floor, f"{program} was stopped: {s.backup_path} has only {free} bytes left")
 
 
 # ---- A backup: the dump --------------------------------------------------------------------------
@@ -2447,17 +2519,19 @@ def left_out(database: Database, server: Server) -> list[str]:
     return lines
 
 
-def require_room(s: Settings, newest: int, database_size: int) -> str:
+def require_room(s: Settings, newest: int, database_size: int, twice: bool) -> str:
     """Whether the staging volume has room for a dump like the newest one; what there is, in words.
 
     newest: its bytes; 0 if there is none, and then the database's size is a hint and no more.
-    Raises Failure where it is not enough, OSError where we may not write.
+    twice: it is there plain and encrypted for a while. Raises Failure where it is not enough,
+    OSError where we may not write.
     """
     with tempfile.TemporaryFile(dir=s.backup_path):
         free, floor = free_bytes(s)
     text = f"{s.backup_path}: {free} bytes are free; the newest backup has {newest}"
-    needed = max(newest * 6 // 5, floor)
-    require(free >= needed, f"{text}; a fifth more is needed, or {floor}")
+    needed = max(newest * 6 // 5 * (1 + twice), floor)
+    also = ", twice, as it is encrypted" if twice else ""
+    require(free >= needed, f"{text}; a fifth more is needed{also}, or {floor}")
     if not newest and free < database_size:
         log("warning", f"{text}, the database {database_size}")
     return text
@@ -2774,9 +2848,16 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     """
     server = examine_database(s)
     newest = newest_backup(s3, server)
-    require_room(s, newest.size, server.database_size)
+    recipients = s.backup_age_recipients.splitlines()
+    require_room(s, newest.plain_size, server.database_size, bool(recipients))
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
-    dump = Dump(file, by=s.owner, compression=compression(s, server), **begun)
+    dump = Dump(
+        file,
+        by=s.owner,
+        compression=compression(s, server),
+        recipients=recipients,
+        **begun,
+    )
     last = last_steady(s3, newest)
     if last:
         dump.after = os.path.basename(last.key)
@@ -2787,7 +2868,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     log("info", "Backing up database ...")
     try:
         dump.save()
-        dump_every_row(s, server, dump, newest.size)
+        dump_every_row(s, server, dump, newest.plain_size)
     finally:
         if not dump.sealed:
             dump.remove()
@@ -2860,7 +2941,7 @@ def last_steady(s3: S3, newest: Backup) -> Backup | None:
 def steady_from(last: Backup, server: Server, manner: str) -> int | None:
     """The size from which on a new backup is as good as the last steady one; None: at none."""
     if last.known.get("compression", manner) == manner:
-        return -(-last.size // 2)
+        return -(-last.plain_size // 2)
     own = number_in(last.known, "database-size")
     return 0 if own and server.database_size * 2 >= own else None
 
@@ -2997,9 +3078,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
 
         def watch() -> None:
             """Look after the volume."""
-            free, floor = free_bytes(s)
-            text = f"pg_dump was stopped: {s.backup_path} has only {free} bytes left"
-            require(free >= floor, text)
+            require_floor(s, "pg_dump")
             with suppress(OSError):
                 show(os.path.getsize(dump.partial))
 
@@ -3046,11 +3125,70 @@ def seal(server: Server, dump: Dump, took: int, tables: int) -> None:
     )
 
 
+def encrypt(s: Settings, dump: Dump) -> None:
+    """Have a sealed dump and its roles encrypted, if that is not done; then the plain file goes.
+
+    Raises Failure or OSError; then that is there still.
+    """
+    if not dump.encryption:
+        log("info", "Encrypting the backup ...")
+        show = progress("Encryption in progress", dump.size)
+
+        def tick() -> None:
+            """Look after the volume."""
+            require_floor(s, "age")
+            with suppress(OSError):
+                show(os.path.getsize(dump.draft))
+
+        with suppress(FileNotFoundError):
+            os.unlink(dump.draft)
+        open(dump.draft, "x").close()  # age would follow a link of that name
+        argv = [*for_recipients(dump.recipients), "-o", dump.draft, dump.file]
+        try:
+            run("Encrypting the backup", argv, tick=tick)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(dump.draft)
+            raise
+        with open(dump.draft, "rb") as file:
+            os.fsync(file.fileno())
+            sha256, size = digest_of(file), file.tell()
+        require(size > dump.size, f"age made {size} bytes of {dump.size}")
+        roles = dump.roles_sql and sealed_text(dump.recipients, dump.roles_sql)
+        dump.save(
+            encryption="age",
+            plain_sha256=dump.sha256,
+            plain_size=dump.size,
+            sha256=sha256,
+            size=size,
+            roles_sql=roles,
+            roles_sha256=hashlib.sha256(roles.encode()).hexdigest(),
+        )
+        os.rename(dump.partial, dump.path)
+    with suppress(FileNotFoundError):
+        os.unlink(dump.file)
+
+
+def for_recipients(recipients: Iterable[str]) -> list[str]:
+    """The command that encrypts for these."""
+    return ["age", *(f"-r={each}" for each in recipients)]
+
+
+def sealed_text(recipients: Iterable[str], text: str) -> str:
+    """A text encrypted for them, in ASCII. Raises Failure."""
+    argv = [*for_recipients(recipients), "-a"]
+    sealed = run("Encrypting a text", argv, timeout=60, stdin=text.encode())
+    require("BEGIN AGE ENCRYPTED FILE" in sealed, "age on PATH is not the program that encrypts")
+    return sealed
+
+
 # ---- A backup: upload and proof ------------------------------------------------------------------
 # Limits of AWS: 10,000 parts of 5 MiB to 5 GiB. Fewer parts keep the completing request small.
 MIN_PART = 8 * MIB
 USUAL_PARTS, MAX_PARTS, MAX_PART = 1000, 10_000, 5 * GIB
-DIGESTS = ("sha256", "tables", "exectime_backup")  # facts of a dump that its object has, too
+ENCRYPTION = ("encryption", "plain_sha256", "plain_size")
+# Facts of a dump that its object has, too.
+DIGESTS = ("sha256", *ENCRYPTION, "tables", "exectime_backup")
 
 
 def at_once(what: str, many: int, works: Sequence[Callable[[], Answer]]) -> Iterator[Answer]:
@@ -3127,7 +3265,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     pauses, why = itertools.chain([0.0], backoff()), ""
     sent_to, end = "", 0.0  # for completing, from when all was sent there for the first time
     while True:
-        key = s3.key(f"backup_{seconds}.bak")
+        key = s3.key(f"backup_{seconds}.bak{dump.ending}")
         require(seconds < first + 1000, f"{s3.where}: each name before {key} is taken, too")
         head = s3.head(key)
         if head:
@@ -3300,7 +3438,8 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["roles-sha256"] = dump.roles_sha256
     if dump.compression:
         metadata["compression"] = dump.compression
-    if dump.steady_from is not None and dump.size >= dump.steady_from:
+    size = dump.plain_size or dump.size
+    if dump.steady_from is not None and size >= dump.steady_from:
         metadata["steady"] = str(dump.size)
     elif dump.after:
         metadata["after"] = dump.after
@@ -3323,7 +3462,7 @@ def send_part(s3: S3, dump: Dump, start: int, end: int) -> Sent:
 
     md5 = hashlib.md5(usedforsecurity=False)
     number = start // part_size(dump.size) + 1
-    with ReadFileChunk.from_filename(dump.file, start, end - start) as part:
+    with ReadFileChunk.from_filename(dump.path, start, end - start) as part:
         while data := part.read(BLOCK):
             md5.update(data)
         checksum = content_md5(md5.digest())
@@ -3370,6 +3509,7 @@ RESULT = (
     "size_s3",
     "exectime_upload_s3",
     "sha256",
+    *ENCRYPTION,
     *FACTS,
     "tables",
     "roles",
@@ -3423,23 +3563,25 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
     cancelled = why.args == (signal.SIGUSR1,)
     if not cancelled:
         text = "The finished dump stays; `backup --resume` uploads it, or the next backup"
-        log("warning", text, Filepath=dump.file)
+        log("warning", text, Filepath=dump.path)
     with suppress(Exception):
         in_time(2, lambda: abort(s3, dump, 0))
     whose = dump.process if isinstance(why, Stop) else ""
     with suppress(OSError):
         dump.save(attempts=0, process=whose)
     if cancelled:
-        dump.remove(dump.file)
+        dump.remove(dump.file, dump.path)
 
 
 def finish(s3: S3, dump: Dump) -> dict[str, Any]:
-    """Take a sealed dump from where it is to its backup's result: upload, remove, prune."""
+    """Take a sealed dump to its backup's result: encrypt, upload, remove, prune."""
+    if dump.recipients and not dump.stored:
+        encrypt(s3.s, dump)
     found = known_backups(s3) if dump.stored else upload(s3, dump)
     if not dump.gone:
         with suppress(FileNotFoundError):
-            os.unlink(dump.file)
-        log("info", "Removed local backup file", Filepath=dump.file)
+            os.unlink(dump.path)
+        log("info", "Removed local backup file", Filepath=dump.path)
         dump.save(gone=True)
     result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump, found)
     if not dump.process:
@@ -3468,7 +3610,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
                 raise
             kept = error
             text = "Cannot finish what an earlier run left, it stays"
-            log("warning", text, Filepath=dump.file, Error=error)
+            log("warning", text, Filepath=dump.path, Error=error)
             continue
         if there and (own or (resume and waited)):
             mine = dump
@@ -3485,7 +3627,7 @@ def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
     if not dump.pending:
         clear(dump)
     elif not is_whole(dump):
-        log("warning", "Not what its journal says, leaving it alone", Filepath=dump.file)
+        log("warning", "Not what its journal says, leaving it alone", Filepath=dump.path)
         abort(s3, dump)
         dump.remove()
         return False
@@ -3501,9 +3643,9 @@ def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
 
 def is_whole(dump: Dump) -> bool:
     """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
-    if os.path.exists(dump.partial) and not os.path.lexists(dump.file):
-        os.rename(dump.partial, dump.file)  # it was sealed, and a crash came
-    return dump.stored or digest(dump.file) == dump.sha256
+    if os.path.exists(dump.partial) and not os.path.lexists(dump.path):
+        os.rename(dump.partial, dump.path)  # it was sealed, and a crash came
+    return dump.stored or digest(dump.path) == dump.sha256
 
 
 def clear(dump: Dump) -> None:
@@ -4849,7 +4991,7 @@ class Metrics:
             known["upload_seconds"] = {"": us.uploaded}
         with suppress(OSError):  # the volume may be gone
             there = os.listdir(us.s.backup_path)
-            waiting = sum(bool(re.fullmatch(r"backup_\d+\.bak", name)) for name in there)
+            waiting = sum(bool(re.fullmatch(r"backup_\d+\.bak(\.age)?", name)) for name in there)
             known["uploads_waiting"] = {"": waiting}
             known["staging_free_bytes"] = {"": free_bytes(us.s)[0]}
         lines = []
@@ -5165,6 +5307,11 @@ def shortened(what: str, names: Sequence[str]) -> Iterator[str]:
         yield f"{what}: {printable(', '.join(names[:20]))}{more}"
 
 
+def path_in(file: IO[bytes]) -> str:
+    """The path by which our programs open a file, also one that has no name."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
 class Archive:
     """What an archive of pg_dump holds, and how it is to be read."""
 
@@ -5175,7 +5322,7 @@ class Archive:
         """
         size = metadata.get("database-size", "")
         self.database_size = int(size) if re.fullmatch("[0-9]{1,18}", size) else 0  # 0: unknown
-        self.path = f"/proc/{os.getpid()}/fd/{file.fileno()}"  # also where the file has no name
+        self.path = path_in(file)
         self.options = options  # of pg_restore, for all that is read of it and restored from it
         contents = self.read("-l", "-C")
         dumped_by = "".join(re.findall("; +Dumped by pg_dump version: (.*)", contents))
@@ -5436,10 +5583,11 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
         )
         return newest[0]
     plain = name.removeprefix(s3.key(""))
-    made = re.fullmatch(r"backup_([0-9]{1,18})\.bak", plain)
+    made = re.fullmatch(r"backup_([0-9]{1,18})\.bak(\.age)?", plain)
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    found = Backup(int(plain[7:-4]), s3.key(plain), head["ContentLength"], None)
+    seconds = int(plain[7:].partition(".")[0])
+    found = Backup(seconds, s3.key(plain), head["ContentLength"], None)
     backup = found._replace(metadata=head["Metadata"], etag=plain_etag(head))
     require(backup.server.endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
@@ -5572,7 +5720,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0)
         Server=backup.short_server or "unknown",
     )
     pg_restore_for(metadata.get("pg-dump", ""))
-    require_room(s3.s, backup.size - there, 0)
+    require_room(s3.s, backup.size - there, 0, to_open(s3.s, backup))
     sha256 = hashlib.sha256()
 
     def get(start: int, end: int) -> tuple[int, int]:
@@ -5594,6 +5742,71 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0)
         f"{s3.where}: {backup.key} is damaged: its SHA-256 is not that of the dump",
     )
     return "checked"
+
+
+# age's words, and ours, on what is not whole, or not as it was made. All else is no word of it.
+BROKEN = re.compile(
+    "age: error: (failed to (decrypt and authenticate|read header)|bad header MAC|last chunk )|"
+    "is damaged"
+)
+
+
+def to_open(s: Settings, backup: Backup) -> bool:
+    """Whether a backup is encrypted, and AGE_IDENTITY_FILE there. Raises Failure: it is not."""
+    path = s.age_identity_file
+    wanted = backup.encrypted and path != ""
+    there = os.access(path, os.R_OK)
+    require(there or not wanted, f"AGE_IDENTITY_FILE, {path}, is not there, or may not be read")
+    return wanted
+
+
+def opening(s: Settings, what: str) -> tuple[str, list[str]]:
+    """A step, that WHAT is decrypted, and its command."""
+    path = s.age_identity_file
+    require(path, f"{what} is encrypted: AGE_IDENTITY_FILE, its private key's, is not set")
+    return f"Decrypting {what} by AGE_IDENTITY_FILE, {path}", ["age", "-d", "-i", path]
+
+
+@contextmanager
+def opened(s: Settings, name: str, file: IO[bytes], cut: bool = False) -> Iterator[IO[bytes]]:
+    """A file of what an encrypted one holds; CUT: as far as that goes. Raises Failure."""
+    step, argv = opening(s, name)
+    with tempfile.TemporaryFile(dir=s.backup_path) as plain:
+        argv += ["-o", path_in(plain), path_in(file)]
+        try:
+            run(step, argv, tick=functools.partial(require_floor, s, "age"))
+        except Failure as error:
+            if not cut or not BROKEN.search(str(error)):
+                raise
+        yield plain
+
+
+def unseal(s: Settings, name: str, file: IO[bytes], steps: Steps, sha256: str = "") -> None:
+    """Have in FILE what it holds encrypted, which is gone then. Raises Failure.
+
+    sha256: of the archive, if that is known.
+    """
+    with steps.timed("decrypt"), opened(s, name, file) as plain:
+        same = sha256 in ("", digest_of(plain))
+        require(same, f"{name} is damaged: the SHA-256 of its archive is not that of the dump")
+        os.dup2(plain.fileno(), file.fileno(), inheritable=False)
+
+
+def fetch_open(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0) -> str:
+    """`fetch` a backup, and decrypt it if that can be, or if nothing else is known of it."""
+    checksum = fetch(s3, backup, file, steps, there)
+    if backup.encrypted and (s3.s.age_identity_file or checksum == "absent"):
+        unseal(s3.s, backup.key, file, steps, backup.known.get("plain-sha256", ""))
+    return checksum
+
+
+def plain_roles(s3: S3, backup: Backup) -> str:
+    """`roles_of` a backup, decrypted. Raises Failure."""
+    sql = roles_of(s3, backup)
+    if backup.encrypted:
+        step, argv = opening(s3.s, beside(backup.key))
+        sql = run(step, argv, stdin=sql.encode())
+    return sql
 
 
 def roles_of(s3: S3, backup: Backup) -> str:
@@ -6605,12 +6818,16 @@ def foreseen(
 
     pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
     """
-    require_room(s3.s, backup.size, 0)
+    encrypted = to_open(s3.s, backup)
+    require_room(s3.s, backup.size, 0, encrypted)
     size, there, early = min(backup.size, piece_of(backup)), 0, None
     with suppress(Failure):
         fetch_range(s3, backup, file, 0, size)
         there = size
-        early = Archive(file, options, backup.known)
+    plain = opened(s3.s, backup.key, file, cut=True) if encrypted else nullcontext(file)
+    with plain as shown, suppress(Failure):
+        early = Archive(shown, options, backup.known)
+        early.path = path_in(file)
     return there, early
 
 
@@ -6949,17 +7166,21 @@ def obtain(
     """Have an archive in FILE. Failure: it can't be had, or the server lacks what it takes."""
     parts, roles = chosen_parts(options), list[Making]()
     if options.file:
+        if os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD:
+            unseal(s, options.file, file, steps)
         archive = Archive(file, parts, {})
         create = require_all(hub, cluster, archive, options.locale)
         return Source(options.file, "absent", archive, create, roles)
     s3 = S3(s, 60)
     backup = chosen(s3, options.name, s.db_database, options.server)
+    if backup.encrypted:
+        opening(s, backup.key)
     if options.roles:
-        roles = only_new(making(roles_of(s3, backup)), cluster.roles)
+        roles = only_new(making(plain_roles(s3, backup)), cluster.roles)
         cluster = cluster.having(roles)
     there, early = foreseen(s3, backup, file, parts)
     create = require_all(hub, cluster, early, options.locale) if early else ""
-    checksum = fetch(s3, backup, file, steps, there)
+    checksum = fetch_open(s3, backup, file, steps, there)
     if not early:
         early = Archive(file, parts, backup.known)
         create = require_all(hub, cluster, early, options.locale)
@@ -7031,6 +7252,8 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
                 raise
             if steps.current == "read" and READERS_FAULT.search(str(error)):
                 raise
+            if steps.current == "decrypt" and not BROKEN.search(str(error)):
+                raise
             report |= {"step": steps.current, "verdict": f"failed: {error}"}
         try:
             remember(s3, backup, report["verdict"], steps, report.get("rows"))
@@ -7068,7 +7291,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     without a checksum is not proven by reading it. timescaledb_post_restore() is not called: it
     would start the policies, which drop and compress what is to be counted.
     """
-    yield {"sha256": fetch(s3, backup, file, steps)}
+    yield {"sha256": fetch_open(s3, backup, file, steps)}
     roles = prove_roles(s3, backup)
     yield {"roles": roles}
     unproven = ["what no dump holds: other databases"]
@@ -7080,6 +7303,10 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
+    if backup.encrypted and not s3.s.age_identity_file:
+        unproven.append("what is in it: it is encrypted, and AGE_IDENTITY_FILE is not set")
+        yield {"verdict": "intact"}
+        return
     with steps.timed("read"):
         archive = Archive(file, SCRATCH, metadata)
         tables = str(archive.tables)
@@ -7252,6 +7479,8 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     known = verified(s3)
     if known is None:
         return
+    if backup.encrypted:  # what is said of a failure may have rows in it
+        verdict = verdict.partition(":")[0]
     known[os.path.basename(backup.key)] = {
         "verdict": verdict,
         "time": moment(int(time.time())),
@@ -7259,7 +7488,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
         "server": backup.server,
         "database": backup.database,
     }
-    if rows is not None:
+    if rows is not None and not backup.encrypted:  # nor is what its tables are called
         most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
         known[os.path.basename(backup.key)]["rows"] = {name: rows[name] for name in most}
     kept = {os.path.basename(each.key) for each in s3.names()}
@@ -7316,6 +7545,7 @@ class Row(NamedTuple):
     roles: bool  # whether it brings its server's
     label: str | None
     keep_until: str | None  # as its metadata have it
+    encrypted: bool
 
 
 def number_in(metadata: Mapping[str, str], name: str) -> int | None:
@@ -7367,6 +7597,7 @@ def as_row(
         "roles-sha256" in metadata,
         backup.label or None,
         metadata.get("keep-until"),
+        backup.encrypted,
     )
 
 
@@ -7392,7 +7623,9 @@ def list_backups(s: Settings, as_json: bool) -> None:
     if as_json:
         say(json.dumps([row._asdict() for row in rows], indent=4) + "\n")
         return
-    say("".join(f"{line}\n" for line in [LIST_HEAD, *map(as_line, rows)]))
+    wide = max([21, *(len(row.name) for row in rows)])
+    lines = [as_line(row._replace(name=row.name.ljust(wide))) for row in rows]
+    say("".join(f"{line}\n" for line in [LIST_HEAD[:21].ljust(wide) + LIST_HEAD[21:], *lines]))
 
 
 def as_line(row: Row) -> str:
@@ -7685,16 +7918,33 @@ def check_bucket(now: Checking) -> Lines:
     yield "note" if still else "ok", f"{s3.where}: written, read, {how}; {many}"
 
 
+def check_encryption(now: Checking) -> Lines:
+    """Whether backups are encrypted, and can be decrypted here. Raises Failure."""
+    s, text = now.settings, os.urandom(16).hex()
+    recipients = s.backup_age_recipients.splitlines()
+    if not recipients:
+        yield "ok", "BACKUP_AGE_RECIPIENTS is not set: backups are not encrypted"
+        return
+    sealed = sealed_text(recipients, text)
+    yield "ok", f"backups are encrypted for {len(recipients)} public keys of BACKUP_AGE_RECIPIENTS"
+    if not s.age_identity_file:
+        yield "note", "AGE_IDENTITY_FILE is not set: `verify` looks into none of them"
+        return
+    step, argv = opening(s, "what they close")
+    require(run(step, argv, timeout=60, stdin=sealed.encode()) == text, f"{step}: it is another")
+    yield "ok", "AGE_IDENTITY_FILE opens them"
+
+
 def check_volume(now: Checking) -> Lines:
     """Whether a dump like the newest one has room, and whether a finished one waits for S3."""
     s = now.settings
     for dump in all_dumps(s):
         if dump.pending and str(dump.by).endswith(f"/{s.db_database}"):
             with_what = "" if dump.by == s.owner else f", with the settings of {dump.by}"
-            text = f"{dump.file}, a finished dump, waits for S3: `backup --resume` uploads it"
+            text = f"{dump.path}, a finished dump, waits for S3: `backup --resume` uploads it"
             yield "warn", text + with_what
     size = now.server.database_size if now.server else 0
-    room = require_room(s, now.newest.size, size)
+    room = require_room(s, now.newest.plain_size, size, s.backup_age_recipients != "")
     if not now.backups:
         why = "the newest backup was not looked at" if now.backups is None else "no backup is there"
         room = f"{room.partition(';')[0]}; {why}"
@@ -7811,6 +8061,7 @@ CHECKS = {
     "contents": check_contents,
     "locks": check_locks,
     "bucket": check_bucket,
+    "encryption": check_encryption,
     "staging volume": check_volume,
     "jobs": check_jobs,
     "verify": check_verify,
@@ -7886,6 +8137,9 @@ phase and bytes while it runs:
   size, size_s3        bytes of the local file, and what S3 says that the object has
   exectime_upload_s3   whole seconds for the upload
   sha256               of the file; the object's metadata have it, too
+  encryption           "age", if the backup is encrypted, and then the SHA-256 and the bytes of its
+  plain_sha256         archive, as pg_dump made it; else null
+  plain_size
   database             its name
   database_size        bytes of it on the server's disk
   system_identifier    of its server, made by initdb: a clone has the same
@@ -7925,6 +8179,12 @@ One that fails prints none. Its dump, if it was finished, stays on BACKUP_PATH, 
 an idle executor, or --resume, which prints its result, uploads it. It exits with 1 while another
 backup or verify is running on the same BACKUP_PATH; --resume leaves its work to that one.
 
+With BACKUP_AGE_RECIPIENTS, public keys on lines or between commas, with a comment behind one of
+ssh's, the archive is encrypted by `age` after its table of contents was read and its SHA-256 taken,
+as ….bak.age, and its roles, as ….roles.sql.age. Until that file is whole, both are on BACKUP_PATH.
+It stays readable whose backup it is, when it was made, of which versions, and how large it is. For
+what age's plugins take (age1NAME1…) their programs have to be there. No private key is needed.
+
 The roles are in PREFIX/backup_SECONDS.roles.sql. Who can read that object has the hashes of all
 passwords (SCRAM verifiers), unless BACKUP_ROLES is no-passwords, or off; on BACKUP_PATH they are in
 the dump's journal, for its owner alone, until S3 has them. They go with their backup. Those that a
@@ -7948,13 +8208,14 @@ system identifier, as pg_controldata has it; pg_upgrade and initdb make a new on
 clone of its files have the same. VERSIONS: PostgreSQL's, and TimescaleDB's. "…": more was cut off.
 What --keep-until keeps has a second line, with its label.
 
---json has all of it exactly: the time, bytes, the verdict as `verify` gave it; and tables, and
-whether the backup brings its server's roles. "-", and null, is what is not known: UPLOAD, for one,
-at AWS and wherever an object's time is not when its upload ended. That shows where one took 2
-seconds; before, none is known. The newest 10,000 names are looked at, or three times FULL_BACKUPS;
-restore and verify find the others by name. Where there are more than 8, what S3 has told of older
-ones is taken from PREFIX/backup_index.jsonl, which `backup` writes, as far as they are listed as
-they were then. Who may not read that looks at each; it may be deleted.""",
+--json has all of it exactly: the time, bytes, the verdict as `verify` gave it (of an encrypted one
+without its reason, which may have rows in it); and tables, and whether the backup is encrypted, and
+brings its server's roles. "-", and null, is what is not known: UPLOAD, for one, at AWS and wherever
+an object's time is not when its upload ended. That shows where one took 2 seconds; before, none is
+known. The newest 10,000 names are looked at, or three times FULL_BACKUPS; restore and verify find
+the others by name. Where there are more than 8, what S3 has told of older ones is taken from
+PREFIX/backup_index.jsonl, which `backup` writes, as far as they are listed as they were then. Who
+may not read that looks at each; it may be deleted.""",
     "check": """
 A line or more for each thing: ok, note and warn (look at it), FAIL (the exit status is then 1), and
 - for what it could not look at. It registers nothing and writes nothing but one small object, which
@@ -7980,13 +8241,14 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
 
   object, size         which backup: its key, and bytes
   server               the end of its server's system identifier; null: not known
-  seconds              of each step: download (with the checksum), read, restore, count
+  seconds              of each step: download (with the checksum), decrypt, read, restore, count
   sha256               "checked"; "absent": an older executor's backup carries none
   roles                its roles, by their SHA-256: "checked"; "absent": it brings none; else what
                        is wrong with them, and the verdict is then "failed: " and that
   archive_version      of the archive's format
   tables               of how many tables it lists rows
-  verdict              "readable", "restored, row for row in number", "restored, not all counted",
+  verdict              "intact" (encrypted, and without AGE_IDENTITY_FILE nobody looked inside),
+                       "readable", "restored, row for row in number", "restored, not all counted",
                        "restored, not all of it" (see 2. of `restore --help`), or "failed: " and
                        why; then the exit status is 1
   step                 where it failed
@@ -7997,8 +8259,9 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
                        was compared by itself. null: the archive has no COPY
   not_proven           what this report does not say, and which tables were not counted
 
-Where S3 or that server is away, or lacks what a restore takes, that says nothing of the backup:
-there is no report, and `list` shows what it knew before.
+Where S3 or that server is away, or lacks what a restore takes, or AGE_IDENTITY_FILE is the private
+key of another, that says nothing of the backup: there is no report, and `list` shows
+what it knew before.
 
 It restores nowhere but at VERIFY_DB_HOST, and drops only what it made and marked itself (what a
 crash left, at the next start). It restores without owners and privileges: roles need not be there,
@@ -8012,8 +8275,8 @@ from the database postgres, template1 or DB_DATABASE, the first that lets it in.
 PostgreSQL 13 or later, the role a superuser, or, with --no-owner and without TimescaleDB, one with
 CREATEDB. `latest` is the newest backup of DB_DATABASE that is not doubtful by its server's others
 (see `list --help`). Where several servers have backups of it, a lost one and its successor, it
-names them and asks for one: give a name, or --server. A long restore belongs in tmux. In this
-order:
+names them and asks for one: give a name, or --server. A long restore belongs in tmux. An
+encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this order:
 
   1. Is NEW free, or an empty database (extensions do not count), or, with --replace, any? Who is in
      that is named. Has the server the roles that own or are granted something, the tablespaces, the
@@ -8306,6 +8569,11 @@ def settings_for(options: Options) -> Settings:
         s = read_settings(os.environ, options.command, serve, s3=not options.file)
     except WrongSettings as wrong:
         raise WrongSettings("; ".join([str(wrong), *misspelt(os.environ)])) from None
+    if s.command in ("serve", "backup") and s.backup_age_recipients and not options.resume:
+        try:
+            sealed_text(s.backup_age_recipients.splitlines(), "")
+        except Failure as wrong:
+            raise WrongSettings(f"settings: BACKUP_AGE_RECIPIENTS: {wrong}") from None
     for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
         if getattr(s, name.lower()):
             log("warning", f"{name}: any certificate is accepted")

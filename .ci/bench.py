@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import boto3
 
 from colonies import SUCCESS, Standin
+from debian import unpacked
 from environment import FRONT, cache_lock, make_environment
 from proxies import FOREVER, PART, Proxy, through
 from readme import markdown
@@ -366,11 +367,12 @@ class Bench:
             yield s3
 
     @contextlib.contextmanager
-    def executor(self, s3: S3Server, path: str = "") -> Iterator[tuple[Executor, Standin]]:
+    def executor(self, s3: S3Server, path: str = "", **more: str
+                 ) -> Iterator[tuple[Executor, Standin]]:
         """Ours, waiting for processes."""
         with Standin() as server, Executor(
                 {**server.colony().settings(), **self.settings(s3), "PATH": path or self.path,
-                 }, by=BY_PATH) as executor:
+                 **more}, by=BY_PATH) as executor:
             server.wait_call("assignprocessmsg", status=0)
             yield executor, server
 
@@ -402,7 +404,8 @@ class Bench:
             self.fill(size)
             for name, function in MEASUREMENTS.items():
                 due = {"growth": size in growths, "whole": size in sizes,
-                       "restore": size in sizes, "outage": size in sizes,
+                       "encryption": size in sizes, "restore": size in sizes,
+                       "outage": size in sizes,
                        }.get(name, size == sizes[0])
                 if due and self.options.only in (None, name):
                     for sample in function(self, size):
@@ -566,6 +569,28 @@ def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Samp
     if ours.dumped:
         yield Sample(f"{what}: from submission to pg_dump", ours.dumped.began - ours.submitted,
                      "s", reach=0.5)
+
+
+def measure_encryption(bench: Bench, size: float) -> Iterator[Sample]:
+    """A backup that `age` encrypts, beside one that it does not; by turns the one is first."""
+    programs = unpacked("age") / "usr/bin"
+    key = subprocess.run([str(programs / "age-keygen")], capture_output=True, text=True, check=True)
+    recipient = re.findall("age1[0-9a-z]+", key.stdout)[0]
+    for turn in bench.times(size):
+        made: dict[str, tuple[Backup, float]] = {}
+        for to in (recipient, "") if turn % 2 else ("", recipient):
+            more = {"PATH": f"{programs}:{bench.path}", "BACKUP_AGE_RECIPIENTS": to}
+            with bench.s3() as s3, bench.executor(s3, **more) as (executor, server), Watch(
+                    executor.pid) as watch:
+                made[to] = bench.backup(server), watch.peak()
+        (ours, peak), (plain, before) = made[recipient], made[""]
+        assert ours.dumped
+        encrypting = ours.logged("Uploading") - ours.logged("Encrypting")
+        yield Sample(f"{size:g} GB: to encrypt the archive", encrypting, "s", "pg_dump",
+                     ours.dumped.seconds, 1)
+        yield Sample(f"{size:g} GB: whole backup, encrypted", ours.seconds, "s", "not encrypted",
+                     plain.seconds)
+        yield Sample(f"{size:g} GB: {PEAK}, encrypted", peak, "MB", "not encrypted", before, 1.05)
 
 
 def done_well(settings: dict[str, str], *command: str, by: list[str] = BY_PATH) -> None:
@@ -768,6 +793,7 @@ def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
 
 MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
     "compression": measure_compression, "footprint": measure_footprint,
-    "archive": measure_archive, "whole": measure_whole, "restore": measure_restore,
-    "outage": measure_outage, "tables": measure_tables, "kept": measure_kept,
+    "archive": measure_archive, "whole": measure_whole, "encryption": measure_encryption,
+    "restore": measure_restore, "outage": measure_outage, "tables": measure_tables,
+    "kept": measure_kept,
     "growth": measure_growth}

@@ -39,6 +39,7 @@ if mishap:
             os.system(f"umount -l {where}")
             if what == "away": os.rename(where, where + ".away")
         elif what == "read-only": os.system(f"mount -o remount,bind,ro {where}")
+        elif what == "killed": os.kill(os.getpid(), 9)
         elif what == "failing": raise OSError(errno.EIO, os.strerror(errno.EIO), said.split()[1])
         elif what == "clock":
             with open(clock, "w") as file: file.write(more[0])

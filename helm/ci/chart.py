@@ -51,7 +51,7 @@ def overlay(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 # Secrets of others, and for the executor alone.
 SECRET_VALUES = {path: f"the {path}" for path in (
     "database.password", "backup.s3.accessKey", "backup.s3.secretAccessKey",
-    "backup.verify.password", "backup.heartbeat.url")} | {
+    "backup.age.identity", "backup.verify.password", "backup.heartbeat.url")} | {
     "backup.colonies.colonyPrvkey": OWNER_KEY, "backup.colonies.executorPrvkey": USER_KEY}
 EXISTING = {f"{path.rpartition('.')[0]}.existingSecret": "own" for path in SECRET_VALUES}
 WHOLE = overlay({}, {

@@ -110,6 +110,7 @@ from which `key` of which `secret`; and its `value` where that Secret is the cha
   (list "AWS_S3_ACCESS_KEY" "s3-access-key" "s3" "accessKey" "access-key")
   (list "AWS_S3_SECRET_ACCESS_KEY" "s3-secret-access-key" "s3"
     "secretAccessKey" "secret-access-key")
+  (list "AGE_IDENTITY" "age-identity" "age" "identity" "identity")
   (list "VERIFY_DB_PASSWORD" "verify-db-password" "verify" "password" "password")
   (list "HEARTBEAT_URL" "heartbeat-url" "heartbeat" "url" "url")
 }}
@@ -194,6 +195,7 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
   (list "AWS_S3_ADDRESSING" .s3.addressing)
   (list "AWS_S3_BUCKET_NAME" .s3.bucket)
   (list "AWS_S3_PREFIX" .s3.prefix)
+  (list "BACKUP_AGE_RECIPIENTS" .age.recipients)
   (list "FULL_BACKUPS" (int .fullBackups))
   (list "KEEP_DAILY" (int .keepDaily))
   (list "KEEP_WEEKLY" (int .keepWeekly))

@@ -106,7 +106,7 @@
 
 {{- $both := "and existingSecret are both set: which one?" }}
 {{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
-    "backup.s3" $backup.s3 "backup.verify" $backup.verify
+    "backup.s3" $backup.s3 "backup.age" $backup.age "backup.verify" $backup.verify
     "backup.heartbeat" $backup.heartbeat }}
 {{- range $key, $_ := $values.secretKeys }}
 {{- if and $values.existingSecret (index $values $key) }}
@@ -122,7 +122,7 @@
 {{- end }}
 {{- range $where, $taken := dict
     "database" "^(PGDATA|POSTGRES_(DB|USER|PASSWORD)(_FILE)?)$"
-    "backup" "^((COLONIES|BACKUP|DB|AWS_S3|VERIFY|HEARTBEAT|METRICS|FULL|KEEP)_.*|LOG_LEVEL)$" }}
+    "backup" "^((AGE|COLONIES|BACKUP|DB|AWS_S3|VERIFY|HEARTBEAT|METRICS|FULL|KEEP)_.*|LOG_LEVEL)$" }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
 {{- if regexMatch $taken .name }}
