@@ -317,6 +317,7 @@ def test_a_queue_costs_one_dump_and_a_request_made_during_it_gets_its_own(site: 
 def test_an_empty_poll_is_not_logged_and_the_alive_file_is_touched(site: Site) -> None:
     nothing = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
         b'{"status": 404, "message": "No process available"}').decode()}).encode()
+    site.standin.longest = 0.5
     site.admit()
     with Proxy(site.where.port) as proxy:
         proxy.reply(b"assignprocessmsg", http_reply("404 Not Found", nothing), 4)

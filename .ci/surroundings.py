@@ -423,7 +423,7 @@ class World(Site):
                  generation: int = 2026, roles: str = "off") -> None:
         colony = Standin(generation=generation).colony()
         super().__init__(colony, postgres, s3, folder, rows)
-        self.standin.longest = 3  # an idle executor looks for what is left when a poll has ended
+        self.standin.longest = 1  # an idle executor looks for what is left when a poll has ended
         self.wire, self.store = Proxy(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(colony.port), Proxy(s3.port)
         self.settings = self.environ(

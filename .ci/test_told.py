@@ -92,6 +92,7 @@ def test_it_is_told_why_a_backup_failed_without_secrets(scene: Scene) -> None:
 @standin()
 def test_it_is_told_of_processes_and_of_what_an_idle_executor_finishes(
         site: Site, meddler: Proxy) -> None:
+    site.standin.longest = 0.5  # it finishes what is left when a poll has ended
     with Service() as service, Executor(site.environ() | through(meddler, float(BRISK)) | {
             "HEARTBEAT_URL": service.url}) as executor:
         site.succeeds(site.submit())
@@ -317,7 +318,7 @@ def test_metrics_tell_of_each_kind_of_backup_and_of_a_verify_whose_backup_is_gon
 @standin()
 def test_metrics_tell_what_runs_what_waits_what_failed_and_who_is_away(
         site: Site, meddler: Proxy) -> None:
-    scraped = Scraped()
+    scraped, site.standin.longest = Scraped(), 0.5
     running, failures = 'running{function="backup"}', 'failures_total{function="backup"}'
     with Proxy(site.where.port) as front, site.locked() as release, Executor(
             site.environ(front.port) | through(meddler) | scraped.settings) as executor:
