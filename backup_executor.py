@@ -6766,7 +6766,7 @@ class Target:
         """See what has the name. Raises Failure where that holds something, unless REPLACE."""
         self.hub = hub  # from where databases are made and named
         self.name = name  # as the command line has it
-        self.scratch = f"restore_{int(time.time())}"  # until it is whole, counted, can be named
+        self.scratch = f"restore_{time.time_ns()}"  # until it is whole, counted, can be named
         self.before = f"before_{self.scratch}"  # then that of the one that had its name
         self.taken = is_there(hub, name)  # there is one: empty, or to be replaced
         self.replaces = False  # one that holds something
@@ -8286,11 +8286,11 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
      and no others, as the backup brings them: with passwords if it has them, settings, and
      memberships of new roles, superusers too. What is refused is named, a line each. They stay,
      whatever comes of the rest.
-  2. It makes a database restore_SECONDS, where only superusers and its owner may connect, and
+  2. It makes a database restore_NUMBER, where only superusers and its owner may connect, and
      restores into that. A line of the log each 30 seconds, or a bar, has its size, and what part
      that is of the size at backup time, where the backup tells it. What fails, or is stopped, here
      is dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP
-     DATABASE restore_SECONDS WITH (FORCE). Then pg_restore's workers, if there were several, still
+     DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's workers, if there were several, still
      end the table or index that they are at. It goes on without what is refused of these, unless
      --only-complete is given: event triggers, publications, subscriptions (they are restored
      disabled), the filling of materialized views, and extensions that one database alone can have
@@ -8300,7 +8300,7 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
      database's own settings and privileges, and statistics; the rows of each table are counted, and
      compared with the archive's. After a kill -9 here, name it yourself, and GRANT CONNECT ON
      DATABASE … TO PUBLIC.
-  4. It gets the name NEW; the database that had it becomes before_restore_SECONDS, and nothing
+  4. It gets the name NEW; the database that had it becomes before_restore_NUMBER, and nothing
      drops that. For the moment, at most 10 seconds, both are closed and sessions in them are ended,
      as far as the role may; a backup of it, too. Where some stay for a minute, or a prepared
      transaction does, all is as before, TimescaleDB's scheduler runs, and the statements that name

@@ -167,10 +167,10 @@ def colonies(arguments: list[str]) -> int:
 def run_tests(arguments: list[str]) -> NoReturn:
     """Become pytest on all tests, which writes nothing beside them; ARGUMENTS are pytest's.
 
-    Without any, four processes take one test after the other, which keeps two processors busy.
+    Without any, five processes take one test after the other, which keeps two processors busy.
     """
     os.execv(sys.executable, [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-                              str(PROJECT), *(arguments or ["-n", "4", "--maxschedchunk", "1"])])
+                              str(PROJECT), *(arguments or ["-n", "5", "--maxschedchunk", "1"])])
 
 
 def run_python(arguments: list[str]) -> NoReturn:
@@ -327,6 +327,7 @@ def test_a_queue_costs_one_dump_and_a_request_made_during_it_gets_its_own(site: 
 def test_an_empty_poll_is_not_logged_and_the_alive_file_is_touched(site: Site) -> None:
     nothing = json.dumps({"payloadtype": "error", "error": True, "payload": base64.b64encode(
         b'{"status": 404, "message": "No process available"}').decode()}).encode()
+    site.standin.longest = 0.5
     site.admit()
     with Proxy(site.where.port) as proxy:
         proxy.reply(b"assignprocessmsg", http_reply("404 Not Found", nothing), 4)

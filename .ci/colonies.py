@@ -354,7 +354,7 @@ class Standin(Server):
             caller, calls = self.closed.get(identifier, ("", 0))
             # Who closed it has forgotten it by its next message; it may be gone, and send none.
             self.changed.wait_for(lambda: not caller or caller in [
-                call[1] for call in self.calls[calls:]], 3)
+                call[1] for call in self.calls[calls:]], 10)
 
     def _colony(self, fields: dict[str, Any]) -> None:
         known = (fields["colonyname"] == COLONY_NAME if self.generation == 2026

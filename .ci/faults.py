@@ -243,8 +243,8 @@ def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
         collections.Counter[str], collections.Counter[int]]:
     """Kill programs at random moments, so many or so long; how many by name, processes by end.
 
-    Meanwhile three worlds make one backup after the other, and audit each; it goes on until each
-    world has made one all the same. The stand-in for Colonies lives in this process: its
+    Meanwhile three worlds make one backup after the other, and audit each; at last they go on until
+    each has made one all the same. The stand-in for Colonies lives in this process: its
     connections are cut, and its port is closed for a while.
     """
     dice, killed, over = random.Random(seed), collections.Counter[str](), threading.Event()
@@ -275,13 +275,13 @@ def kill_at_random(kills: int, seed: int, minutes: float = 0) -> tuple[
             worker.start()
         end = time.monotonic() + minutes * 60
         try:
-            while not over.is_set() and (
-                    killed.total() < kills or time.monotonic() < end
-                    or any(world.ends[SUCCESS] <= FAULT_KEEP for world in worlds)):
+            while not over.is_set() and (killed.total() < kills or time.monotonic() < end):
                 over.wait(dice.random() * 0.3)
                 [name] = dice.choices(list(KILLED), list(KILLED.values()))
                 with up:
                     killed[name] += kill_one(name, dice, dice.choice(worlds), postgres, s3)
+            becomes_true(lambda: over.is_set() or all(
+                world.ends[SUCCESS] > FAULT_KEEP for world in worlds), 300)
         finally:
             over.set()
             for worker in workers:

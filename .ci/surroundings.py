@@ -424,7 +424,7 @@ class World(Site):
                  generation: int = 2026, roles: str = "off") -> None:
         colony = Standin(generation=generation).colony()
         super().__init__(colony, postgres, s3, folder, rows)
-        self.standin.longest = 3  # an idle executor looks for what is left when a poll has ended
+        self.standin.longest = 1  # an idle executor looks for what is left when a poll has ended
         self.wire, self.store = Proxy(postgres.port), Proxy(s3.port)
         self.front, self.away = Proxy(colony.port), Proxy(s3.port)
         self.settings = self.environ(
@@ -504,16 +504,24 @@ class World(Site):
 
     def looked_at(self) -> dict[str, Any]:
         """What has a final name; each new one is looked at."""
-        listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
-        # Beside roles, which `prove` looks at, and what a `check` has left that was killed.
-        found = {item["Key"]: item for item in listed.get("Contents", [])
-                 if not re.search(r"/check_[0-9a-f]+$|[.]roles[.]sql$", item["Key"])}
+        found = self.there()
         for key, item in found.items():
             if self.proven.get(key) != item["ETag"]:
                 assert key not in self.proven, f"{key} was overwritten"
-                self.prove(key)
+                try:
+                    self.prove(key)
+                except botocore.exceptions.ClientError:
+                    if key not in self.there():  # an idle executor has just removed it
+                        return self.looked_at()
+                    raise
                 self.proven[key] = item["ETag"]
         return found
+
+    def there(self) -> dict[str, Any]:
+        """What has a final name, beside roles and what a `check` has left that was killed."""
+        listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
+        return {item["Key"]: item for item in listed.get("Contents", [])
+                if not re.search(r"/check_[0-9a-f]+$|[.]roles[.]sql$", item["Key"])}
 
     def readable(self) -> bool:
         """Whether S3 gives back what it took."""

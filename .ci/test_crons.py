@@ -98,6 +98,7 @@ def test_a_cron_that_is_refused_when_the_former_one_is_gone_is_made_within_a_min
 
 @standin()
 def test_a_cron_that_is_gone_when_its_executor_joins_again_is_made_again(site: Site) -> None:
+    site.standin.longest = 0.5  # who is not known any more is told so at its next poll
     with site.serve(BACKUP_CRON=DAILY) as executor:
         executor.wait_for("Added the cron")
         site.client.call("removecronmsg", cronid=site.client.crons()[0]["cronid"])

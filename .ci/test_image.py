@@ -45,7 +45,7 @@ def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
         process = site.submit() if busy else ""
         if busy:
             site.waiting()
-        assert program.stop(timeout=10) == 0  # podman hands the signal on, and the status back
+        assert program.stop(timeout=30) == 0  # podman hands the signal on, and the status back
         site.nobody_waits()
         assert all(each["state"] == UNREGISTERED for each in site.standin.executors.values())
         assert not busy or site.client.process(process)["state"] == WAITING

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from machine import Machine
 from proxies import Proxy
 from restores import (
     PROPERTIES,
@@ -100,6 +101,20 @@ def test_an_empty_target_that_one_may_not_rename_is_refused_at_once(
     error = refused(scene, stored(scene, archive(scene)), "--database", new, "--no-owner",
                     **restorer)
     assert f"is not {restorer['DB_USER']}'s to rename" in error
+
+
+def test_restores_that_begin_in_one_second_make_databases_of_their_own(
+        scene: Scene, tmp_path: Path) -> None:
+    scene.given_backup()
+    (tmp_path / "clock").write_text("1790000000")
+    machine = Machine({**scene.settings, "CLOCK": str(tmp_path / "clock")}, tmp_path)
+    before = databases(scene.postgres)
+    for name in (f"{scene.database}_1", f"{scene.database}_2"):
+        scene.postgres.run("createdb", name)
+        ran = machine.run("restore", "latest", "--database", name)
+        assert ran.returncode == 0, ran.stderr
+    made = set(databases(scene.postgres)) - set(before)
+    assert sum(name.startswith("before_restore_") for name in made) == 2
 
 
 # ---- While it is named -------------------------------------------------------------------------

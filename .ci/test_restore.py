@@ -238,26 +238,24 @@ def test_an_empty_database_is_used_also_one_with_extensions(
     same_databases(scene, new)
 
 
-@pytest.mark.parametrize("content", [
-    "CREATE TABLE x (id int)", "CREATE SCHEMA x", "SELECT lo_create(1)", "CREATE PUBLICATION x",
-    "CREATE CAST (int AS inet) WITH INOUT", "CREATE FOREIGN DATA WRAPPER x",
-    "CREATE EXTENSION pg_trgm; CREATE TABLE x (id int)",
-    "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC"],
-    ids=lambda content: " ".join(content.split()[:2]))
-def test_a_database_that_is_not_empty_is_refused(scene: Scene, new: str, content: str) -> None:
+def test_a_database_that_is_not_empty_is_refused(scene: Scene, new: str) -> None:
     name = stored(scene, archive(scene))
-    scene.postgres.run("createdb", new)
-    scene.postgres.sql(content, new)
-    error = refused(scene, name, "--database", new)
-    assert new in error and "not empty" in error
+    for number, content in enumerate((
+            "CREATE TABLE x (id int)", "CREATE SCHEMA x", "SELECT lo_create(1)",
+            "CREATE PUBLICATION x", "CREATE CAST (int AS inet) WITH INOUT",
+            "CREATE FOREIGN DATA WRAPPER x", "CREATE EXTENSION pg_trgm; CREATE TABLE x (id int)",
+            "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC")):
+        scene.postgres.run("createdb", f"{new}_{number}")
+        scene.postgres.sql(content, f"{new}_{number}")
+        error = refused(scene, name, "--database", f"{new}_{number}")
+        assert f"{new}_{number}" in error and "not empty" in error, content
 
 
-@pytest.mark.parametrize(("name", "status"), [
-    ("", 2), ("x" * 64, 2), ("é" * 32, 2), ("postgres", 2), ("template1", 2), ("template0", 1)],
-    ids=ascii)
-def test_a_name_that_cannot_be_given_is_refused(
-        scene: Scene, new: str, name: str, status: int) -> None:
-    refused(scene, stored(scene, archive(scene)), "--database", name, status=status)
+def test_a_name_that_cannot_be_given_is_refused(scene: Scene) -> None:
+    backup = stored(scene, archive(scene))
+    for name, status in (("", 2), ("x" * 64, 2), ("é" * 32, 2), ("postgres", 2), ("template1", 2),
+                         ("template0", 1)):
+        refused(scene, backup, "--database", name, status=status)
 
 
 def test_a_name_that_is_not_there_is_refused(scene: Scene, new: str) -> None:
@@ -268,13 +266,13 @@ def test_a_name_that_is_not_there_is_refused(scene: Scene, new: str) -> None:
     assert "no backup" in refused(scene, "latest", "--database", new)
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["latest", "--file", "/dev/null"], ["latest", "--jobs", "0"], ["latest", "--jobs", "-1"]])
-def test_a_senseless_restore_is_an_error_of_the_command_line(
-        scene: Scene, new: str, arguments: list[str]) -> None:
+def test_a_senseless_restore_is_an_error_of_the_command_line(scene: Scene, new: str) -> None:
     stored(scene, archive(scene))
     before = databases(scene.postgres)
-    restored(scene, "--database", new, *arguments, status=2)
+    senseless: list[list[str]] = [[], ["latest", "--file", "/dev/null"], ["latest", "--jobs", "0"],
+                                  ["latest", "--jobs", "-1"]]
+    for arguments in senseless:
+        restored(scene, "--database", new, *arguments, status=2)
     assert databases(scene.postgres) == before
 
 

@@ -98,7 +98,7 @@ def test_what_serve_looks_at_leaves_no_object_when_it_is_stopped(
         site: Site, meddler: Proxy) -> None:
     site.standin.longest = 0.5
     meddler.delay(rb"^GET \S*check_", 60)
-    meddler.refuse(rb"^DELETE \S*check_", 0.3)  # so it takes longer than to leave the colony
+    meddler.refuse(rb"^DELETE \S*check_", 0.1)  # so it takes longer than to leave the colony
     with Executor(site.environ() | through(meddler, 0.2)) as executor:
         meddler.wait_seen(rb"^GET \S*check_")
         assert [*site.objects()] and executor.stop() == 0
