@@ -251,6 +251,23 @@ def test_rows_say_more_than_sizes() -> None:
         assert judge([old, new], verdicts, 3, 0).doubts == ({new.key} if doubtful else set()), rows
 
 
+def test_a_doubtful_one_takes_no_place_of_a_good_one() -> None:
+    good, bad = made(at(date(2025, 8, 30))), made(at(date(2025, 8, 31)), 10)
+    ours = [good, bad, made(at(date(2025, 9, 1)))]
+    whys = retained(ours, {}, Keep(1, monthly=2), 0)
+    assert whys[good.key] == "monthly 2025-08" and "doubtful" in whys[bad.key]
+
+
+@pytest.mark.parametrize(("size", "rows", "normal"), [
+    (300, {"a": 1}, True), (300, None, True), (300, {}, False), (240, {"a": 1}, False)])
+def test_where_nobody_knows_the_rows_before_the_size_tells_what_is_emptied(
+        size: int, rows: dict[str, int] | None, normal: bool) -> None:
+    ours = [*(made(i) for i in range(3)), *(made(i, size) for i in range(3, 6))]
+    judged = judge(ours, {name(ours[4]): verdict(rows)}, 3, 0)
+    assert judged.doubts == (set() if normal else {each.key for each in ours[3:]})
+    assert judged.before == ([ours[2]] if normal else [])
+
+
 # ---- What people keep --------------------------------------------------------------------------
 
 def test_what_is_labelled_counts_for_nothing_until_its_day_is_over() -> None:
