@@ -180,10 +180,11 @@ def refused(status: str, code: str, *headers: str, inside: str = "") -> bytes:
     return answer.replace(b"\r\n", "\r\n".join(["", *headers, ""]).encode(), 1)
 
 
-@pytest.mark.parametrize("ahead, says", [(3, "3h ahead of"), (-50, "2d behind")])
-@pytest.mark.parametrize("code", ["RequestTimeTooSkewed", ""])
+@pytest.mark.parametrize("ahead, says, code", [
+    (3, "3h ahead of", "RequestTimeTooSkewed"), (0.1, "6m ahead of", "RequestTimeTooSkewed"),
+    (3, "3h ahead of", ""), (-50, "2d behind", "")])
 def test_a_clock_that_s3_does_not_believe_is_named_with_what_it_is_off(
-        scene: Scene, meddler: Proxy, ahead: int, says: str, code: str) -> None:
+        scene: Scene, meddler: Proxy, ahead: float, says: str, code: str) -> None:
     """HeadObject's refusal has no code."""
     there = datetime.now(timezone.utc) - timedelta(hours=ahead)
     answer = refused("403 Forbidden", code, f"Date: {format_datetime(there, usegmt=True)}")
