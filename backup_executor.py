@@ -5645,13 +5645,20 @@ def newest_good(
         for backup in backups[backups.index(good[-1]) + 1 :]:
             log("warning", "Passing over a doubtful backup", Key=backup.key)
         newest.append(good[-1])
+    if misled(s3, newest):
+        return newest_good(s3, database, server, proving)
+    return sorted(newest), judge(every, verdicts, nights, now).doubts - proposed
+
+
+def misled(s3: S3, newest: list[Backup]) -> bool:
+    """Whether the index, which is forgotten then, tells other metadata of these than S3."""
     for each in newest:
         listed = each._replace(metadata=None)
         if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
             log("warning", "The index is wrong, each backup is looked at", Key=each.key)
             s3.index = {}
-            return newest_good(s3, database, server, proving)
-    return sorted(newest), judge(every, verdicts, nights, now).doubts - proposed
+            return True
+    return False
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
@@ -8553,9 +8560,8 @@ def prepare() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may hold them off
 
 
-def settings_for(options: Options) -> Settings:
-    """The settings that a command takes. Raises WrongSettings."""
-    serve = options.command == "serve"
+def require_sense(options: Options) -> None:
+    """Raise WrongSettings for options that make no sense, or not together."""
     if options.roles and options.file:
         raise WrongSettings("--roles is for backups in the bucket; beside --file use `psql -X -f`")
     if options.resume and options.keep_until is not None:
@@ -8563,6 +8569,12 @@ def settings_for(options: Options) -> Settings:
     fault = keep_fault(options.label, options.keep_until)
     if fault:
         raise WrongSettings(fault)
+
+
+def settings_for(options: Options) -> Settings:
+    """The settings that a command takes. Raises WrongSettings."""
+    require_sense(options)
+    serve = options.command == "serve"
     if options.command == "check" and not for_itself():
         serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
     try:
