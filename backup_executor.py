@@ -7486,9 +7486,12 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     known = verified(s3)
     if known is None:
         return
+    name = os.path.basename(backup.key)
+    if restored(backup, known) and not verdict.startswith(("restored", "failed")):
+        return  # less was looked at than before
     if backup.encrypted:  # what is said of a failure may have rows in it
         verdict = verdict.partition(":")[0]
-    known[os.path.basename(backup.key)] = {
+    known[name] = {
         "verdict": verdict,
         "time": moment(int(time.time())),
         "seconds": steps.seconds,
@@ -7497,7 +7500,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     }
     if rows is not None and not backup.encrypted:  # nor is what its tables are called
         most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
-        known[os.path.basename(backup.key)]["rows"] = {name: rows[name] for name in most}
+        known[name]["rows"] = {table: rows[table] for table in most}
     kept = {os.path.basename(each.key) for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
     last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
@@ -8133,7 +8136,10 @@ after each job, and every hour. To be alerted:
   sum(colonies_backup_verify_step_seconds) > 4 * 3600  a restore would take too long
   increase(colonies_backup_failures_total[1h]) > 0     a process failed
   colonies_backup_bucket_reachable == 0                S3 is away; what is known of it stays
-  absent(colonies_backup_info)                         no executor is here that answers""",
+  absent(colonies_backup_info)                         no executor is here that answers
+
+A private authority for Colonies (COLONIES_CA_FILE) takes basicConstraints (critical), keyUsage and
+subjectKeyIdentifier, what it signs authorityKeyIdentifier; else Python 3.13 refuses it.""",
     "backup": """
 stdout has the result alone, as one JSON text; in Colonies it is the process's output, which shows
 phase and bytes while it runs:
@@ -8170,6 +8176,10 @@ phase and bytes while it runs:
                        before a shrink that lasts, doubtful (less than half of the last good one's
                        size), not removed (and why), no metadata (and what it may be),
                        hidden, not removed (the bucket keeps it as an old version)
+
+What no dump holds: the server's other databases; rows of foreign tables; what was added to
+PostgreSQL's own objects, or to an extension's tables. Nor does a backup see that a sequence's value
+changed meanwhile, or that a schema was swapped and swapped back within ten seconds.
 
 With --keep-until a backup stays until that day is over, by TZ, or forever, and counts as none of
 FULL_BACKUPS and KEEP_…; then it is like any other. Label and day are in the object's metadata
@@ -8242,7 +8252,12 @@ and the backup's version of it preloaded.
 
 Where several servers have backups of DB_DATABASE, it takes those of the one that is at DB_HOST; if
 that is away, or its newest is doubtful by the others', the newest good one. In Colonies, after a
-`backup` in a workflow, it takes the one that was made there.
+`backup` in a workflow, it takes the one that was made there. Such a workflow, for a file that
+`colonies workflow submit --spec` takes, and `colonies cron add --spec`:
+
+  [{"nodename": "b", "funcname": "backup", "conditions": {"executortype": "backup"}},
+   {"nodename": "v", "funcname": "verify", "conditions": {"executortype": "backup",
+                                                          "dependencies": ["b"]}}]
 
 stdout has the report alone, as one JSON text; in Colonies it is the process's output:
 
