@@ -95,7 +95,9 @@ class Rendered:
     def settings(self) -> dict[str, str]:
         """The sidecar's settings, as the executor reads them: those in files, too."""
         files, env = self.files(self.pod), self.sidecar["env"]
-        return {each["name"].removesuffix("_FILE" if each.get("value") in files else ""):
+        named = ("AGE_IDENTITY_FILE",)  # settings that are a file's path themselves
+        return {each["name"].removesuffix(
+                    "_FILE" if each.get("value") in files and each["name"] not in named else ""):
                 files.get(each.get("value"), each.get("value")) for each in env}
 
 
