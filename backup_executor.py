@@ -7477,6 +7477,14 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
 NOTED = 30  # tables whose rows are noted, those with most: all noted have to be read at once
 
 
+def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The names whose verdicts stay: what is there, and the last one of each database."""
+    kept = {os.path.basename(each.key) for each in s3.names()}
+    ordered = sorted(known, key=lambda name: str(known[name]["time"]))
+    last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
+    return kept | {name for name in last.values() if known[name].get("database")}
+
+
 def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
@@ -7501,10 +7509,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     if rows is not None and not backup.encrypted:  # nor is what its tables are called
         most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
         known[name]["rows"] = {table: rows[table] for table in most}
-    kept = {os.path.basename(each.key) for each in s3.names()}
-    ordered = sorted(known, key=lambda name: str(known[name]["time"]))
-    last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
-    kept |= {name for name in last.values() if known[name].get("database")}
+    kept = names_to_keep(s3, known)
     text = json.dumps({name: known[name] for name in sorted(kept & set(known))}, indent=4)
     s3.put(s3.key("verified.json"), text.encode())
 

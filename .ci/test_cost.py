@@ -226,7 +226,7 @@ def test_a_backup_that_somebody_else_has_removed_meanwhile_is_no_failure(scene: 
     s3 = connected(scene)
     [found] = s3.backups()
     scene.s3_client.delete_object(Bucket="backup", Key=found.key)
-    assert backup_executor.remove(s3, found, 0) is None and name not in scene.objects()
+    assert backup_executor.remove(s3, found, 0) == "" and name not in scene.objects()
 
 
 @pytest.mark.parametrize("text", [
