@@ -3,9 +3,9 @@
 
 What it promises. A process `backup` is closed as successful only when pg_dump has ended well, no
 table has lost rows while it took its locks, the archive's table of contents was read back, and S3
-has each part as it was sent. Nothing partial has a final name. Nothing is removed that is not
-provably an old backup of this database, and nothing before the new one is proven. A finished dump
-outlasts crashes, and peers that are away.
+has each part as it was sent, and lists it. Nothing partial has a final name. Nothing is removed
+that is not provably an old backup of this database, and nothing before the new one is proven. A
+finished dump outlasts crashes, and peers that are away.
 
 What happens at night, in this order:
 
@@ -3269,7 +3269,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         require(seconds < first + 1000, f"{s3.where}: each name before {key} is taken, too")
         head = s3.head(key)
         if head:
-            if is_ours(s3, dump, key, head):
+            if is_ours(s3, dump, key, head, dump.size):
                 return key, head
             seconds += 1  # somebody else's: that name is taken
             continue
@@ -3298,8 +3298,8 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         time.sleep(next(pauses))
 
 
-def is_ours(s3: S3, dump: Dump, key: str, head: Any) -> bool:
-    """Whether what S3 has under a key is of this dump, by its id.
+def is_ours(s3: S3, dump: Dump, key: str, head: Any, sent: int) -> bool:
+    """Whether what S3 has under a key, where so many bytes were SENT, is of this dump, by its id.
 
     Raises Unfit if S3 took it from us and shows it without: to go on to the next name would leave a
     copy under each.
@@ -3307,7 +3307,7 @@ def is_ours(s3: S3, dump: Dump, key: str, head: Any) -> bool:
     whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
     # Another's dump of the same second may be the same, byte for byte; it has its own id.
     same = (size, plain_etag(head)) == (dump.size, dump.etag)
-    if not whose and (same or dump.taken == key):
+    if not whose and (same or (dump.taken, size) == (key, sent)):
         text = f"S3 keeps no metadata, by which a backup is proven: it shows {size} bytes without"
         todo = "have it keep them (JuiceFS: --object-meta), then delete that object"
         raise Unfit(f"{s3.where}: {key}: {text}; {todo}")
@@ -3350,7 +3350,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
         head = s3.head(name)
         if head:
             whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
-            ours, same = is_ours(s3, dump, name, head), size == len(data)
+            ours, same = is_ours(s3, dump, name, head, len(data)), size == len(data)
             text = f"{s3.where}: {name}: {size} bytes, of backup-id {whose!r}; sent: {len(data)}"
             require(same == ours or whose not in ("", dump.id), text)
             return ours
