@@ -1,11 +1,8 @@
-{{/* All that is wrong with the values, at once, before anything is made. */}}
-{{- define "timescaledb.validate" -}}
-{{- with include "timescaledb.wrong" . | trim }}
-{{- fail (printf "\n\nThe values are not right yet, nothing was changed:\n%s\n" .) }}
-{{- end }}
-{{- end }}
-
-{{- define "timescaledb.wrong" -}}
+{{/*
+What is wrong, a line for each with a dash before it. Here: values that are missing, or that
+contradict each other.
+*/}}
+{{- define "timescaledb.wrongValues" -}}
 {{- $backup := .Values.backup }}
 {{- $tag := printf "REGISTRY/backup-executor:%s" .Chart.AppVersion }}
 {{- if not $backup.image.repository }}
@@ -71,6 +68,32 @@
   backup.verify.host.
 {{- end }}
 {{- end }}
+{{- $crons := dict }}
+{{- range list "cron" "verifyCron" "checkCron" }}
+{{- if index $backup . }}
+{{- $key := printf "%sName" . }}
+{{- with get $crons (index $backup $key) }}
+- backup.{{ . }} and backup.{{ $key }} are the same.
+{{- end }}
+{{- $_ := set $crons (index $backup $key) $key }}
+{{- end }}
+{{- end }}
+
+{{- $both := "and existingSecret are both set: which one?" }}
+{{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
+    "backup.s3" $backup.s3 "backup.verify" $backup.verify
+    "backup.heartbeat" $backup.heartbeat }}
+{{- range $key, $_ := $values.secretKeys }}
+{{- if and $values.existingSecret (index $values $key) }}
+- {{ $where }}.{{ $key }} {{ $both }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What Kubernetes, or the programs in it, would refuse of the pod. */}}
+{{- define "timescaledb.wrongPod" -}}
+{{- $backup := .Values.backup }}
 {{- if has (clean $backup.path) (list "/" "/app" "/tmp" "/secrets") }}
 - backup.path: there is something else at {{ clean $backup.path }}.
 {{- end }}
@@ -86,32 +109,11 @@
 - backup.aliveFile is on the read-only root: it goes below /tmp, backup.path or one of
   backup.extraVolumeMounts.
 {{- end }}
-{{- $crons := dict }}
-{{- range list "cron" "verifyCron" "checkCron" }}
-{{- if index $backup . }}
-{{- $key := printf "%sName" . }}
-{{- with get $crons (index $backup $key) }}
-- backup.{{ . }} and backup.{{ $key }} are the same.
-{{- end }}
-{{- $_ := set $crons (index $backup $key) $key }}
-{{- end }}
-{{- end }}
 
 {{- $ours := list "data" "backups" "secrets" "database-secret" "shm" "tmp" "backup-tmp" "run" }}
 {{- range .Values.extraVolumes }}
 {{- if has .name $ours }}
 - extraVolumes: {{ .name }} is the name of a volume of the chart.
-{{- end }}
-{{- end }}
-
-{{- $both := "and existingSecret are both set: which one?" }}
-{{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
-    "backup.s3" $backup.s3 "backup.verify" $backup.verify
-    "backup.heartbeat" $backup.heartbeat }}
-{{- range $key, $_ := $values.secretKeys }}
-{{- if and $values.existingSecret (index $values $key) }}
-- {{ $where }}.{{ $key }} {{ $both }}
-{{- end }}
 {{- end }}
 {{- end }}
 
@@ -133,12 +135,14 @@
 {{- $names = append $names .name }}
 {{- end }}
 {{- end }}
+{{- end }}
 
-{{- /*
+{{/*
 Looked up in the cluster; where there is none, as in `helm template`, nothing is found. As a
 subchart, too, whose Chart.Name is its alias: other charts, and this one under other aliases, have
 StatefulSets of their own in the release. Two of one alias, below two charts, differ in the path.
 */}}
+{{- define "timescaledb.wrongCluster" -}}
 {{- if .Release.IsUpgrade }}
 {{- $name := include "timescaledb.fullname" . }}
 {{- $path := include "timescaledb.path" . }}
