@@ -20,8 +20,8 @@
 A container of the executor, less its name: of `root`, with `host` as the database's, and `command`.
 */}}
 {{- define "timescaledb.executor" -}}
-image: {{ include "timescaledb.backupImage" .root }}
-imagePullPolicy: {{ .root.Values.backup.image.pullPolicy }}
+{{- $tag := .root.Values.backup.image.tag | default .root.Chart.AppVersion }}
+{{- include "timescaledb.image" (merge (dict "tag" $tag) .root.Values.backup.image) }}
 command:
   {{- toYaml .command | nindent 2 }}
 env:
@@ -39,14 +39,12 @@ volumeMounts:
   - {name: backups, mountPath: {{ .root.Values.backup.path | quote }}}
   - {name: secrets, mountPath: /secrets, readOnly: true}
   - {name: backup-tmp, mountPath: /tmp}
+  {{- if include "timescaledb.authorities" .root }}
+  - {name: backup-ca, mountPath: /etc/backup-ca, readOnly: true}
+  {{- end }}
   {{- with .root.Values.backup.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- end }}
-
-{{- define "timescaledb.backupImage" -}}
-{{- $tag := .Values.backup.image.tag | default .Chart.AppVersion }}
-{{- include "timescaledb.image" (merge (dict "tag" $tag) .Values.backup.image) }}
 {{- end }}
 
 {{/* Its environment variables: settings, less those that are empty, and where secrets are. */}}
@@ -68,12 +66,13 @@ volumeMounts:
 {{- $executor := include "timescaledb.executorName" .root }}
 {{- $host := .host }}
 {{- $database := .root.Values.database }}
+{{- $ca := include "timescaledb.authorities" .root | empty | ternary "" "/etc/backup-ca/ca.crt" }}
 {{- with .root.Values.backup }}
 - {name: COLONIES_SERVER_HOST, value: {{ toJson .colonies.host }}}
 - {name: COLONIES_SERVER_PORT, value: {{ toJson .colonies.port }}}
 - {name: COLONIES_TLS, value: {{ toJson .colonies.tls }}}
 - {name: COLONIES_INSECURE_SKIP_VERIFY, value: {{ toJson .colonies.insecureSkipVerify }}}
-- {name: COLONIES_CA_FILE, value: {{ toJson .colonies.caFile }}}
+- {name: COLONIES_CA_FILE, value: {{ toJson (.colonies.caFile | default $ca) }}}
 - {name: COLONIES_COLONY_NAME, value: {{ toJson .colonies.colonyName }}}
 - {name: COLONIES_COLONY_ID, value: {{ toJson .colonies.colonyId }}}
 - {name: COLONIES_EXECUTOR_NAME, value: {{ toJson $executor }}}
@@ -93,7 +92,7 @@ volumeMounts:
 - {name: AWS_S3_ENDPOINT, value: {{ toJson .s3.endpoint }}}
 - {name: AWS_S3_SECURE, value: {{ toJson .s3.secure }}}
 - {name: AWS_S3_INSECURE_SKIP_VERIFY, value: {{ toJson .s3.insecureSkipVerify }}}
-- {name: AWS_S3_CA_FILE, value: {{ toJson .s3.caFile }}}
+- {name: AWS_S3_CA_FILE, value: {{ toJson (.s3.caFile | default (and .s3.endpoint $ca)) }}}
 - {name: AWS_S3_REGION, value: {{ toJson .s3.region }}}
 - {name: AWS_S3_BUCKET_NAME, value: {{ toJson .s3.bucket }}}
 - {name: AWS_S3_PREFIX, value: {{ toJson .s3.prefix }}}
@@ -104,23 +103,42 @@ volumeMounts:
 - {name: BACKUP_ROLES, value: {{ toJson .roles }}}
 - {name: BACKUP_ALIVE_FILE, value: {{ toJson .aliveFile }}}
 - {name: LOG_LEVEL, value: {{ toJson .logLevel }}}
-{{- if .verify.host }}
-- {name: VERIFY_DB_HOST, value: {{ toJson .verify.host }}}
-- {name: VERIFY_DB_PORT, value: {{ toJson .verify.port }}}
-- {name: VERIFY_DB_USER, value: {{ toJson .verify.user }}}
+{{- with .verify }}
+{{- if .host }}
+- {name: VERIFY_DB_HOST, value: {{ toJson .host }}}
+- {name: VERIFY_DB_PORT, value: {{ toJson .port }}}
+- {name: VERIFY_DB_USER, value: {{ toJson .user }}}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
 
-{{/* Its volumes, less the one for backups; and those of extraVolumes. */}}
+{{/* Its volumes, less the one for backups. */}}
 {{- define "timescaledb.executorVolumes" -}}
 - name: secrets
   {{- $files := include "timescaledb.secretFiles" . | fromYamlArray }}
   {{- include "timescaledb.secretVolume" $files | nindent 2 }}
 - name: backup-tmp
   {{- include "timescaledb.memoryVolume" "256Mi" | nindent 2 }}
-{{- with .Values.extraVolumes }}
-{{ toYaml . }}
+{{- with include "timescaledb.authorities" . | fromYaml }}
+- name: backup-ca
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/*
+The volume of the authorities of one's own, if there are. Optional, as what the sidecar alone needs.
+*/}}
+{{- define "timescaledb.authorities" -}}
+{{- $own := include "timescaledb.fullname" . | printf "%s-ca" }}
+{{- with .Values.backup.ca }}
+{{- $items := list (dict "key" (ternary "ca.crt" .key (not (empty .pem))) "path" "ca.crt") }}
+{{- if .existingSecret }}
+secret: {secretName: {{ .existingSecret | quote }}, optional: true, items: {{ toJson $items }}}
+{{- else if or .pem .existingConfigMap }}
+{{- $name := .existingConfigMap | default $own | quote }}
+configMap: {name: {{ $name }}, optional: true, items: {{ toJson $items }}}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -149,17 +167,18 @@ from which `key` of which `secret`; and its `value` where that Secret is the cha
 {{- $name := include "timescaledb.fullname" . }}
 {{- $parts := merge (dict "database" .Values.database) .Values.backup }}
 {{- range include "timescaledb.allSecrets" . | fromYamlArray }}
-{{- $values := index $parts .of }}
-{{- $key := index $values.secretKeys .value }}
-{{- $value := index $values .value }}
-{{- if ternary $key $value (ne $values.existingSecret "") }}
+{{- $values := get $parts .of | default dict }}
+{{- $existing := get $values "existingSecret" }}
+{{- $key := get ($values.secretKeys | default dict) .value }}
+{{- $value := get $values .value }}
+{{- if or (and $existing $key) (and (not $existing) $value) }}
 - setting: {{ .setting }}
   file: {{ .file }}
-  {{- if $values.existingSecret }}
-  secret: {{ $values.existingSecret | quote }}
+  {{- if $existing }}
+  secret: {{ $existing | quote }}
   key: {{ $key | quote }}
   {{- else }}
-  secret: {{ $name }}-{{ .of }}
+  secret: {{ printf "%s-%s" $name .of | quote }}
   key: {{ .key }}
   value: {{ $value | quote }}
   {{- end }}

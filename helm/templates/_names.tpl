@@ -7,6 +7,10 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
+{{- define "timescaledb.workloadName" -}}
+{{- ternary "statefulset" "backup" .Values.database.enabled | printf "%s-%s" (include "timescaledb.fullname" .) }}
+{{- end }}
+
 {{- define "timescaledb.chart" -}}
 {{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end }}
@@ -17,8 +21,11 @@
 {{- end }}
 
 {{- define "timescaledb.serviceAccountName" -}}
-{{- $own := ternary (include "timescaledb.fullname" .) "default" .Values.serviceAccount.create }}
-{{- .Values.serviceAccount.name | default $own }}
+{{- $own := "default" }}
+{{- if (.Values.serviceAccount).create }}
+{{- $own = include "timescaledb.fullname" . }}
+{{- end }}
+{{- (.Values.serviceAccount).name | default $own }}
 {{- end }}
 
 {{/* With the namespace: two of them in one colony are two executors. */}}
@@ -31,6 +38,22 @@
 {{- define "timescaledb.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "timescaledb.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end }}
+
+{{/* Of an object of `root`: its `name`, and `labels` and `annotations` beside those of all. */}}
+{{- define "timescaledb.metadata" -}}
+{{- $values := .root.Values }}
+name: {{ .name | quote }}
+namespace: {{ .root.Release.Namespace | quote }}
+labels:
+  {{- include "timescaledb.labels" .root | nindent 2 }}
+  {{- with merge (dict) (.labels | default dict) ($values.commonLabels | default dict) }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge (dict) (.annotations | default dict) ($values.commonAnnotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "timescaledb.labels" -}}

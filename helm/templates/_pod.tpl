@@ -15,8 +15,10 @@ annotations:
 serviceAccountName: {{ include "timescaledb.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
+{{- with .Values.podSecurityContext }}
 securityContext:
-  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
@@ -39,7 +41,14 @@ priorityClassName: {{ . | quote }}
 {{- end }}
 
 {{- define "timescaledb.image" -}}
-{{- .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+{{- $tag := printf ":%v" .tag }}
+{{- with .digest }}
+{{- $tag = printf "@%s" . }}
+{{- end -}}
+image: {{ printf "%s%s" .repository $tag | quote }}
+{{- with .pullPolicy }}
+imagePullPolicy: {{ . }}
+{{- end }}
 {{- end }}
 
 {{- define "timescaledb.containerSecurityContext" -}}
@@ -61,9 +70,55 @@ emptyDir: {medium: Memory, sizeLimit: {{ . }}}
 accessModes:
   {{- toYaml .accessModes | nindent 2 }}
 {{- with .storageClass }}
-storageClassName: {{ . | quote }}
+storageClassName: {{ ternary "" . (eq . "-") | quote }}
 {{- end }}
 resources:
   requests:
-    storage: {{ .size }}
+    storage: {{ .size | quote }}
+{{- with .dataSource }}
+dataSource:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/*
+A StatefulSet's claim by its `name`, of a `persistence`. With what Kubernetes would add, since Argo
+CD would see a difference; and with labels that never change, as Kubernetes refuses that.
+*/}}
+{{- define "timescaledb.claimTemplate" -}}
+- apiVersion: v1
+  kind: PersistentVolumeClaim
+  metadata:
+    name: {{ .name }}
+    labels:
+      {{- include "timescaledb.selectorLabels" .root | nindent 6 }}
+      {{- with .persistence.labels }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with .persistence.annotations }}
+    annotations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+  spec:
+    {{- include "timescaledb.claimSpec" .persistence | nindent 4 }}
+{{- end }}
+
+{{/* The ports of all peers of the executor, from its settings, as JSON. */}}
+{{- define "timescaledb.peersPorts" -}}
+{{- $database := .Values.database }}
+{{- $ports := list (ternary 5432 ($database.port | default 5432) $database.enabled | int) }}
+{{- with .Values.backup }}
+{{- $ports = append $ports (int .colonies.port) }}
+{{- if (.verify).host }}
+{{- $ports = .verify.port | default 5432 | int | append $ports }}
+{{- end }}
+{{- $plain := hasPrefix "http://" (.s3.endpoint | default "") }}
+{{- $plain = or $plain (and (eq (toString .s3.secure) "false") (not (contains "://" .s3.endpoint))) }}
+{{- $own := regexFind ":[0-9]+/?$" (.s3.endpoint | default "") | trimAll ":/" }}
+{{- $ports = append $ports ($own | default (ternary 80 443 $plain) | int) }}
+{{- if or .s3.ambient (.heartbeat).url (.heartbeat).existingSecret }}
+{{- $ports = append $ports 443 }}
+{{- end }}
+{{- end }}
+{{- $ports | uniq | toJson }}
 {{- end }}
