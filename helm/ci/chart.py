@@ -58,7 +58,8 @@ WHOLE = overlay({}, {
     **SECRET_VALUES, "backup.image.repository": "registry.example.org/backup-executor",
     "backup.colonies.host": "colonies.example.org", "backup.colonies.colonyName": "dev",
     "backup.s3.bucket": "backup", "backup.verifyCron": "0 0 4 * * 0",
-    "backup.checkCron": "0 0 8 * * *", "backup.verify.host": "scratch.example.org"})
+    "backup.checkCron": "0 0 8 * * *", "backup.verify.host": "scratch.example.org",
+    "backup.metricsPort": 9187})
 OTHERS = overlay(WHOLE, {**dict.fromkeys(SECRET_VALUES, ""), **EXISTING,
                          "backup.colonies.secretKeys.executorPrvkey": "executor-prvkey"})
 ALONE = overlay(WHOLE, {"database.enabled": False, "database.host": "database.example.org"})

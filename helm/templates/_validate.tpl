@@ -71,6 +71,7 @@
   backup.verify.host.
 {{- end }}
 {{- end }}
+{{- include "timescaledb.wrongMonitoring" . }}
 {{- if has (clean $backup.path) (list "/" "/app" "/tmp" "/secrets") }}
 - backup.path: there is something else at {{ clean $backup.path }}.
 {{- end }}
