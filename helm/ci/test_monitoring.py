@@ -113,42 +113,42 @@ def chart_alerts_and_dashboard_know_only_metrics_that_the_executor_has(helm: Hel
                      "upload_seconds", "verify_step_seconds", "staging_free_bytes"}
 
 
-NOW = "0+300x3000"  # a time that goes with the clock, which promtool starts at 0
+NOW = "0+300x400"  # a time that goes with the clock, which promtool starts at 0
 # What an executor tells while all is well, as promtool writes a series' values.
 WELL = {
-    "newest_timestamp_seconds": NOW, "newest_size_bytes": "100x3000", "newest_doubtful": "0x3000",
-    'failures_total{function="backup"}': "3x3000", "verify_timestamp_seconds": NOW,
-    'verify_success{verdict="readable"}': "1x3000", 'verify_step_seconds{step="read"}': "7200x3000",
-    'verify_step_seconds{step="download"}': "7200x3000", "uploads_waiting": "0x3000",
-    "staging_free_bytes": "120x3000", 'running{function="backup"}': "0x3000",
-    'running{function="verify"}': "0x3000", "bucket_reachable": "1x3000",
-    "colonies_reachable": "1x3000", "registered": "1x3000", 'info{version="1"}': "1x3000"}
-WAITING, SMALL = {"uploads_waiting": "1x3000"}, {"staging_free_bytes": "119x3000"}
+    "newest_timestamp_seconds": NOW, "newest_size_bytes": "100x400", "newest_doubtful": "0x400",
+    'failures_total{function="backup"}': "3x400", "verify_timestamp_seconds": NOW,
+    'verify_success{verdict="readable"}': "1x400", 'verify_step_seconds{step="read"}': "7200x400",
+    'verify_step_seconds{step="download"}': "7200x400", "uploads_waiting": "0x400",
+    "staging_free_bytes": "120x400", 'running{function="backup"}': "0x400",
+    'running{function="verify"}': "0x400", "bucket_reachable": "1x400",
+    "colonies_reachable": "1x400", "registered": "1x400", 'info{version="1"}': "1x400"}
+WAITING, SMALL = {"uploads_waiting": "1x400"}, {"staging_free_bytes": "119x400"}
 POD = "timescaledb-statefulset-0"
 DEPLOYED = "timescaledb-backup-7d9c8b5f6d-x2x4z"
 GONE = "ExecutorGone"
-# What is otherwise, the minutes after which, and which alerts fire then.
+# What is otherwise, the minutes after which, and which alerts fire then; maxVerifyDays is 1.
 FIRING: list[tuple[dict[str, str], int, set[str]]] = [
-    ({}, 0, set()), ({}, 10000, set()),
-    ({"newest_timestamp_seconds": "0x3000"}, 26 * 60, set()),
-    ({"newest_timestamp_seconds": "0x3000"}, 26 * 60 + 5, {"TooOld"}),
-    ({"newest_timestamp_seconds": "99999x3000"}, 10, {"TooOld"}),
-    ({'failures_total{function="backup"}': "3x20 4x3000"}, 110, {"Failed"}),
-    ({'failures_total{function="backup"}': "3x20 4x3000"}, 180, set()),
-    ({"newest_doubtful": "1x3000"}, 0, {"Doubtful"}),
-    ({"verify_timestamp_seconds": "0x3000"}, 9 * 1440, set()),
-    ({"verify_timestamp_seconds": "0x3000"}, 9 * 1440 + 5, {"Unproven"}),
-    ({'verify_success{verdict="readable"}': "", 'verify_success{verdict="failed"}': "0x3000"}, 0,
+    ({}, 0, set()), ({}, 1440, set()),
+    ({"newest_timestamp_seconds": "0x400"}, 26 * 60, set()),
+    ({"newest_timestamp_seconds": "0x400"}, 26 * 60 + 5, {"TooOld"}),
+    ({"newest_timestamp_seconds": "99999x400"}, 10, {"TooOld"}),
+    ({'failures_total{function="backup"}': "3x20 4x400"}, 110, {"Failed"}),
+    ({'failures_total{function="backup"}': "3x20 4x400"}, 180, set()),
+    ({"newest_doubtful": "1x400"}, 0, {"Doubtful"}),
+    ({"verify_timestamp_seconds": "0x400"}, 1440, set()),
+    ({"verify_timestamp_seconds": "0x400"}, 1445, {"Unproven"}),
+    ({'verify_success{verdict="readable"}': "", 'verify_success{verdict="failed"}': "0x400"}, 0,
      {"NotWhole"}),
-    ({'verify_step_seconds{step="restore"}': "1x3000"}, 0, {"RestoreSlow"}),
+    ({'verify_step_seconds{step="restore"}': "1x400"}, 0, {"RestoreSlow"}),
     (WAITING, 175, set()), (WAITING, 180, {"DumpWaiting"}),
     (SMALL, 55, set()), (SMALL, 60, {"StagingTooSmall"}),
-    ({**SMALL, 'running{function="verify"}': "1x3000"}, 600, set()),
-    ({"bucket_reachable": "0x3000"}, 55, set()),
-    ({"bucket_reachable": "0x3000"}, 60, {"BucketAway"}),
+    ({**SMALL, 'running{function="verify"}': "1x400"}, 600, set()),
+    ({"bucket_reachable": "0x400"}, 55, set()),
+    ({"bucket_reachable": "0x400"}, 60, {"BucketAway"}),
     ({"bucket_reachable": "", "newest_timestamp_seconds": ""}, 60, {"BucketAway"}),
-    ({"registered": "0x3000"}, 55, set()), ({"registered": "0x3000"}, 60, {"NotInColony"}),
-    ({"colonies_reachable": "0x3000"}, 60, {"NotInColony"}),
+    ({"registered": "0x400"}, 55, set()), ({"registered": "0x400"}, 60, {"NotInColony"}),
+    ({"colonies_reachable": "0x400"}, 60, {"NotInColony"}),
     (dict.fromkeys(WELL, ""), 10, set()), (dict.fromkeys(WELL, ""), 15, {GONE}),
     (dict.fromkeys(WELL, ""), 60, {GONE, "BucketAway"}),
     # One that starts again and again, and tells something now and then, is seen all the same.
@@ -186,7 +186,8 @@ def scenario(told: dict[str, str], minutes: int, firing: set[str], pod: str = PO
 
 
 def chart_alerts_fire_when_they_are_to_and_not_before(helm: Helm, tmp_path: Path) -> None:
-    rules = {"groups": [{"name": "x", "rules": alerts(helm.render(overlay(WHOLE, ALL)))}]}
+    rendered = helm.render(overlay(WHOLE, ALL | {"monitoring.maxVerifyDays": 1}))
+    rules = {"groups": [{"name": "x", "rules": alerts(rendered)}]}
     promtool(tmp_path, "check rules", rules)
     tests = [scenario(WELL | told, minutes, firing) for told, minutes, firing in FIRING]
     promtool(tmp_path, "test rules", rules, [*tests, *(
