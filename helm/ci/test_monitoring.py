@@ -277,7 +277,11 @@ def chart_dashboard_asks_for_what_prometheus_takes_of_the_pods_that_are_chosen(
 
 @pytest.mark.parametrize("values", [WHOLE, OTHERS, ALONE], ids=["own", "others", "alone"])
 def chart_check_has_what_it_takes_and_nothing_else(helm: Helm, values: dict[str, Any]) -> None:
-    rendered = helm.render(overlay(values, ALL | {"podLabels": {"team": "x"}}))
+    rendered = helm.render(overlay(values, ALL | {
+        "podLabels": {"team": "x"}, "extraVolumes": [
+            {"name": name, "persistentVolumeClaim": {"claimName": name}} for name in ("db", "own")],
+        "database.extraVolumeMounts": [{"name": "db", "mountPath": "/db"}],
+        "backup.extraVolumeMounts": [{"name": "own", "mountPath": "/own"}]}))
     [job] = rendered.kind("CronJob")
     spec = job["spec"]
     assert spec["concurrencyPolicy"] == "Forbid" and spec["schedule"] == "0 8 * * *"
@@ -294,8 +298,9 @@ def chart_check_has_what_it_takes_and_nothing_else(helm: Helm, values: dict[str,
     # The helm test comes by the same way; the heartbeat is the backups', and the volume elsewhere.
     [check] = rendered.check["containers"]
     assert container["env"] == [each for each in check["env"] if "HEARTBEAT" not in each["name"]]
-    assert [each["name"] for each in container["volumeMounts"]] == ["secrets", "backup-tmp"]
-    assert {each["name"] for each in pod["volumes"]} == {"secrets", "backup-tmp"}
+    assert [each["name"] for each in container["volumeMounts"]] == [
+        "secrets", "backup-tmp", "own"]
+    assert [each["name"] for each in pod["volumes"]] == ["secrets", "backup-tmp", "own"]
     files = rendered.files(pod)
     assert set(files) == {each["value"] for each in container["env"]
                           if each["value"].startswith("/secrets/")}

@@ -1,13 +1,19 @@
 {{- define "timescaledb.wrongMonitoring" -}}
 {{- range list "podMonitor" "rules" }}
-{{- if and (index $.Values.monitoring .) (not $.Values.backup.metricsPort) }}
+{{- if and (get ($.Values.monitoring | default dict) .) (not $.Values.backup.metricsPort) }}
 - monitoring.{{ . }} takes backup.metricsPort: else there are no metrics.
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "timescaledb.foundBy" -}}
-{{- merge (include "timescaledb.labels" . | fromYaml) .Values.monitoring.labels | toYaml }}
+{{- $labels := include "timescaledb.labels" . | fromYaml }}
+{{- merge $labels (.Values.monitoring.labels | default dict) | toYaml }}
+{{- end }}
+
+{{/* How many hours the newest backup may be old, as the executor has it. */}}
+{{- define "timescaledb.maxAge" -}}
+{{- ternary 26 .Values.backup.checkMaxAge (kindIs "invalid" .Values.backup.checkMaxAge) | int }}
 {{- end }}
 
 {{/* Which samples are this release's, wherever they come from: that of its pod. */}}
@@ -22,7 +28,7 @@ The alerts of `serve --help`, in that order, of whatever executor. An age has no
 at once, and an executor that starts again and again would never be seen for so long.
 */}}
 {{- define "timescaledb.alerts" -}}
-{{- $hours := int .Values.backup.checkMaxAge }}
+{{- $hours := include "timescaledb.maxAge" . }}
 {{- $days := int .Values.monitoring.maxVerifyDays }}
 {{- $restore := int .Values.monitoring.maxRestoreHours }}
 - alert: TooOld
