@@ -6,11 +6,6 @@
 {{- end }}
 {{- end }}
 
-{{- define "timescaledb.foundBy" -}}
-{{- $labels := include "timescaledb.labels" . | fromYaml }}
-{{- merge $labels (.Values.monitoring.labels | default dict) | toYaml }}
-{{- end }}
-
 {{/* How many hours the newest backup may be old, as the executor has it. */}}
 {{- define "timescaledb.maxAge" -}}
 {{- ternary 26 .Values.backup.checkMaxAge (kindIs "invalid" .Values.backup.checkMaxAge) | int }}
