@@ -192,6 +192,19 @@ def chart_refuses_another_release_that_would_take_the_same_processes_or_backups(
     assert "backup.s3.prefix is that of other-backup" in said and said.count("\n- ") == 1, said
 
 
+def chart_warns_of_what_two_releases_shared_before(
+        helm: Helm, cluster: Cluster, releases: str, tmp_path: Path) -> None:
+    ours = cluster.helm(tmp_path, HELM_DRIVER="sql", HELM_DRIVER_SQL_CONNECTION_STRING=releases)
+    said = ours("install", "db", str(CHART), "--disable-openapi-validation", **WHOLE)
+    other = overlay(ALONE, {**apart("other"), "backup.s3.prefix": "backups"})
+    [deployment] = helm.render(other, "other").kind("Deployment")
+    cluster.objects[f"{cluster.DEPLOYMENTS}/other-backup"] = deployment
+    assert "WARNING" not in said
+    said = ours("upgrade", "db", str(CHART), "--disable-openapi-validation", **WHOLE)
+    assert "\nWARNING: backup.s3.prefix is that of other-backup, too: each" in said
+    assert said.count("WARNING") == 1, said
+
+
 @MAJORS
 @pytest.mark.parametrize("parts", [{"a": {}, "b": {}}, {"x": {"a": {}}, "y": {"a": {}}}],
                          ids=["aliases", "deep"])

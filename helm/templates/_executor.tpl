@@ -127,6 +127,23 @@ volumeMounts:
 {{- end }}
 
 {{/*
+Those of a pod of its own that runs `check`, less the one for backups: of extraVolumes what the
+executor mounts, since a claim of the database's is on its node alone.
+*/}}
+{{- define "timescaledb.checkVolumes" -}}
+{{- include "timescaledb.executorVolumes" . }}
+{{- $mounted := list }}
+{{- range .Values.backup.extraVolumeMounts }}
+{{- $mounted = append $mounted .name }}
+{{- end }}
+{{- range .Values.extraVolumes }}
+{{- if has .name $mounted }}
+{{ list . | toYaml }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
 The volume of the authorities of one's own, if there are. Optional, as what the sidecar alone needs.
 */}}
 {{- define "timescaledb.authorities" -}}

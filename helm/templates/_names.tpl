@@ -8,7 +8,8 @@
 {{- end }}
 
 {{- define "timescaledb.workloadName" -}}
-{{- ternary "statefulset" "backup" .Values.database.enabled | printf "%s-%s" (include "timescaledb.fullname" .) }}
+{{- $kind := ternary "statefulset" "backup" .Values.database.enabled }}
+{{- printf "%s-%s" (include "timescaledb.fullname" .) $kind }}
 {{- end }}
 
 {{- define "timescaledb.chart" -}}

@@ -112,9 +112,10 @@ CD would see a difference; and with labels that never change, as Kubernetes refu
 {{- if (.verify).host }}
 {{- $ports = .verify.port | default 5432 | int | append $ports }}
 {{- end }}
-{{- $plain := hasPrefix "http://" (.s3.endpoint | default "") }}
-{{- $plain = or $plain (and (eq (toString .s3.secure) "false") (not (contains "://" .s3.endpoint))) }}
-{{- $own := regexFind ":[0-9]+/?$" (.s3.endpoint | default "") | trimAll ":/" }}
+{{- $endpoint := .s3.endpoint | default "https://" }}
+{{- $plain := and (eq (toString .s3.secure) "false") (not (contains "://" $endpoint)) }}
+{{- $plain = or $plain (hasPrefix "http://" $endpoint) }}
+{{- $own := regexFind ":[0-9]+/?$" $endpoint | trimAll ":/" }}
 {{- $ports = append $ports ($own | default (ternary 80 443 $plain) | int) }}
 {{- if or .s3.ambient (.heartbeat).url (.heartbeat).existingSecret }}
 {{- $ports = append $ports 443 }}

@@ -76,7 +76,7 @@ contradict each other.
 {{- range $where, $host := dict "database." .Values.database.host
     "backup.colonies." $backup.colonies.host "backup.verify." ($backup.verify).host }}
 {{- $word := "[^\\s/@?#\\[\\]:]+" }}
-{{- if not (. | default "" | regexMatch (printf "^(%s|[0-9a-fA-F]*(:%s?){2,}:?)?$" $word $word)) }}
+{{- if not (. | default "" | regexMatch (printf "^(%s|[0-9a-fA-F]*(:(%s)?){2,})?$" $word $word)) }}
 - {{ $where }}host is a name or an address alone: no scheme and no path, and the port goes to
   {{ $where }}port.
 {{- end }}
