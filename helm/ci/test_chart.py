@@ -101,7 +101,7 @@ def leaves() -> list[tuple[str, dict[str, Any], Any]]:
 
 def another(schema: dict[str, Any], value: Any) -> Any:
     """Another value than VALUE, of which the schema approves."""
-    texts = ("other", "/tmp/other", "11Gi", f"sha256:{64 * '0'}", "none", "0 0 2 * * *")
+    texts = ("other", "/tmp/other", "11Gi", f"sha256:{64 * '0'}", "none", "0 0 2 * * *", "@daily")
     kind, items = schema.get("type", "enum"), schema.get("items", {})
     if kind == "array" and items.get("type") == "object":
         return [dict.fromkeys(items.get("required", ()), "other")]
@@ -256,6 +256,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"database.extraEnv": [{"name": "A"}, {"name": "A"}]}, "database.extraEnv: A is there twice"),
     ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of a volume of the chart"),
     ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is set by"),
+    ({"backup.metricsPort": 0, "monitoring.podMonitor": True}, "podMonitor takes backup.metricsPo"),
+    ({"backup.metricsPort": 0, "monitoring.rules": True}, "monitoring.rules takes backup.metricsP"),
+    ({"monitoring.checkSchedule": "0 0 8 * * *"}, "'/monitoring/checkSchedule': '0 0 8 * * *' do"),
     ({"backup.path": "/tmp/"}, "backup.path: there is something else at /tmp"),
     ({"backup.aliveFile": "/run/alive"}, "backup.aliveFile is on the read-only root"),
     # What the schema refuses. It does not repeat a secret.
@@ -350,8 +353,8 @@ def chart_takes_no_number_for_a_text_but_each_number_for_a_number(helm: Helm) ->
 
 @BOTH_WAYS
 def chart_has_a_port_for_metrics_where_there_are_some(helm: Helm, values: dict[str, Any]) -> None:
-    assert "ports" not in helm.render(values).sidecar
-    rendered = helm.render(overlay(values, {"backup.metricsPort": 9187}))
+    assert "ports" not in helm.render(overlay(values, {"backup.metricsPort": 0})).sidecar
+    rendered = helm.render(values)
     assert rendered.sidecar["ports"] == [{"name": "metrics", "containerPort": 9187}]
 
 
@@ -686,3 +689,12 @@ def chart_runs_a_sidecar_that_backs_up_and_takes_new_secrets_in_without_a_restar
     with Sidecar(runtime, tmp_path, right, right.check).running() as program:
         assert program.wait() == 0 and len(program.out) > 4, program.log
         assert {line[:5] for line in program.out} <= {"ok   ", "note "}, program.log
+    for hours, status in (26, 0), (0, 1):
+        watched = helm.render(overlay(values, {
+            "monitoring.checkSchedule": "@daily", "backup.checkMaxAge": hours}))
+        pod = watched.kind("CronJob")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        with Sidecar(runtime, tmp_path, watched, pod).running() as program:
+            assert program.wait() == status, program.log
+            assert [line for line in program.out if line.startswith("-")] == [
+                "-     staging volume: not looked at: --no-volume"]
+            assert sum(line.startswith("FAIL  newest backup") for line in program.out) == status
