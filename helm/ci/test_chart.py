@@ -249,6 +249,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"backup.verify.password": ""}, "backup.verify.password or backup.verify.existingSecret is"),
     ({"backup.verifyCronName": "backupcron"}, "cronName and backup.verifyCronName are the same"),
     ({"backup.checkCronName": "verifycron"}, "verifyCronName and backup.checkCronName are the sam"),
+    ({"backup.age.existingSecret": "own"}, "backup.age.identity and existingSecret are both set"),
+    ({"backup.extraEnv": [{"name": "KEEP_DAILY"}]}, "backup.extraEnv: KEEP_DAILY has a value"),
     ({"backup.extraEnv": [{"name": "DB_PASSWORD"}]}, "backup.extraEnv: DB_PASSWORD has a value"),
     ({"backup.extraEnv": [{"name": "AWS_S3_BUCKET"}]}, "AWS_S3_BUCKET has a value of its own"),
     ({"backup.extraEnv": [{"name": "TZ"}, {"name": "TZ"}]}, "backup.extraEnv: TZ is there twice"),
@@ -470,8 +472,8 @@ def chart_names_things_as_documented_and_those_of_a_second_release_differ(helm: 
     second = helm.render(overlay(WHOLE, {"fullnameOverride": "second"}), "db2")
     assert first.names() == [
         "Pod timescaledb-check", *(f"Secret timescaledb-{name}" for name in (
-            "colonies", "database", "heartbeat", "s3", "verify")), "Service timescaledb-headless",
-        "Service timescaledb-service", "ServiceAccount timescaledb",
+            "age", "colonies", "database", "heartbeat", "s3", "verify")),
+        "Service timescaledb-headless", "Service timescaledb-service", "ServiceAccount timescaledb",
         "StatefulSet timescaledb-statefulset"]
     assert set(first.names()).isdisjoint(second.names())
     assert [each["name"] for each in first.pod["containers"]] == ["postgres", "backup"]
