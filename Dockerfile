@@ -4,24 +4,38 @@
 #     docker build -t backup-executor .
 #
 # PG_MAJOR is that of the database server, or later: pg_dump refuses a server that is newer than
-# itself. CI builds 17 on amd64. Other majors come from PostgreSQL's own apt repository; they and
-# arm64 are unbuilt.
+# itself. CI builds 17 on amd64, on a base that debootstrap makes. Other majors come from PostgreSQL's
+# own apt repository; they and arm64 are unbuilt.
+#
+# For two platforms, with what it was made of, and an SBOM; or that of any image:
+#
+#     docker buildx build --platform linux/amd64,linux/arm64 --sbom=true --provenance=true --push \
+#         --build-arg SOURCE=https://example.org/its-source --build-arg VERSION=1.0.0 \
+#         --build-arg REVISION="$(git rev-parse HEAD)" -t REGISTRY/backup-executor:1.0.0 .
+#     syft REGISTRY/backup-executor:1.0.0 -o spdx-json
+#
+# Pinned are what all starts from, by the digest that Docker Hub had on 2026-10-08 for each platform,
+# and boto3 with all that it requires, by the hashes in .requirements.txt. Newer ones:
+#
+#     docker buildx imagetools inspect debian:trixie-slim
+#     echo boto3==1.44.5 | uv pip compile -U --generate-hashes --universal -o .requirements.txt -
+ARG BASE=debian:trixie-slim@sha256:a29215f6a35e51e22adffa17f89e9d2ef06214e64a2bad10d765c46aea49f11f
 
-FROM debian:trixie-slim AS venv
+FROM $BASE AS venv
 ARG DEBIAN_FRONTEND=noninteractive
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip
-# The whole tree is pinned: without its dependencies pip adds nothing else, and `check` says what is
-# missing. The examples are documentation; the .pyc files stay, nobody could write them later.
+COPY .requirements.txt /
+# Without dependencies pip adds nothing to what is pinned, and `check` says what is missing. The
+# examples are documentation; the .pyc files stay, nobody could write them later.
 RUN python3 -m venv --without-pip /opt/venv \
     && pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --only-binary=:all: \
-        boto3==1.44.5 botocore==1.44.5 jmespath==1.1.0 python-dateutil==2.9.0.post0 \
-        s3transfer==0.19.3 six==1.17.0 urllib3==2.8.0 \
+        --require-hashes -r /.requirements.txt \
     && pip --python /opt/venv/bin/python check \
     && rm -r /opt/venv/lib/python3*/site-packages/boto3/examples \
     && find /opt/venv -name 'examples-1.json*' -delete
 
-FROM debian:trixie-slim
+FROM $BASE
 ARG PG_MAJOR=17
 ARG DEBIAN_FRONTEND=noninteractive
 LABEL org.opencontainers.image.title="Colonies Backup Executor" \
@@ -32,11 +46,12 @@ LABEL org.opencontainers.image.title="Colonies Backup Executor" \
 ENV PATH=/opt/venv/bin:/usr/lib/postgresql/$PG_MAJOR/bin:$PATH \
     HOME=/tmp SHELL=/bin/bash LANG=C.UTF-8 \
     MALLOC_ARENA_MAX=1 MALLOC_TOP_PAD_=0
-# Debian's versions are not pinned: it keeps only the newest of a release, with its security fixes.
+# Debian's versions are not pinned: it keeps only the newest of a release, with its security fixes,
+# which the base has to get, too.
 # A login shell, as in tmux, takes PATH from /etc/profile. Nothing here needs a setuid program, nor
 # a folder for everybody beside /tmp and /backups (a volume in earnest).
 # hadolint ignore=DL3008
-RUN apt-get update \
+RUN apt-get update && apt-get upgrade -y \
     && apt-get install -y --no-install-recommends ca-certificates postgresql-client-common \
     && if [ "$PG_MAJOR" != 17 ]; then \
         /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y; \
@@ -56,6 +71,13 @@ COPY --chmod=755 backup_executor.py /app/
 # used only while it fits the source, also where somebody mounts another one over that.
 RUN python3 -m compileall -q --invalidation-mode checked-hash /app
 WORKDIR /app
+# From where it is, as whoever builds it says.
+ARG SOURCE=
+ARG VERSION=
+ARG REVISION=
+LABEL org.opencontainers.image.source=$SOURCE \
+    org.opencontainers.image.version=$VERSION \
+    org.opencontainers.image.revision=$REVISION
 # A number, so that runAsNonRoot can be checked: postgres in the images of TimescaleDB. No init
 # program: the executor handles its signals itself, also as process 1.
 USER 70:70

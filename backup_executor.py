@@ -4759,6 +4759,7 @@ info|1, with the version, the database and the name of the executor
 newest_timestamp_seconds|When the newest proven backup of this database began; 0: there is none
 newest_size_bytes|Bytes of that backup
 newest_dump_seconds|What pg_dump took for it
+newest_doubtful|1 if it is doubtful: of less than half of the last good one's size; else 0
 upload_seconds|What the last upload took, as far as it is known
 backups|Of this database good and doubtful ones; unproven (no checksum); other databases'
 verify_timestamp_seconds|When a backup of this database was verified last; 0: never
@@ -4798,26 +4799,32 @@ def survey(s: Settings) -> dict[str, Samples]:
     server = own_server(s, [of for of, database in whose if database == s.db_database])
     ours = whose.get((server, s.db_database), [])
     verdicts = verified(s3) or {}
-    doubts = len(judge(ours, verdicts, s.full_backups, time.time()).doubts)
+    doubts = judge(ours, verdicts, s.full_backups, time.time()).doubts
     every = sum(map(len, whose.values()))
     facts: dict[str, Samples] = {
-        "newest_timestamp_seconds": {"": 0},
         "backups": {
-            labels(kind="good"): len(ours) - doubts,
-            labels(kind="doubtful"): doubts,
+            labels(kind="good"): len(ours) - len(doubts),
+            labels(kind="doubtful"): len(doubts),
             labels(kind="unproven"): len(found) - every,
             labels(kind="other"): every - len(ours),
         },
         "bucket_timestamp_seconds": {"": int(time.time())},
     }
+    last = {"newest_timestamp_seconds": 0}
     for newest in ours[-1:]:
-        facts["newest_timestamp_seconds"] = {"": newest.seconds}
-        facts["newest_size_bytes"] = {"": newest.size}
-        with suppress(KeyError, ValueError):
-            facts["newest_dump_seconds"] = {"": int(newest.known["exectime-backup"])}
-        with suppress(KeyError):
-            facts["upload_seconds"] = {"": upload_seconds(found)[newest.key]}
+        last = about_newest(newest, found) | {"newest_doubtful": int(newest.key in doubts)}
+    facts |= {name: {"": value} for name, value in last.items()}
     return facts | last_verify(verdicts, (server, s.db_database), ours)
+
+
+def about_newest(newest: Backup, found: list[Backup]) -> dict[str, int]:
+    """What metrics tell of the newest backup, as far as it is known."""
+    facts = {"newest_timestamp_seconds": newest.seconds, "newest_size_bytes": newest.size}
+    with suppress(KeyError, ValueError):
+        facts["newest_dump_seconds"] = int(newest.known["exectime-backup"])
+    with suppress(KeyError):
+        facts["upload_seconds"] = upload_seconds(found)[newest.key]
+    return facts
 
 
 def own_server(s: Settings, servers: list[str]) -> str:
@@ -7747,9 +7754,10 @@ LOCKS = """SELECT json_build_array((SELECT count(*) FROM pg_class
 class Checking:
     """What a check has seen so far; one peer's answer serves in looking at the next."""
 
-    def __init__(self, settings: Settings, max_age: float):
+    def __init__(self, settings: Settings, options: Options):
         self.settings = settings
-        self.max_age = max_age  # hours that the newest backup may be old
+        self.max_age = options.max_age  # hours that the newest backup may be old
+        self.no_volume = options.no_volume  # the staging volume is elsewhere
         self.server: Server | None = None
         self.backups: list[Backup] | None = None  # of this database, proven; None: not looked at
 
@@ -7953,6 +7961,9 @@ def check_encryption(now: Checking) -> Lines:
 def check_volume(now: Checking) -> Lines:
     """Whether a dump like the newest one has room, and whether a finished one waits for S3."""
     s = now.settings
+    if now.no_volume:
+        yield "-", "not looked at: --no-volume"
+        return
     for dump in all_dumps(s):
         if dump.pending and str(dump.by).endswith(f"/{s.db_database}"):
             with_what = "" if dump.by == s.owner else f", with the settings of {dump.by}"
@@ -8084,9 +8095,9 @@ CHECKS = {
 }
 
 
-def all_lines(s: Settings, max_age: float) -> Iterator[Line]:
+def all_lines(s: Settings, options: Options) -> Iterator[Line]:
     """Try every peer; a line or more for each, as they come."""
-    now = Checking(s, max_age)
+    now = Checking(s, options)
     for about, look_at_it in CHECKS.items():
         try:
             for mark, text in look_at_it(now):
@@ -8096,17 +8107,17 @@ def all_lines(s: Settings, max_age: float) -> Iterator[Line]:
             yield Line("FAIL", about, printable(" ".join(text.split())))
 
 
-def check(s: Settings, max_age: float, as_json: bool) -> int:
+def check(s: Settings, options: Options) -> int:
     """The command; its exit status: 1 if something failed. The executor logs what is amiss."""
     lines = []
-    for line in all_lines(s, max_age):
+    for line in all_lines(s, options):
         lines.append(line)
-        if not as_json:
+        if not options.json:
             say(f"{line.mark:<5} {line.about}: {line.text}\n")
         if CHILD in os.environ and line.mark in ("FAIL", "warn"):
             level = "warning" if line.mark == "warn" or for_itself() else "error"
             log(level, f"`check` finds: {line.about}: {line.text}")
-    if as_json:
+    if options.json:
         say(json.dumps([line._asdict() for line in lines], indent=4) + "\n")
     return int(any(line.mark == "FAIL" for line in lines))
 
@@ -8132,16 +8143,31 @@ HELP = {
 With METRICS_PORT it answers GET /metrics there, for Prometheus, at all addresses, or with HOST:PORT
 at that one. Whoever reaches it learns, without a password, names, times and sizes, but no secret.
 The # HELP of each metric says what it is. What they tell of the bucket is looked up at the start,
-after each job, and every hour. To be alerted:
+after each job, and every hour. The chart has these as alerts:
 
-  abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600  no backup in time, or a clock
-                                       was wrong; of the last verify likewise:
-                                       colonies_backup_verify_timestamp_seconds
-  colonies_backup_verify_success == 0                  a backup is not whole
-  sum(colonies_backup_verify_step_seconds) > 4 * 3600  a restore would take too long
-  increase(colonies_backup_failures_total[1h]) > 0     a process failed
-  colonies_backup_bucket_reachable == 0                S3 is away; what is known of it stays
-  absent(colonies_backup_info)                         no executor is here that answers
+  abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600
+      no backup in time, or a clock was wrong
+  increase(colonies_backup_failures_total[1h]) > 0
+      a process failed
+  colonies_backup_newest_doubtful == 1
+      the newest backup has less than half of the size of the last good one
+  abs(time() - colonies_backup_verify_timestamp_seconds) > 9 * 86400
+      none was proven in time
+  colonies_backup_verify_success == 0
+      a backup is not whole
+  sum(colonies_backup_verify_step_seconds) > 4 * 3600
+      a restore would take too long
+  colonies_backup_uploads_waiting > 0
+      a finished dump waits for S3; if for hours
+  colonies_backup_staging_free_bytes < 1.2 * colonies_backup_newest_size_bytes
+  unless ignoring (function) colonies_backup_running == 1
+      the next dump has no room
+  absent(colonies_backup_bucket_reachable == 1)
+      S3 is away, or was not looked at yet: what is known of backups is old; if for an hour
+  colonies_backup_registered * colonies_backup_colonies_reachable == 0
+      Colonies is away, or lets the executor do nothing; if for an hour
+  absent(colonies_backup_info)
+      no executor is here that answers
 
 A private authority for Colonies (COLONIES_CA_FILE) takes basicConstraints (critical), keyUsage and
 subjectKeyIdentifier, what it signs authorityKeyIdentifier; else Python 3.13 refuses it.""",
@@ -8392,6 +8418,7 @@ class Options:
     resume: bool = False
     json: bool = False
     max_age: float = FOREVER
+    no_volume: bool = False
     name: str = "latest"
     file: str = ""
     database: str = ""
@@ -8445,6 +8472,8 @@ def command_line() -> argparse.ArgumentParser:
     verb = command("check", "try every setting and every peer", "check --max-age 26")
     text = "fail if the newest proven one is older"
     verb.add_argument("--max-age", type=float, default=FOREVER, metavar="HOURS", help=text)
+    text = "leave the staging volume out: it is not here"
+    verb.add_argument("--no-volume", action="store_true", help=text)
     verb.add_argument("--json", action="store_true", help="a list of mark, about and text")
     verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
     text = "its name in the bucket, or latest (the default)"
@@ -8519,7 +8548,7 @@ def run_command(s: Settings, options: Options) -> int:
         list_backups(s, options.json)
         return 0
     if s.command == "check":
-        return check(s, options.max_age, options.json)
+        return check(s, options)
     if s.command == "restore":
         return restore(s, options)
     if s.command == "prune":

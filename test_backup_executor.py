@@ -58,7 +58,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     demo, bench, faults, image         what the commands do
     mutations                          changes of the module that a test should notice
     test_*                             the rest of the tests, by what they are about
-    helm/ci: chart, test_chart         the chart, rendered, and its tests
+    helm/ci: chart, test_*             the chart, rendered, and its tests
 """
 from __future__ import annotations
 

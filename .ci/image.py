@@ -30,6 +30,7 @@ deb http://deb.debian.org/debian-security trixie-security main
 BASE_EXCLUDES = "".join(f"path-exclude /usr/share/{name}/*\n" for name in (
     "doc", "groff", "info", "lintian", "locale", "man")) + "path-include /usr/share/doc/*/copyright"
 IMAGE = "localhost/backup-executor"
+LABELS = {"source": "https://example.org/backup-executor", "version": "1.2.3", "revision": "c0ffee"}
 IMAGE_USER = random.randrange(10**5, 2**31)  # nobody whom a passwd knows
 IN_IMAGE = ("python", "-m", "backup_executor")
 
@@ -84,6 +85,7 @@ class Podman:
         pip = subprocess.run([sys.executable, *PIP, "config", "list"], text=True,
                              capture_output=True, check=True).stdout
         config = dict(re.findall(r"(?m)^(?:global|:env:)\.(cert|index-url)='(.*)'$", pip))
+        base = f"--build-arg=BASE={BASE}"  # no digest of Docker Hub's
         authorities = config.get("cert") or os.environ.get("SSL_CERT_FILE", "")
         with temporary_folder() as folder:
             volumes = [f"--volume={folder}/pip.conf:/etc/pip.conf:ro"] * bool(config or authorities)
@@ -92,8 +94,9 @@ class Podman:
                 volumes.append(f"--volume={authorities}:{config['cert']}:ro")
             (folder / "pip.conf").write_text("[global]\n" + "".join(
                 f"{name} = {value}\n" for name, value in config.items()))
-            self.build("venv", PROJECT, "--target=venv", *volumes)
-        self.build(IMAGE, PROJECT)
+            self.build("venv", PROJECT, base, "--target=venv", *volumes)
+        self.build(IMAGE, PROJECT, base, *(
+            f"--build-arg={name.upper()}={text}" for name, text in LABELS.items()))
 
     def arguments(self, folder: Path | None, settings: dict[str, str], *command: str,
                   options: tuple[str, ...] = (), image: str = IMAGE) -> list[str]:

@@ -164,6 +164,14 @@ def test_check_names_a_finished_dump_that_waits_for_s3(scene: Scene, meddler: Pr
         "ok"]
 
 
+def test_check_can_leave_out_a_staging_volume_that_is_elsewhere(scene: Scene) -> None:
+    scene.backup()
+    for argument, status, mark in ("--json", 1, "FAIL"), ("--no-volume", 0, "-"):
+        said = scene.run("check", "--json", argument, status=status, BACKUP_PATH="/nonexistent")
+        assert [line["about"] for line in json.loads(said.stdout) if line["mark"] == mark][:1] == [
+            "staging volume"]
+
+
 # ---- What was not looked at --------------------------------------------------------------------
 
 def test_a_check_without_s3_says_nothing_of_which_jobs_meet_a_dump(

@@ -54,14 +54,22 @@ def test_other_spellings_secrets_in_files_and_empty_variables_will_do(
         scene.s3.secret_key).stdout
 
 
-def test_the_dockerfile_is_clean_and_has_the_boto3_that_the_tests_have() -> None:
+def test_the_dockerfile_is_clean_and_has_the_boto3_that_the_tests_have_by_its_hashes() -> None:
     dockerfile = PROJECT / "Dockerfile"
     ran = subprocess.run([tool("hadolint"), str(dockerfile)], text=True, capture_output=True,
                          check=False)
     assert ran.returncode == 0, ran.stdout
-    pins = re.findall(r"(?<= )[\w-]+==[\w.]+", dockerfile.read_text())
+    lock = (PROJECT / ".requirements.txt").read_text()
+    pins = re.findall(r"(?m)^([\w-]+==\S+)(?: \\\n    --hash=sha256:\w{64})+$", lock)
+    assert len(pins) > 5 and pins == re.findall(r"(?m)^([^ #]\S+)", lock)
     assert [pin for pin in pins if pin in requirements()] == [
         pin for pin in requirements() if pin.startswith("boto3==")]
+    made = lock.splitlines()[1].removeprefix("#    ").replace("compile", "compile -U")
+    assert f"#     echo {pins[0]} | {made}\n" in dockerfile.read_text()
+    assert "--require-hashes -r /.requirements.txt" in dockerfile.read_text()
+    images = re.findall(r"(?m)^(?:ARG BASE=|FROM )(\S+)", dockerfile.read_text())
+    assert re.fullmatch(r"debian:trixie-slim@sha256:[0-9a-f]{64}", images[0])
+    assert set(images[1:]) == {"$BASE"}
 
 
 def test_no_failure_shows_a_secret_even_where_a_peer_repeats_it(

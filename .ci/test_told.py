@@ -22,8 +22,8 @@ import pytest
 
 import backup_executor
 from colonies import FAILED
+from debian import unpacked
 from environment import PROJECT, ROOT
-from image import ADMIN_PATH
 from proxies import Proxy, Stranger, http_reply, secured, through
 from restores import RESTORED, verifying
 from servers import Executor, Program, free_ports, kill_child, memory, run
@@ -270,7 +270,8 @@ def test_metrics_tell_of_backups_and_verifies_and_a_restart_loses_none_of_them(
              for step, seconds in proof["seconds"].items()}
     assert len(steps) == 4
     told = {"newest_timestamp_seconds": int(made["filename"][7:-4]),
-            "newest_size_bytes": made["size"], "newest_dump_seconds": made["exectime_backup"],
+            "newest_size_bytes": made["size"], "newest_doubtful": 0,
+            "newest_dump_seconds": made["exectime_backup"],
             'backups{kind="good"}': 1, 'backups{kind="doubtful"}': 0, 'backups{kind="unproven"}': 0,
             'backups{kind="other"}': 0, f'verify_success{{verdict="{RESTORED}"}}': 1, **steps}
     for name, value in told.items():
@@ -300,6 +301,7 @@ def test_metrics_tell_of_each_kind_of_backup_and_of_a_verify_whose_backup_is_gon
     with Executor(site.environ() | scraped.settings) as executor:
         found = scraped.wait(looked)
         assert kinds(found) == {"good": 1, "doubtful": 1, "unproven": 1, "other": 2}
+        assert found["newest_doubtful"] == 1
         assert found["newest_timestamp_seconds"] == 1999999999
         assert found['verify_success{verdict="failed"}'] == 0
         assert set(json.loads(site.objects()["verified.json"])) == {
@@ -416,21 +418,12 @@ def test_a_port_alone_is_one_at_all_addresses() -> None:
 
 # ---- Prometheus itself, which the command `image` brings ---------------------------------------
 
-@pytest.fixture(scope="session")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of Debian's prometheus and promtool; to install them might start one."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    for command in ("apt-get -q update", "apt-get -q download prometheus", "dpkg-deb -x *.deb ."):
-        ran = subprocess.run(["sh", "-c", command], cwd=folder, text=True, capture_output=True,
-                             env={**os.environ, "PATH": ADMIN_PATH}, check=False)
-        assert ran.returncode == 0, ran.stderr
-    return folder / "usr/bin"
-
-
 @standin()
 def image_metrics_are_what_promtool_and_a_real_prometheus_take(
-        site: Site, prometheus: Path, tmp_path: Path) -> None:
+        site: Site, tmp_path: Path) -> None:
+    """Also what the alerts of `serve --help`, and the chart's dashboard, ask for is there."""
     scraped, odd = Scraped(), 'a "name" \\ of\nthis'
+    prometheus = unpacked("prometheus", beside=False) / "usr/bin"  # installed it might start
     [port] = free_ports(1)
     with Executor(site.environ() | scraped.settings | {"COLONIES_EXECUTOR_NAME": odd}):
         made = site.succeeds(site.submit())
@@ -462,7 +455,11 @@ def image_metrics_are_what_promtool_and_a_real_prometheus_take(
             assert newest == int(made["filename"][7:-4])
             [(labels, _)] = query("colonies_backup_info")
             assert labels["executor"] == odd.replace("\n", "\\U0000000a")
-            rules = re.findall("(?m)^  (.*colonies_backup_.*?)  ", backup_executor.HELP["serve"])
-            inverse = [re.sub("> .*|== 0", "< 9e9", rule).removeprefix("absent") for rule in rules]
-            becomes_true(lambda: [len(query(rule)) for rule in inverse] == [1, 1, 1, 3, 1, 1])
-            assert [query(rule) for rule in rules] == [[]] * 6
+            board = json.loads((PROJECT / "helm/dashboard.json").read_text())
+            asked = [re.sub(r"\$\w+", ".*", target["expr"]).removesuffix("== 1")
+                     for panel in board["panels"] for target in panel["targets"]]
+            becomes_true(lambda: all(map(query, asked)))
+            rules = re.findall(r"(?m)((?:^  \S.*\n)+)      \S", backup_executor.HELP["serve"])
+            named = {*re.findall(r"colonies_backup_\w+", "".join(rules))}
+            assert all(map(query, named)) and len(rules) == 11
+            assert [query(rule) for rule in rules] == [[]] * 11

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -58,11 +59,19 @@ WHOLE = overlay({}, {
     **SECRET_VALUES, "backup.image.repository": "registry.example.org/backup-executor",
     "backup.colonies.host": "colonies.example.org", "backup.colonies.colonyName": "dev",
     "backup.s3.bucket": "backup", "backup.verifyCron": "0 0 4 * * 0",
-    "backup.checkCron": "0 0 8 * * *", "backup.verify.host": "scratch.example.org"})
+    "backup.checkCron": "0 0 8 * * *", "backup.verify.host": "scratch.example.org",
+    "backup.metricsPort": 9187})
 OTHERS = overlay(WHOLE, {**dict.fromkeys(SECRET_VALUES, ""), **EXISTING,
                          "backup.colonies.secretKeys.executorPrvkey": "executor-prvkey"})
 ALONE = overlay(WHOLE, {"database.enabled": False, "database.host": "database.example.org"})
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 BOTH_WAYS = pytest.mark.parametrize("values", [WHOLE, ALONE], ids=["database", "alone"])
+
+
+def executor_of(pod: dict[str, Any]) -> Any:
+    """The container of a pod that is the executor's."""
+    [found] = [each for each in pod["containers"] if each["name"] in ("backup", "check")]
+    return found
 
 
 class Rendered:
@@ -73,7 +82,7 @@ class Rendered:
         [self.workload] = self.kind("StatefulSet", "Deployment")
         self.template = self.workload["spec"]["template"]
         self.pod = self.template["spec"]
-        self.sidecar, self.check = self.pod["containers"][-1], self.kind("Pod")[0]["spec"]
+        self.sidecar, self.check = executor_of(self.pod), self.kind("Pod")[0]["spec"]
 
     def kind(self, *kinds: str) -> list[dict[str, Any]]:
         return [each for each in self.objects if each["kind"] in kinds]
@@ -82,13 +91,13 @@ class Rendered:
         return sorted(f"{each['kind']} {each['metadata']['name']}" for each in self.objects)
 
     def files(self, pod: dict[str, Any]) -> dict[str, str]:
-        """The secrets' files in a pod's last container; a mere key for what is others'."""
+        """The secrets' files in a pod's executor; a mere key for what is others'."""
         data = {(each["metadata"]["name"], key): base64.b64decode(text).decode()
                 for each in self.kind("Secret") for key, text in each["data"].items()}
         volumes = {each["name"]: each.get("projected", {}) for each in pod["volumes"]}
         return {f"{mount['mountPath']}/{item['path']}": data.get(
                     (source["secret"]["name"], item["key"]), f"key {item['key']}")
-                for mount in pod["containers"][-1]["volumeMounts"]
+                for mount in executor_of(pod)["volumeMounts"]
                 for source in volumes.get(mount["name"], {}).get("sources", [])
                 for item in source["secret"]["items"]}
 
@@ -99,6 +108,16 @@ class Rendered:
         return {each["name"].removesuffix(
                     "_FILE" if each.get("value") in files and each["name"] not in named else ""):
                 files.get(each.get("value"), each.get("value")) for each in env}
+
+
+def assert_valid(rendered: Rendered) -> None:
+    """To the oldest and the newest Kubernetes whose schemas are at hand, which know each field."""
+    versions = kubernetes_validate.utils.all_versions()
+    for each in rendered.objects:
+        if each["kind"] in ("PodMonitor", "PrometheusRule"):
+            continue  # of the Prometheus Operator, whose schemas aren't
+        kubernetes_validate.validate(each, versions[0], strict=True)
+        kubernetes_validate.validate(each, versions[-1], strict=True)
 
 
 class Helm:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
-import http.server
 import json
 import os
 import re
@@ -13,13 +12,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -27,6 +24,7 @@ import backup_executor
 from chart import (
     ALONE,
     BOTH_WAYS,
+    CERTIFICATE,
     CHART,
     EXISTING,
     OTHERS,
@@ -34,32 +32,28 @@ from chart import (
     WHOLE,
     Helm,
     Rendered,
+    assert_valid,
+    executor_of,
     overlay,
 )
 from colonies import FAILED, USER_KEY
+from describe import SCHEMA, comments, described, descriptions, written
 from environment import EXECUTOR, ROOT
 from image import ADMIN_PATH, IMAGE, IMAGE_PROGRAMS, Podman
 from readme import CHART_README, blocks
-from servers import SYSTEM_PATH, Postgres, Program, executor_environment, run
+from servers import SYSTEM_PATH, Program, executor_environment, run
 from surroundings import Site, standin
 
 pytest_plugins = ["common"]
 
 # ---- The chart ---------------------------------------------------------------------------------
 
-def assert_valid(rendered: Rendered) -> None:
-    """To the oldest and the newest Kubernetes whose schemas are at hand, which know each field."""
-    versions = kubernetes_validate.utils.all_versions()
-    for each in rendered.objects:
-        kubernetes_validate.validate(each, versions[0], strict=True)
-        kubernetes_validate.validate(each, versions[-1], strict=True)
-
-
 @pytest.mark.parametrize("path", [*CHART.glob("ci/*-values.yaml")], ids=lambda path: path.stem)
 def chart_lints_and_renders_what_the_oldest_and_the_newest_kubernetes_take(
         helm: Helm, path: Path) -> None:
     values = yaml.safe_load(path.read_text())
-    assert " 0 chart(s) failed" in helm("lint", "--strict", str(CHART), **values)
+    for major in (4, 3):
+        assert " 0 chart(s) failed" in helm("lint", "--strict", str(CHART), major=major, **values)
     rendered = helm.render(values)
     assert_valid(rendered)
     assert helm.render(values, major=3).objects == rendered.objects
@@ -88,17 +82,16 @@ def merged(values: Any, others: Any) -> Any:
 def leaves() -> list[tuple[str, dict[str, Any], Any]]:
     """Path, schema and default of each value; every one has a schema, and every schema a value.
 
-    What has no required properties is a value as a whole, which Kubernetes takes as it is.
+    What has its schema by name is a value as a whole, which Kubernetes takes as it is.
     """
-    schema = json.loads((CHART / "values.schema.json").read_text())
+    schema = json.loads(SCHEMA.read_text("utf-8"))
 
     def walk(node: dict[str, Any], value: Any, path: str) -> Any:
-        if "$ref" in node:
-            node = schema["definitions"][node["$ref"].rpartition("/")[2]]
-        if "required" not in node:
-            return [(path, node, value)]
+        if "properties" not in node:
+            name = node.get("$ref", "").rpartition("/")[2]
+            return [(path, {**schema["definitions"].get(name, {}), **node}, value)]
         known = set(node["properties"]) - ({"global", "enabled"} if not path else set())  # helm's
-        assert known == set(node["required"]) == set(value), path
+        assert known == set(value) >= set(node.get("required", ())), path
         assert node["additionalProperties"] is False, path
         return [leaf for name in value for leaf in walk(
             node["properties"][name], value[name], f"{path}.{name}".lstrip("."))]
@@ -108,7 +101,7 @@ def leaves() -> list[tuple[str, dict[str, Any], Any]]:
 
 def another(schema: dict[str, Any], value: Any) -> Any:
     """Another value than VALUE, of which the schema approves."""
-    texts = ("other", "/tmp/other", "11Gi", f"sha256:{64 * '0'}", "none", "0 0 2 * * *")
+    texts = ("other", "/tmp/other", "11Gi", f"sha256:{64 * '0'}", "none", "0 0 2 * * *", "@daily")
     kind, items = schema.get("type", "enum"), schema.get("items", {})
     if kind == "array" and items.get("type") == "object":
         return [dict.fromkeys(items.get("required", ()), "other")]
@@ -124,6 +117,16 @@ def another(schema: dict[str, Any], value: Any) -> Any:
 
 
 Effects = dict[str, tuple[Any, Rendered, Rendered]]
+# Where not any other value will do; and what must be there for a value to have an effect.
+OTHER: dict[str, Any] = {
+    "backup.ca.pem": CERTIFICATE,
+    "extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "other"}}]}
+NEEDED: dict[str, dict[str, Any]] = {
+    "database.extraVolumeMounts": {"extraVolumes": [{"name": "other"}]},
+    "backup.extraVolumeMounts": {"extraVolumes": [{"name": "other"}]},
+    "backup.ca.key": {"backup.ca.existingConfigMap": "own"},
+    "backup.s3.ambient": {"backup.s3.ambient": True, "backup.s3.accessKey": "",
+                          "backup.s3.secretAccessKey": ""}}
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +136,11 @@ def effects(helm: Helm) -> Effects:
     for path, schema, value in leaves():
         alone = path in ("database.host", "database.port", "backup.persistence.enabled")
         base, before = bases[2 if alone else ".secretKeys." in path]
-        changes = {path: SECRET_VALUES.get(path, "")[::-1] or another(schema, value)}
+        if path in NEEDED:
+            base = overlay(base, NEEDED[path])
+            before = helm.render(base)
+        changes = {path: SECRET_VALUES.get(path, "")[::-1] or OTHER.get(path)
+                   or another(schema, value)}
         if path == "database.enabled":
             changes["database.host"] = "other"
         if path in EXISTING:
@@ -143,22 +150,13 @@ def effects(helm: Helm) -> Effects:
     return found
 
 
-def comments() -> dict[str, tuple[str, str]]:
-    """Of each path in values.yaml the comment, beside or above it, and its parent's."""
-    found, above, path = {"": ("", "")}, "", [""]
-    for line in (CHART / "values.yaml").read_text().splitlines():
-        if match := re.match(r"( *)(\w+):(?:.*?\s#(.*))?", line):
-            path = [*path[:len(match[1]) // 2 + 1], match[2]]
-            parent = found[".".join(path[1:-1])][0]
-            found[".".join(path[1:])] = above + (match[3] or ""), parent
-        above = above + line if line.lstrip().startswith("#") else ""
-    return found
-
-
 def chart_schema_knows_each_value_and_values_yaml_explains_it() -> None:
     said = comments()
     assert [path for path, _, _ in leaves()
             if not any(re.search("[a-z]{2}", comment) for comment in said[path])] == []
+    text = SCHEMA.read_text("utf-8")
+    described_now = described(json.loads(text), descriptions())
+    assert text == written(described_now) + "\n", "`python helm/ci/describe.py` writes it"
 
 
 def chart_values_that_restart_the_database_or_cannot_be_changed_are_marked(
@@ -220,10 +218,39 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"backup.s3.bucket": ""}, "backup.s3.bucket is missing"),
     ({"backup.s3.accessKey": ""}, "backup.s3.accessKey and backup.s3.secretAccessKey: one of them"),
     (NO_KEYS, "backup.s3.accessKey and secretAccessKey, or backup.s3.existingSecret, are missing"),
-    ({**NO_KEYS, "serviceAccount": {"create": False, "annotations": {"role": "r"}}}, "keys for S3"),
+    ({**NO_KEYS, "serviceAccount": {"annotations": {"role": "r"}}}, "set backup.s3.ambient=true"),
+    ({"backup.s3.ambient": True}, "backup.s3.ambient says that keys come from outside"),
+    ({"backup.colonies.host": "colonies:443"}, "colonies.host is a name or an address alone"),
+    ({"backup.colonies.host": "https://colonies"}, "and the port goes to\n  backup.colonies.port"),
+    ({"backup.verify.host": "scratch:5432"}, "backup.verify.host is a name or an address alone"),
+    ({"database.enabled": False, "database.host": "a/b"}, "database.host is a name or an address"),
+    ({"database.image.tag": None}, "database.image.tag or database.image.digest is missing"),
+    ({"database.password": "", "database.existingSecret": "own", "database.secretKeys": None},
+     "database.secretKeys.password is missing: its key in database.existingSecret"),
+    ({**NO_KEYS, "backup.s3.existingSecret": "own", "backup.s3.secretKeys.accessKey": None},
+     "backup.s3.secretKeys.accessKey is missing: its key in backup.s3.existingSecret"),
+    ({"backup.ca.pem": CERTIFICATE, "backup.ca.existingSecret": "own"}, "Secret: which one?"),
+    ({"backup.ca.pem": "file.pem"}, "backup.ca.pem has no certificate"),
+    ({"backup.ca.pem": f"{CERTIFICATE}-----BEGIN EC PRIVATE KEY-----"}, "pem holds a private key"),
+    ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels: helm.sh/chart is set by the chart"),
+    ({"commonAnnotations": {"helm.sh/hook": "test"}}, "commonAnnotations: helm.sh/hook is set by"),
+    ({"database.annotations": {"timescaledb.chart/path": ""}}, "timescaledb.chart/path is set"),
+    ({"backup.persistence.labels": {"app.kubernetes.io/name": "x"}}, "backup.persistence.labels: "),
+    ({"extraVolumes": [{"name": "a"}, {"name": "a"}]}, "extraVolumes: a is there twice"),
+    ({"backup.extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}, "a is none of extraVolumes"),
+    ({"extraVolumes": [{"name": "a"}], "backup.extraVolumeMounts": [
+        {"name": "a", "mountPath": "/a"}, {"name": "a", "mountPath": "/a/"}]},
+     "backup.extraVolumeMounts: there is something else at /a"),
+    ({"extraVolumes": [{"name": "a"}], "database.extraVolumeMounts": [
+        {"name": "a", "mountPath": "/dev/shm"}]}, "Mounts: there is something else at /dev/shm"),
+    ({"backup.ca.existingSecret": "own", "extraVolumes": [{"name": "backup-ca"}]}, "-ca is the"),
+    ({"sidecars": [{"name": "backup"}]}, "sidecars: there is another container backup"),
+    ({"sidecars": [{"name": "a"}], "initContainers": [{"name": "a"}]}, "another container a"),
     ({"backup.verify.password": ""}, "backup.verify.password or backup.verify.existingSecret is"),
     ({"backup.verifyCronName": "backupcron"}, "cronName and backup.verifyCronName are the same"),
     ({"backup.checkCronName": "verifycron"}, "verifyCronName and backup.checkCronName are the sam"),
+    ({"backup.age.existingSecret": "own"}, "backup.age.identity and existingSecret are both set"),
+    ({"backup.extraEnv": [{"name": "KEEP_DAILY"}]}, "backup.extraEnv: KEEP_DAILY has a value"),
     ({"backup.extraEnv": [{"name": "DB_PASSWORD"}]}, "backup.extraEnv: DB_PASSWORD has a value"),
     ({"backup.extraEnv": [{"name": "AWS_S3_BUCKET"}]}, "AWS_S3_BUCKET has a value of its own"),
     ({"backup.extraEnv": [{"name": "TZ"}, {"name": "TZ"}]}, "backup.extraEnv: TZ is there twice"),
@@ -231,6 +258,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"database.extraEnv": [{"name": "A"}, {"name": "A"}]}, "database.extraEnv: A is there twice"),
     ({"extraVolumes": [{"name": "tmp"}]}, "extraVolumes: tmp is the name of a volume of the chart"),
     ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is set by"),
+    ({"backup.metricsPort": 0, "monitoring.podMonitor": True}, "podMonitor takes backup.metricsPo"),
+    ({"backup.metricsPort": 0, "monitoring.rules": True}, "monitoring.rules takes backup.metricsP"),
+    ({"monitoring.checkSchedule": "0 0 8 * * *"}, "'/monitoring/checkSchedule': '0 0 8 * * *' do"),
     ({"backup.path": "/tmp/"}, "backup.path: there is something else at /tmp"),
     ({"backup.aliveFile": "/run/alive"}, "backup.aliveFile is on the read-only root"),
     # What the schema refuses. It does not repeat a secret.
@@ -238,7 +268,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"database.password": 12345}, "'/database/password': got number, want string\n"),
     ({"database.port": "5432"}, "'/database/port': got string, want integer"),
     ({"database.secretKeys.password": ""}, "'/database/secretKeys/password': minLength"),
-    ({"backup.colonies.host": "https://colonies"}, "'/backup/colonies/host': 'https://colonies'"),
     ({"backup.s3.endpoint": "ftp://s3"}, "'/backup/s3/endpoint': 'ftp://s3' does not match"),
     ({"database.resources": {"limit": {}}}, "additional properties 'limit' not allowed"),
     ({"backup.colonies.port": None}, "'/backup/colonies': missing property 'port'"),
@@ -258,210 +287,82 @@ def chart_refuses_what_would_go_wrong_later_and_says_what(
     assert len(re.findall("(?m)^ *- ", ran.stderr)) == 1, ran.stderr
 
 
+def chart_unsets_what_is_null_and_says_what_cannot_be(helm: Helm) -> None:
+    """All that the schema does not require at once; and then all that it does."""
+    least = {path: value for path, value in flat(WHOLE) if path in (
+        "backup.image.repository", "backup.colonies.host", "backup.colonies.colonyName",
+        "backup.colonies.colonyPrvkey", "backup.s3.bucket", "database.password")}
+    least |= {"database.image.tag": "1-pg17", "backup.s3.ambient": True}
+    required: list[str] = []
+    optional: list[str] = []
+
+    def walk(node: dict[str, Any], path: str) -> None:
+        for name, each in node["properties"].items():
+            inner = f"{path}{name}"
+            if any(known.startswith(f"{inner}.") for known in least) or "required" in each:
+                walk(each, f"{inner}.")
+            elif inner not in ("global", "enabled", *least):  # helm's own
+                (required if name in node.get("required", ()) else optional).append(inner)
+
+    walk(json.loads(SCHEMA.read_text("utf-8")), "")
+    assert len(required) > 8 and len(optional) > 50
+    for more in {}, {"database.enabled": False, "database.host": "other"}:
+        values = overlay({}, {**dict.fromkeys(optional), **least, **more})
+        rendered = helm.render(values)
+        assert helm.render(values, major=3).objects == rendered.objects
+        assert_valid(rendered)
+        assert set(rendered.settings()) == {
+            "COLONIES_SERVER_HOST", "COLONIES_SERVER_PORT", "COLONIES_COLONY_NAME",
+            "COLONIES_COLONY_PRVKEY", "COLONIES_EXECUTOR_NAME", "COLONIES_EXECUTOR_TYPE",
+            "DB_HOST", "DB_DATABASE", "DB_USER", "DB_PASSWORD", "AWS_S3_BUCKET_NAME",
+            "BACKUP_PATH", "BACKUP_ALIVE_FILE", *(["DB_PORT"] if not more else [])}
+    said = helm.run("template", "db", str(CHART), **overlay(WHOLE, dict.fromkeys(required)))
+    for path in required:
+        assert re.search(f"missing propert.*'{path.rpartition('.')[2]}'", said.stderr), path
+
+
+@pytest.mark.parametrize("odd", ["㭸", "0x1F", "1e3", "012", "true", "null", "2026-11-29", "~"])
+def chart_keeps_a_text_that_looks_like_something_else_a_text(helm: Helm, odd: str) -> None:
+    """`㭸` is 4624 in base64, which was a number; --set, too, has numbers of its own."""
+    odds = ("database.password", "database.name", "database.user", "backup.s3.secretAccessKey",
+            "backup.s3.bucket", "backup.s3.prefix", "backup.colonies.colonyName",
+            "backup.colonies.executorType", "backup.cronName", "database.image.tag",
+            "backup.image.tag", "backup.persistence.existingClaim",
+            "database.persistence.existingClaim", "podLabels.odd", "commonAnnotations.odd")
+    rendered = helm.render(overlay(WHOLE, dict.fromkeys(odds, odd)))
+    assert {"DB_PASSWORD": odd, "AWS_S3_SECRET_ACCESS_KEY": odd, "DB_DATABASE": odd,
+            "BACKUP_CRON_NAME": odd, "COLONIES_COLONY_NAME": odd}.items() <= (
+                rendered.settings().items())
+    for container in rendered.pod["containers"]:
+        assert container["image"].endswith(f":{odd}")
+    assert [each["persistentVolumeClaim"]["claimName"] for each in rendered.pod["volumes"]
+            if "persistentVolumeClaim" in each] == [odd, odd]
+    assert rendered.template["metadata"]["labels"]["odd"] == odd
+    assert {each["metadata"]["annotations"]["odd"] for each in rendered.objects} == {odd}
+
+
+def chart_takes_no_number_for_a_text_but_each_number_for_a_number(helm: Helm) -> None:
+    ran = helm.run("template", "db", str(CHART), "--set=database.password=12345",
+                   "--set=backup.colonies.colonyName=7", **WHOLE)
+    assert ran.stderr.count("got number, want string") == 2 and "12345" not in ran.stderr
+    text = helm("template", "db", str(CHART), "--set=backup.fullBackups=1000000",
+                "--set=backup.maxWait=999999", "--set=backup.metricsPort=9187",
+                "--set-string=database.password=012345", **WHOLE)
+    settings = Rendered(text).settings()
+    assert (settings["FULL_BACKUPS"], settings["BACKUP_MAX_WAIT"], settings["METRICS_PORT"],
+            settings["DB_PASSWORD"]) == ("1000000", "999999", "9187", "012345")
+
+
 @BOTH_WAYS
 def chart_has_a_port_for_metrics_where_there_are_some(helm: Helm, values: dict[str, Any]) -> None:
-    assert "ports" not in helm.render(values).sidecar
-    rendered = helm.render(overlay(values, {"backup.metricsPort": 9187}))
+    assert "ports" not in helm.render(overlay(values, {"backup.metricsPort": 0})).sidecar
+    rendered = helm.render(values)
     assert rendered.sidecar["ports"] == [{"name": "metrics", "containerPort": 9187}]
 
 
 def chart_without_values_names_all_that_is_missing_at_once(helm: Helm) -> None:
     said = helm.run("template", "db", str(CHART)).stderr
     assert len(re.findall(r"(?m)^- .* (?:is|are) missing", said)) == 7, said
-
-
-class ClusterRequest(http.server.BaseHTTPRequestHandler):
-    """A request to a Cluster."""
-
-    protocol_version = "HTTP/1.1"
-    server: Cluster
-
-    def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        found = self.server.answer(self.command, self.path.partition("?")[0], body)
-        missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
-                   "reason": "NotFound", "message": "not found"}
-        text = json.dumps(found or missing).encode()
-        self.send_response(200 if found else 404)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    do_GET = do_POST = do_PATCH = do_DELETE = answer
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Cluster(http.server.ThreadingHTTPServer):
-    """What stands for a cluster: it keeps the objects that helm makes, and nobody acts on them."""
-
-    STATEFULSETS = "/apis/apps/v1/namespaces/prod/statefulsets"
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), ClusterRequest)
-        version = {"groupVersion": "apps/v1", "version": "v1"}
-        self.about: dict[str, Any] = {
-            "/version": {"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
-            "/api": {"kind": "APIVersions", "versions": ["v1"]},
-            "/api/v1": self.kinds("v1", "Pod", "Secret", "Service", "ServiceAccount",
-                                  "PersistentVolumeClaim"),
-            "/apis": {"kind": "APIGroupList", "groups": [
-                {"name": "apps", "versions": [version], "preferredVersion": version}]},
-            "/apis/apps/v1": self.kinds("apps/v1", "StatefulSet", "Deployment")}
-        self.objects: dict[str, dict[str, Any]] = {}  # by their paths
-
-    def kinds(self, version: str, *names: str) -> dict[str, Any]:
-        verbs = ["list", "get", "create", "patch", "delete"]
-        return {"kind": "APIResourceList", "groupVersion": version, "resources": [
-            {"name": f"{name.lower()}s", "kind": name, "namespaced": True, "verbs": verbs}
-            for name in names]}
-
-    def answer(self, method: str, path: str, body: bytes) -> dict[str, Any] | None:
-        """What is at PATH; with DELETE, what was."""
-        if method == "POST":
-            path = f"{path}/{json.loads(body)['metadata']['name']}"
-        if method in ("POST", "PATCH"):
-            self.objects[path] = self.merged(self.objects.get(path, {}), json.loads(body))
-        if path == self.STATEFULSETS:
-            return {"kind": "StatefulSetList", "apiVersion": "apps/v1",
-                    "items": list(self.statefulsets().values())}
-        if method == "DELETE":
-            return self.objects.pop(path, None)
-        return self.about.get(path) or self.objects.get(path)
-
-    def helm(self, home: Path, **more: str) -> Helm:
-        return Helm(home, HELM_NAMESPACE="prod",
-                    HELM_KUBEAPISERVER=f"http://127.0.0.1:{self.server_port}", **more)
-
-    def merged(self, old: Any, new: Any) -> Any:
-        if not isinstance(old, dict) or not isinstance(new, dict):
-            return new
-        return old | {key: self.merged(old.get(key), value) for key, value in new.items()}
-
-    def statefulsets(self) -> dict[str, dict[str, Any]]:
-        return {path.rpartition("/")[2]: each for path, each in self.objects.items()
-                if path.startswith(self.STATEFULSETS)}
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-CHART_NAME = "timescaledb"
-
-
-def umbrella(folder: Path, parts: dict[str, Any]) -> Path:
-    """
-    A chart with PARTS, by name: under that alias the chart, or, where a part has parts, such a
-    chart. It has StatefulSets of others, too, whose charts have names much like the chart's.
-    """
-    (folder / "templates").mkdir(parents=True)
-    for number, label in enumerate(("timescaledb-2-1.0.0", "my-timescaledb-1.0.0", "")):
-        labels = {"helm.sh/chart": label, "app.kubernetes.io/instance": "{{ .Release.Name }}"}
-        (folder / "templates" / f"{number}.yaml").write_text(json.dumps({
-            "apiVersion": "apps/v1", "kind": "StatefulSet", "spec": {}, "metadata": {
-                "name": f"{folder.name}-{number}", "labels": labels if label else {}}}))
-    dependencies = []
-    for name, below in parts.items():
-        chart = name if below else CHART_NAME
-        if below:
-            umbrella(folder / "charts" / name, below)
-        else:
-            shutil.copytree(CHART, folder / "charts" / CHART_NAME, dirs_exist_ok=True)
-        dependencies.append({"name": chart, "alias": name, "version": "*",
-                             "condition": f"{name}.enabled"})
-    (folder / "Chart.yaml").write_text(json.dumps({
-        "apiVersion": "v2", "name": folder.name, "version": "2.0.0",
-        "dependencies": dependencies}))
-    return folder
-
-
-LONG = 63 * "x"  # an alias that leaves the label of the chart no room for a version
-
-
-@pytest.fixture
-def releases(postgres: Postgres) -> Iterator[str]:
-    """The address of a database of helm's releases: the cluster's own it would send as protobuf."""
-    name = f"helm_{secrets.token_hex(4)}"
-    address = f"{name}:{name}@127.0.0.1:{postgres.port}/{name}?sslmode=disable"
-    # helm's driver refuses the one iteration with which tests make passwords.
-    postgres.sql(f"SET scram_iterations = 4096; CREATE ROLE {name} LOGIN PASSWORD '{name}'")
-    with postgres.dropping():
-        postgres.run("createdb", "--owner", name, name)
-        yield f"postgresql://{address}"
-
-
-@pytest.mark.parametrize("major", [4, 3])
-@pytest.mark.parametrize("parts, names", [
-    ({}, {"": "timescaledb"}),
-    ({CHART_NAME: {}, "second": {}}, {f"{CHART_NAME}.": "timescaledb", "second.": "second"}),
-    ({"shop": {LONG: {}}, "web": {LONG: {}}},
-     {f"shop.{LONG}.": "shop-db", f"web.{LONG}.": "web-db"}),
-], ids=["alone", "aliases", "deep"])
-def chart_refuses_an_upgrade_that_would_take_a_database_away_and_no_other(
-        cluster: Cluster, releases: str, tmp_path: Path, parts: dict[str, Any],
-        names: dict[str, str], major: int) -> None:
-    """NAMES are those of the databases, by where their values are."""
-    chart = umbrella(tmp_path / "umbrella", parts) if parts else CHART
-    helm = cluster.helm(tmp_path, HELM_DRIVER="sql", HELM_DRIVER_SQL_CONNECTION_STRING=releases)
-
-    def take(verb: str, where: str = "", changes: dict[str, Any] | None = None) -> str:
-        """What helm complains of, with CHANGES to the values at WHERE."""
-        whole = {f"{each}{key}": value for each, name in names.items()
-                 for key, value in overlay(WHOLE, {"fullnameOverride": name}).items()}
-        changed = {f"{where}{path}": value for path, value in (changes or {}).items()}
-        ran = helm.run(verb, "db", str(chart), "--disable-openapi-validation", major=major,
-                       **overlay({}, {**whole, **changed}))
-        assert (ran.returncode == 0) == (ran.stderr == ""), ran.stderr
-        return ran.stderr
-
-    last = [*names][-1]
-    there: set[str] = set()
-    # A second one is added; then nothing changes.
-    for verb, changes in ("install", {"enabled": not parts}), ("upgrade", {}), ("upgrade", {}):
-        assert take(verb, last, changes) == ""
-        assert set(cluster.statefulsets()) >= there
-        there = set(cluster.statefulsets())
-    assert there >= {f"{name}-statefulset" for name in names.values()}
-    objects = dict(cluster.objects)
-    for where, name in names.items():
-        for change in ({"fullnameOverride": "renamed"},
-                       {"database.enabled": False, "database.host": "other"}):
-            said = take("upgrade", where, change)
-            assert f"- The StatefulSet {name}-statefulset would be deleted, with the pod" in said
-            assert said.count("StatefulSet") == 1 and cluster.objects == objects, said
-
-
-OF_ANOTHER_RELEASE = {"metadata.labels": {"helm.sh/chart": f"{CHART_NAME}-1.0.0",
-                                          "app.kubernetes.io/instance": "other"}}
-OLDER = {"metadata.labels": {"app": "timescaledb"}, "spec.serviceName": "timescaledb-internal"}
-OLDER_HERE = {**OLDER, "metadata.annotations": {"meta.helm.sh/release-name": "db"}}
-ELSEWHERE = {"database.enabled": False, "database.host": "other"}
-
-
-@pytest.mark.parametrize("there, changes, sentence", [
-    (OF_ANOTHER_RELEASE, {"fullnameOverride": "s"}, ""),
-    (OLDER, {}, "timescaledb-statefulset is that of an older chart"),
-    (OLDER, ELSEWHERE, ""),
-    (OLDER_HERE, ELSEWHERE, "timescaledb-statefulset is that of an older chart"),
-    (OLDER_HERE, {"fullnameOverride": "s"}, "timescaledb-statefulset is that of an older chart")])
-def chart_refuses_to_take_over_or_to_delete_what_an_older_one_made_in_its_release(
-        helm: Helm, cluster: Cluster, tmp_path: Path, there: dict[str, Any],
-        changes: dict[str, Any], sentence: str) -> None:
-    [installed] = helm.render(WHOLE).kind("StatefulSet")
-    cluster.objects[f"{cluster.STATEFULSETS}/one"] = overlay(installed, there)
-    for major in (4, 3):
-        ran = cluster.helm(tmp_path).run(
-            "template", "db", str(CHART), "--dry-run=server", "--is-upgrade",
-            "--disable-openapi-validation", major=major, **overlay(WHOLE, changes))
-        assert ran.returncode == bool(sentence) and sentence in ran.stderr, ran.stderr
 
 
 def chart_prints_what_readme_says(helm: Helm) -> None:
@@ -482,15 +383,12 @@ def chart_readme_has_each_value_with_its_type_default_and_mark() -> None:
     rows = [[cell.strip(" `") for cell in re.split(r" \| |^\| | \|$", line)[1:-1]]
             for line in CHART_README.read_text("utf-8").splitlines() if re.match(r"\| `\w", line)]
     types = {"string": str, "integer": int, "boolean": bool, "list": list, "object": dict}
-    values = default_values()
-    found = [(path, yaml.safe_load(default)) for path, _, default, _, _ in rows]
-    assert found == flat(values)
-    assert [path for path, kind, default, _, meaning in rows
-            if type(yaml.safe_load(default)) is not types[kind] or not meaning] == []
-    said = comments()
-    for path, _, _, mark, _ in rows:
-        above = next(each for each, _, _ in leaves() if f"{path}.".startswith(f"{each}."))
-        assert re.findall(r"\[([A-Z])\]", said[above][0]) == mark.split(), path
+    said, known = comments(), leaves()
+    assert [path for path, *_ in rows] == [path for path, _, _ in known]
+    for (path, kind, default, mark, meaning), (_, _, value) in zip(rows, known):
+        assert type(value) is types[kind] and meaning, path
+        assert yaml.safe_load(default) == value or (default == "…" and kind == "object"), path
+        assert re.findall(r"\[([A-Z])\]", said[path][0]) == mark.split(), path
 
 
 # -- What is rendered
@@ -505,6 +403,15 @@ def chart_is_packaged_with_the_programs_version_and_without_what_its_tests_need(
             if path.is_file() and path.parent.name != "ci"}
     about = yaml.safe_load(helm("show", "chart", str(package)))
     assert about["appVersion"] == run({}, "--version").stdout.split()[-1]
+    assert CHART_README.read_text("utf-8") in helm("show", "readme", str(package))
+    assert {"home", "sources", "icon", "maintainers", "keywords"} <= about.keys()
+    more = {name.partition("/")[2]: text for name, text in about["annotations"].items()}
+    [image] = yaml.safe_load(more["images"])
+    assert image["image"] == "docker.io/{repository}:{tag}".format(
+        **default_values()["database"]["image"])
+    assert {each["kind"] for each in yaml.safe_load(more["changes"])} <= {
+        "added", "changed", "deprecated", "removed", "fixed", "security"}
+    assert all(set(each) == {"name", "url"} for each in yaml.safe_load(more["links"]))
 
 
 def chart_keeps_its_sidecar_from_hurting_the_database(helm: Helm, tmp_path: Path) -> None:
@@ -565,8 +472,8 @@ def chart_names_things_as_documented_and_those_of_a_second_release_differ(helm: 
     second = helm.render(overlay(WHOLE, {"fullnameOverride": "second"}), "db2")
     assert first.names() == [
         "Pod timescaledb-check", *(f"Secret timescaledb-{name}" for name in (
-            "colonies", "database", "heartbeat", "s3", "verify")), "Service timescaledb-headless",
-        "Service timescaledb-service", "ServiceAccount timescaledb",
+            "age", "colonies", "database", "heartbeat", "s3", "verify")),
+        "Service timescaledb-headless", "Service timescaledb-service", "ServiceAccount timescaledb",
         "StatefulSet timescaledb-statefulset"]
     assert set(first.names()).isdisjoint(second.names())
     assert [each["name"] for each in first.pod["containers"]] == ["postgres", "backup"]
@@ -654,7 +561,7 @@ def chart_gives_the_executor_alone_the_same_container_and_a_claim_of_its_own(hel
     assert [each for each in alone.pod["volumes"] if each["name"] != "backups"] == [
         each for each in beside.pod["volumes"] if each["name"] in ("secrets", "backup-tmp")]
     role = helm.render(overlay(ALONE, {
-        **NO_KEYS, "backup.persistence.enabled": False,
+        **NO_KEYS, "backup.persistence.enabled": False, "backup.s3.ambient": True,
         "serviceAccount.annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/b"}}))
     assert not role.kind("PersistentVolumeClaim") and "emptyDir" in role.pod["volumes"][0]
     assert not [name for name in role.settings() if re.search("AWS_.*KEY", name)]
@@ -663,11 +570,11 @@ def chart_gives_the_executor_alone_the_same_container_and_a_claim_of_its_own(hel
 # -- The rendered sidecar, run
 
 class Sidecar:
-    """A rendered pod's last container, run as a kubelet does: in the image, or as a process."""
+    """A rendered pod's executor, run as a kubelet does: in the image, or as a process."""
 
     def __init__(self, podman: Podman | None, folder: Path, rendered: Rendered,
                  pod: dict[str, Any]) -> None:
-        self.podman, self.pod, self.container = podman, pod, pod["containers"][-1]
+        self.podman, self.pod, self.container = podman, pod, executor_of(pod)
         self.name = f"chart-{secrets.token_hex(6)}"
         self.folders = {each["mountPath"]: folder / self.name / each["name"]
                         for each in self.container["volumeMounts"]}
@@ -784,3 +691,12 @@ def chart_runs_a_sidecar_that_backs_up_and_takes_new_secrets_in_without_a_restar
     with Sidecar(runtime, tmp_path, right, right.check).running() as program:
         assert program.wait() == 0 and len(program.out) > 4, program.log
         assert {line[:5] for line in program.out} <= {"ok   ", "note "}, program.log
+    for hours, status in (26, 0), (0, 1):
+        watched = helm.render(overlay(values, {
+            "monitoring.checkSchedule": "@daily", "backup.checkMaxAge": hours}))
+        pod = watched.kind("CronJob")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        with Sidecar(runtime, tmp_path, watched, pod).running() as program:
+            assert program.wait() == status, program.log
+            assert [line for line in program.out if line.startswith("-")] == [
+                "-     staging volume: not looked at: --no-volume"]
+            assert sum(line.startswith("FAIL  newest backup") for line in program.out) == status

@@ -1,11 +1,8 @@
-{{/* All that is wrong with the values, at once, before anything is made. */}}
-{{- define "timescaledb.validate" -}}
-{{- with include "timescaledb.wrong" . | trim }}
-{{- fail (printf "\n\nThe values are not right yet, nothing was changed:\n%s\n" .) }}
-{{- end }}
-{{- end }}
-
-{{- define "timescaledb.wrong" -}}
+{{/*
+What is wrong, a line for each with a dash before it. Here: values that are missing, or that
+contradict each other.
+*/}}
+{{- define "timescaledb.wrongValues" -}}
 {{- $backup := .Values.backup }}
 {{- $tag := printf "REGISTRY/backup-executor:%s" .Chart.AppVersion }}
 {{- if not $backup.image.repository }}
@@ -20,7 +17,10 @@
 {{- if not (or .enabled .host) }}
 - database.host is missing: the server to back up, with database.enabled=false.
 {{- end }}
-{{- if and .enabled (or .host (ne (int .port) 5432)) }}
+{{- if not (or .image.tag .image.digest) }}
+- database.image.tag or database.image.digest is missing.
+{{- end }}
+{{- if and .enabled (or .host (ne (.port | default 5432 | int) 5432)) }}
 - database.host and database.port take database.enabled=false: else the chart's own database is
   backed up.
 {{- end }}
@@ -42,26 +42,27 @@
   owner, or the executor's own.
 {{- end }}
 {{- range list .colonyPrvkey .executorPrvkey }}
-{{- if not (regexMatch "^([0-9a-fA-F]{64}\n?)?$" .) }}
+{{- if not (. | default "" | regexMatch "^([0-9a-fA-F]{64}\n?)?$") }}
 - backup.colonies.colonyPrvkey and executorPrvkey: a private key has 64 hexadecimal digits.
 {{- end }}
 {{- end }}
-{{- if and .existingSecret (not (or .secretKeys.colonyPrvkey .secretKeys.executorPrvkey)) }}
+{{- $keys := .secretKeys | default dict }}
+{{- if and .existingSecret (not (or $keys.colonyPrvkey $keys.executorPrvkey)) }}
 - backup.colonies.secretKeys names no key of backup.colonies.existingSecret.
 {{- end }}
 {{- end }}
 
 {{- with $backup.s3 }}
-{{- $account := $.Values.serviceAccount }}
-{{- $role := ternary $account.annotations $account.name $account.create }}
 {{- if not .bucket }}
 - backup.s3.bucket is missing.
 {{- end }}
 {{- if ne (empty .accessKey) (empty .secretAccessKey) }}
 - backup.s3.accessKey and backup.s3.secretAccessKey: one of them is missing.
-{{- else if not (or .accessKey .existingSecret $role) }}
+{{- else if not (or .accessKey .existingSecret .ambient) }}
 - backup.s3.accessKey and secretAccessKey, or backup.s3.existingSecret, are missing: keys for S3.
-  Only a role does without them: see serviceAccount.
+  Where the pod has them from outside, by a role say, set backup.s3.ambient=true.
+{{- else if and .ambient (or .accessKey .existingSecret) }}
+- backup.s3.ambient says that keys come from outside, and there are some: which ones?
 {{- end }}
 {{- end }}
 
@@ -71,58 +72,135 @@
   backup.verify.host.
 {{- end }}
 {{- end }}
-{{- if has (clean $backup.path) (list "/" "/app" "/tmp" "/secrets") }}
-- backup.path: there is something else at {{ clean $backup.path }}.
+
+{{- range $where, $host := dict "database." .Values.database.host
+    "backup.colonies." $backup.colonies.host "backup.verify." ($backup.verify).host }}
+{{- $word := "[^\\s/@?#\\[\\]:]+" }}
+{{- if not (. | default "" | regexMatch (printf "^(%s|[0-9a-fA-F]*(:(%s)?){2,})?$" $word $word)) }}
+- {{ $where }}host is a name or an address alone: no scheme and no path, and the port goes to
+  {{ $where }}port.
 {{- end }}
-{{- $mounts := list "/tmp" $backup.path }}
-{{- range $backup.extraVolumeMounts }}
-{{- $mounts = append $mounts .mountPath }}
 {{- end }}
-{{- $writable := false }}
-{{- range $mounts }}
-{{- $writable = or $writable (hasPrefix (clean . | printf "%s/") (clean $backup.aliveFile)) }}
+
+{{- with $backup.ca }}
+{{- if gt (list .pem .existingConfigMap .existingSecret | compact | len) 1 }}
+- backup.ca: pem, existingConfigMap and existingSecret: which one?
 {{- end }}
-{{- if not $writable }}
-- backup.aliveFile is on the read-only root: it goes below /tmp, backup.path or one of
-  backup.extraVolumeMounts.
+{{- if and .pem (not (contains "-----BEGIN CERTIFICATE-----" .pem)) }}
+- backup.ca.pem has no certificate.
+{{- end }}
+{{- if contains "PRIVATE KEY" (.pem | default "") }}
+- backup.ca.pem holds a private key, and goes where everybody may read it: certificates alone.
+{{- end }}
 {{- end }}
 {{- $crons := dict }}
 {{- range list "cron" "verifyCron" "checkCron" }}
-{{- if index $backup . }}
 {{- $key := printf "%sName" . }}
-{{- with get $crons (index $backup $key) }}
+{{- $name := get $backup $key }}
+{{- if and (get $backup .) $name }}
+{{- with get $crons $name }}
 - backup.{{ . }} and backup.{{ $key }} are the same.
 {{- end }}
-{{- $_ := set $crons (index $backup $key) $key }}
+{{- $_ := set $crons $name $key }}
 {{- end }}
 {{- end }}
 
+{{- $parts := merge (dict "database" .Values.database) $backup }}
+{{- range include "timescaledb.allSecrets" . | fromYamlArray }}
+{{- $values := get $parts .of | default dict }}
+{{- $where := ternary .of (printf "backup.%s" .of) (eq .of "database") }}
+{{- if and $values.existingSecret (get $values .value) }}
+- {{ $where }}.{{ .value }} and existingSecret are both set: which one?
+{{- else if and $values.existingSecret (ne .of "colonies")
+    (not (get ($values.secretKeys | default dict) .value)) }}
+- {{ $where }}.secretKeys.{{ .value }} is missing: its key in {{ $where }}.existingSecret.
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* What Kubernetes, or the programs in it, would refuse of the pod. */}}
+{{- define "timescaledb.wrongPod" -}}
+{{- $backup := .Values.backup }}
+{{- if has (clean $backup.path) (list "/" "/app" "/tmp" "/secrets") }}
+- backup.path: there is something else at {{ clean $backup.path }}.
+{{- end }}
 {{- $ours := list "data" "backups" "secrets" "database-secret" "shm" "tmp" "backup-tmp" "run" }}
+{{- $paths := list $backup.path "/secrets" "/tmp" }}
+{{- if include "timescaledb.authorities" . }}
+{{- $ours = append $ours "backup-ca" }}
+{{- $paths = append $paths "/etc/backup-ca" }}
+{{- end }}
+{{- $volumes := list }}
 {{- range .Values.extraVolumes }}
 {{- if has .name $ours }}
 - extraVolumes: {{ .name }} is the name of a volume of the chart.
+{{- else if has .name $volumes }}
+- extraVolumes: {{ .name }} is there twice.
+{{- end }}
+{{- $volumes = append $volumes .name }}
+{{- end }}
+{{- $volumes = concat $volumes $ours }}
+{{- $own := list "/var/lib/postgresql/data" "/secrets" "/dev/shm" "/tmp" "/var/run/postgresql" }}
+{{- range $where, $paths := dict "database" $own "backup" $paths }}
+{{- $mounted := list }}
+{{- range $paths }}
+{{- $mounted = clean . | append $mounted }}
+{{- end }}
+{{- range (index $.Values $where).extraVolumeMounts }}
+{{- $path := toString .mountPath | clean }}
+{{- if has $path $mounted }}
+- {{ $where }}.extraVolumeMounts: there is something else at {{ $path }}.
+{{- end }}
+{{- if not (has .name $volumes) }}
+- {{ $where }}.extraVolumeMounts: {{ .name }} is none of extraVolumes.
+{{- end }}
+{{- $mounted = append $mounted $path }}
+{{- end }}
+{{- end }}
+{{- $writable := list "/tmp" $backup.path }}
+{{- range $backup.extraVolumeMounts }}
+{{- $writable = toString .mountPath | append $writable }}
+{{- end }}
+{{- $alive := false }}
+{{- range $writable }}
+{{- $alive = or $alive (hasPrefix (clean . | printf "%s/") (clean $backup.aliveFile)) }}
+{{- end }}
+{{- if not $alive }}
+- backup.aliveFile is on the read-only root: it goes below /tmp, backup.path or one of
+  backup.extraVolumeMounts.
+{{- end }}
+
+{{- $containers := list "postgres" "backup" }}
+{{- range $where := list "sidecars" "initContainers" }}
+{{- range get $.Values $where | default list }}
+{{- if has .name $containers }}
+- {{ $where }}: there is another container {{ .name }}.
+{{- end }}
+{{- $containers = append $containers .name }}
 {{- end }}
 {{- end }}
 
-{{- $both := "and existingSecret are both set: which one?" }}
-{{- range $where, $values := dict "database" .Values.database "backup.colonies" $backup.colonies
-    "backup.s3" $backup.s3 "backup.age" $backup.age "backup.verify" $backup.verify
-    "backup.heartbeat" $backup.heartbeat }}
-{{- range $key, $_ := $values.secretKeys }}
-{{- if and $values.existingSecret (index $values $key) }}
-- {{ $where }}.{{ $key }} {{ $both }}
+{{- $marks := "^(app\\.kubernetes\\.io/(name|instance|version|managed-by)|helm\\.sh/.*)$" }}
+{{- $hooks := "^((meta\\.)?helm\\.sh/.*|timescaledb\\.chart/.*)$" }}
+{{- range $where, $texts := dict "commonLabels" (list .Values.commonLabels $marks)
+    "database.persistence.labels" (list .Values.database.persistence.labels $marks)
+    "backup.persistence.labels" (list $backup.persistence.labels $marks)
+    "commonAnnotations" (list .Values.commonAnnotations $hooks)
+    "database.annotations" (list .Values.database.annotations $hooks) }}
+{{- range $name, $_ := first $texts }}
+{{- if regexMatch (last $texts) $name }}
+- {{ $where }}: {{ $name }} is set by the chart, or by helm.
 {{- end }}
 {{- end }}
 {{- end }}
-
 {{- range $label, $_ := include "timescaledb.selectorLabels" . | fromYaml }}
-{{- if hasKey $.Values.podLabels $label }}
+{{- if hasKey ($.Values.podLabels | default dict) $label }}
 - podLabels: {{ $label }} is set by the chart.
 {{- end }}
 {{- end }}
 {{- range $where, $taken := dict
     "database" "^(PGDATA|POSTGRES_(DB|USER|PASSWORD)(_FILE)?)$"
-    "backup" "^((AGE|COLONIES|BACKUP|DB|AWS_S3|VERIFY|HEARTBEAT|METRICS|FULL|KEEP)_.*|LOG_LEVEL)$" }}
+    "backup" "^((AGE|COLONIES|BACKUP|DB|AWS_S3|VERIFY|CHECK|HEARTBEAT|METRICS|FULL|KEEP)_.*|LOG_LEVEL)$" }}
 {{- $names := list }}
 {{- range (index $.Values $where).extraEnv }}
 {{- if regexMatch $taken .name }}
@@ -131,45 +209,6 @@
 - {{ $where }}.extraEnv: {{ .name }} is there twice.
 {{- end }}
 {{- $names = append $names .name }}
-{{- end }}
-{{- end }}
-
-{{- /*
-Looked up in the cluster; where there is none, as in `helm template`, nothing is found. As a
-subchart, too, whose Chart.Name is its alias: other charts, and this one under other aliases, have
-StatefulSets of their own in the release. Two of one alias, below two charts, differ in the path.
-*/}}
-{{- if .Release.IsUpgrade }}
-{{- $name := include "timescaledb.fullname" . }}
-{{- $path := include "timescaledb.path" . }}
-{{- $label := include "timescaledb.chart" . }}
-{{- $pattern := regexQuoteMeta .Chart.Name | printf "^%s-[0-9]+[.]" }}
-{{- range (lookup "apps/v1" "StatefulSet" .Release.Namespace "").items }}
-{{- $labels := .metadata.labels | default dict }}
-{{- $annotations := .metadata.annotations | default dict }}
-{{- $chart := get $labels "helm.sh/chart" }}
-{{- $kept := and $.Values.database.enabled (eq .metadata.name (printf "%s-statefulset" $name)) }}
-
-{{- $ours := or (regexMatch $pattern $chart) (eq $chart $label) }}
-{{- $ours = and $ours (eq (get $labels "app.kubernetes.io/instance") $.Release.Name) }}
-{{- $there := get $annotations "timescaledb.chart/path" | default $path }}
-{{- $ours = and $ours (or (eq $path "") (eq $path $there)) }}
-
-{{- /*
-Its labels name neither chart nor release; Helm's own annotation does the release. Its claims are
-the release's: to uninstall it deletes the database, also where they are annotated to be kept, as
-Helm looks for that in the manifest which it has stored (3.17 and 4.3, seen).
-*/}}
-{{- $older := and $kept (ne (get .spec "serviceName") (printf "%s-headless" $name)) }}
-{{- $here := eq (get $annotations "meta.helm.sh/release-name") $.Release.Name }}
-{{- $older = or $older (and $.Chart.IsRoot $here (not $chart)) }}
-{{- if $older }}
-- The StatefulSet {{ .metadata.name }} is that of an older chart, which this one cannot take over:
-  see README, "Come from the older chart".
-{{- else if and $ours (not $kept) }}
-- The StatefulSet {{ .metadata.name }} would be deleted, with the pod of the database: the names and
-  database.enabled must stay as they were.
-{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
