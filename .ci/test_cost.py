@@ -76,6 +76,7 @@ def test_beside_many_backups_each_command_looks_at_the_newest_alone(
     scene.settings |= {"FULL_BACKUPS": "40", "BACKUP_ROLES": "auto", **through(meddler)}
     first = scene.backup()
     assert meddler.seen(HEAD) >= 40 and meddler.seen(rb"^PUT \S*/" + INDEX.encode()) == 1
+    assert meddler.seen(rb"(?is)^PUT \S*/" + INDEX.encode() + rb".*?\r\ncontent-md5: ") == 1
     assert set(index_of(scene)) == {*kept, first["filename"]}
     for command in ("backup", "list", "check", "restore", "verify"):
         meddler.requests.clear()
