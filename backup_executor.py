@@ -1584,9 +1584,13 @@ class S3:
     def confirmed(self, known: Backup, patience: float | None = None) -> Backup:
         """A backup that is to go, as HeadObject shows it now. patience: as of `call`.
 
-        Raises Failure where it shows other metadata than we think, and for all others then: what
-        we go by was wrong. The next one begins anew, without what the index tells.
+        One that it has shown already is not asked for again, unless the bucket keeps versions:
+        only there a lock may have come. Raises Failure where it shows other metadata than we
+        think, and for all others then: what we go by was wrong. The next one begins anew, without
+        what the index tells.
         """
+        if known._replace(metadata=None) in self.seen:
+            return known
         head = self.head(known.key, patience)
         now = shown(known, head) if head else known  # somebody else has removed it
         if now.metadata != known.metadata:

@@ -48,8 +48,9 @@ def by_hand(*ways: str, **values: str) -> str:
     return re.sub("(?m)^export PG.*\n", "", script)
 
 
-def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *ways: str) -> str:
-    """What README's commands print, of which each ends well."""
+def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *ways: str,
+                     **more: str) -> str:
+    """What README's commands print, of which each ends well; MORE variables are set before."""
     script = by_hand(*ways, S3_URL="", FOLDER=f"backup/{scene.prefix}", NAME=name, NEW=new,
                      OLD=scene.database, WORK=str(folder / "work"),
                      **{"s3-access-key": "", "s3-secret-access-key": ""})
@@ -63,7 +64,7 @@ def restored_by_hand(scene: Scene, name: str, new: str, folder: Path, *ways: str
            "RCLONE_S3_SECRET_ACCESS_KEY": scene.s3.secret_key}
     ran = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", script], cwd=folder, text=True, capture_output=True,
-        env={**env, "PATH": f"{folder}:{env['PATH']}"}, check=False)
+        env={**env, **more, "PATH": f"{folder}:{env['PATH']}"}, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert f"{name}: OK" in ran.stdout
     return ran.stdout

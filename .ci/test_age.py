@@ -16,6 +16,7 @@ from backup_executor import as_recipients
 from debian import unpacked
 from machine import Machine
 from proxies import COMPLETING, FORBIDDEN, Proxy, through
+from readme import restored_by_hand
 from restores import RESTORED, refused, restored, verifying
 from servers import SYSTEM_PATH, client_programs, error_lines
 from surroundings import BRISK, Scene, Site, becomes_true, sha256_of, standin
@@ -427,3 +428,12 @@ def test_a_local_archive_is_opened_by_what_it_begins_with(
         restored(sealed, "--file", str(file), "--database", new, **sealed.identity)
         assert sealed.postgres.sql("SELECT count(*) FROM t", new) == "500"
         assert file.read_bytes() == sealed.objects()[name]
+
+
+def test_one_is_restored_by_hand_as_the_readme_says(
+        sealed: Sealed, new: str, tmp_path: Path) -> None:
+    name = sealed.backup()["filename"]
+    (tmp_path / "age").symlink_to(sealed.bin / "age")
+    said = restored_by_hand(
+        sealed, name, new, tmp_path, "plain PostgreSQL", KEY=str(sealed.age_key))
+    assert said.count("public.t|500") == 1

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import botocore.exceptions
 import pytest
 
+import backup_executor
 from proxies import FORBIDDEN, Proxy, through
-from servers import Moto, Postgres, S3Server, SeaweedFS, temporary_folder
+from servers import Moto, Postgres, S3Server, SeaweedFS, executor_environment, temporary_folder
 from surroundings import FILLED, Scene
 
 HIDDEN = "hidden, not removed: the bucket keeps it as an old version"  # people look for it
@@ -149,7 +150,7 @@ def test_a_bucket_without_versions_is_asked_for_none(scene: Scene, meddler: Prox
     assert meddler.seen(rb"versionId") == 0
     requests = [request.split(b" ", 2)[0] for request in meddler.requests[passed:]
                 if old[0].encode() in request]
-    assert requests == [b"HEAD", b"HEAD", b"DELETE"]  # as it is looked at, and as it goes
+    assert requests == [b"HEAD", b"DELETE"]  # nothing there is locked since it was looked at
 
 
 # ---- Object Lock -------------------------------------------------------------------------------
@@ -215,3 +216,15 @@ def test_a_backup_under_a_legal_hold_goes_when_that_has_ended(keeping: Scene) ->
     keeping.s3_client.put_object_legal_hold(**hold, LegalHold={"Status": "OFF"})
     third = keeping.backup()
     assert len(third["removed"]) == 2 and [each.name for each in kept(keeping)] == both(third)
+
+
+def test_a_hold_that_comes_between_the_look_and_the_removal_holds(keeping: Scene) -> None:
+    first = keeping.backup(BACKUP_ROLES="off")
+    environment = executor_environment(keeping.settings, str(keeping.folder), 17)
+    s3 = backup_executor.S3(backup_executor.read_settings(environment))
+    [found] = s3.backups()
+    hold: dict[str, Any] = {"Bucket": "backup", "Key": first["filepath_s3"][1:]}
+    for status, said in (("ON", "not removed: locked while there is a legal hold"), ("OFF", "")):
+        keeping.s3_client.put_object_legal_hold(**hold, LegalHold={"Status": status})
+        assert backup_executor.remove(s3, found, 0) == said
+        assert bool(keeping.objects()) == (status == "ON")

@@ -18,9 +18,10 @@ from surroundings import Scene
 INDEX = backup_executor.INDEX
 LOOKS = backup_executor.LOOKS
 HEAD = rb"^HEAD \S*/backup_\d+\.bak "
-# What each command asked for before there was an index, its parts aside: with the roles of the
-# server, where the backup, or the proof, is of the newest of three.
+# What each command asked for before there was an index, its parts aside: with the server's roles
+# and without, where the backup, or the proof, is of the newest of three.
 BEFORE = {"backup": 22, "list": 5, "verify": 9, "check": 7, "restore": 5}
+ALONE = BEFORE | {"backup": 13, "verify": 8}
 
 
 def given(scene: Scene, count: int, first: int = 1, **change: str) -> list[str]:
@@ -55,14 +56,16 @@ def connected(scene: Scene, **settings: str) -> backup_executor.S3:
     return backup_executor.S3(backup_executor.read_settings(environment))
 
 
+@pytest.mark.parametrize(("roles", "before"), [("auto", BEFORE), ("off", ALONE)])
 def test_beside_three_backups_no_command_asks_for_more_than_before_there_was_an_index(
-        scene: Scene, meddler: Proxy) -> None:
+        scene: Scene, meddler: Proxy, roles: str, before: dict[str, int]) -> None:
+    scene.settings["BACKUP_ROLES"] = roles
     for _ in range(4):
-        scene.backup(BACKUP_ROLES="auto")
-    for command, most in BEFORE.items():
+        scene.backup()
+    for command, most in before.items():
         meddler.requests.clear()
         more = ["latest", "--database", f"{scene.database}_new"] if command == "restore" else []
-        scene.run(command, *more, BACKUP_ROLES="auto", **through(meddler))
+        scene.run(command, *more, **through(meddler))
         assert len(meddler.requests) - meddler.seen(PART) <= most, command
         assert meddler.seen(INDEX.encode()) == 0
 
@@ -73,6 +76,7 @@ def test_beside_many_backups_each_command_looks_at_the_newest_alone(
     scene.settings |= {"FULL_BACKUPS": "40", "BACKUP_ROLES": "auto", **through(meddler)}
     first = scene.backup()
     assert meddler.seen(HEAD) >= 40 and meddler.seen(rb"^PUT \S*/" + INDEX.encode()) == 1
+    assert meddler.seen(rb"(?is)^PUT \S*/" + INDEX.encode() + rb".*?\r\ncontent-md5: ") == 1
     assert set(index_of(scene)) == {*kept, first["filename"]}
     for command in ("backup", "list", "check", "restore", "verify"):
         meddler.requests.clear()
