@@ -2922,24 +2922,28 @@ def newest_backup(s3: S3, server: Server) -> Backup:
 def as_steady(newest: Backup, names: list[Backup]) -> Backup:
     """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
 
-    So it is where an older version made it, or there was none before.
+    So it is where an older version made it, there was none before, or all that it was too small
+    beside are gone.
     """
-    if "after" in newest.known or any(each.size > 2 * newest.size for each in names):
+    last = newest.known.get("after")
+    if any(os.path.basename(x.key) == last or x.size > 2 * newest.size for x in names):
         return newest
     return newest._replace(metadata=newest.known | {"steady": str(newest.size)})
 
 
 def last_steady(s3: S3, newest: Backup) -> Backup | None:
-    """The last backup that was good when it was made; None: that is not known. Raises Failure.
-
-    The newest itself, also where the one that it was too small beside is there no more.
-    """
-    after = newest.known.get("after")
+    """The last backup that was good when it was made; None: that is not known. Raises Failure."""
+    after, head = newest.known.get("after"), None
     if is_steady(newest) or not after:
         return newest if is_steady(newest) else None
     key = s3.key(after)
-    head = s3.head(key)
-    return Backup(0, key, head["ContentLength"], head["Metadata"]) if head else newest
+    try:
+        head = s3.head(key)
+    except S3Failure as error:
+        if not error.status:
+            raise
+        log("warning", "Passing over what S3 cannot show", Key=key, Error=error)
+    return Backup(0, key, head["ContentLength"], head["Metadata"]) if head else None
 
 
 def steady_from(last: Backup, server: Server, manner: str) -> int | None:

@@ -20,7 +20,7 @@ from hypothesis import strategies
 import backup_executor
 from backup_executor import Backup, Keep, by_database, judge, retained
 from colonies import FAILED
-from proxies import FORBIDDEN, Proxy, through
+from proxies import FORBIDDEN, Proxy, http_reply, through
 from restores import Proof
 from surroundings import GENERATIONS, Scene, Site, standin
 
@@ -512,3 +512,19 @@ def test_a_backup_tells_what_says_later_whether_it_was_good(scene: Scene) -> Non
         if not row["doubtful"]:  # by hand
             scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{row['name']}")
     assert told() == ("zstd:1", "steady")
+
+
+def test_neither_the_loss_of_the_last_good_one_nor_that_it_is_not_shown_makes_an_emptied_one_good(
+        scene: Scene, meddler: Proxy) -> None:
+    """Where older good ones are there still: it may have been damaged."""
+    scene.sql("CREATE TABLE x AS SELECT md5(i::text) FROM generate_series(1, 9000) i")
+    good = [scene.backup()["filename"] for _ in range(3)]
+    scene.sql("TRUNCATE t, x")
+    scene.backup()
+    meddler.reply(rb"^HEAD \S*" + good[2].encode(), http_reply("403 Forbidden", b""), times=9)
+    empty = scene.backup(**through(meddler))
+    scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{good.pop()}")
+    for _ in range(4):
+        assert "doubtful" in empty["kept"][empty["filepath_s3"][1:]]
+        assert set(good) < set(scene.objects())
+        empty = scene.backup()
