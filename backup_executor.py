@@ -5768,17 +5768,16 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0)
 
 # age's words, and ours, on what is not whole, or not as it was made. All else is no word of it.
 BROKEN = re.compile(
-    "age: error: (failed to (decrypt and authenticate|read header)|bad header MAC|last chunk )|"
-    "is damaged"
+    "age: error: (failed to (decrypt and authenticate|read (header|nonce))|unexpected EOF|"
+    "bad header MAC|last chunk )|is damaged"
 )
 
 
 def to_open(s: Settings, backup: Backup) -> bool:
-    """Whether a backup is encrypted, and AGE_IDENTITY_FILE there. Raises Failure: it is not."""
-    path = s.age_identity_file
-    wanted = backup.encrypted and path != ""
-    there = os.access(path, os.R_OK)
-    require(there or not wanted, f"AGE_IDENTITY_FILE, {path}, is not there, or may not be read")
+    """Whether a backup is encrypted, and AGE_IDENTITY_FILE set. Raises Failure: it is no file."""
+    wanted = backup.encrypted and s.age_identity_file != ""
+    if wanted:
+        opening(s, backup.key)
     return wanted
 
 
@@ -5786,6 +5785,8 @@ def opening(s: Settings, what: str) -> tuple[str, list[str]]:
     """A step, that WHAT is decrypted, and its command."""
     path = s.age_identity_file
     require(path, f"{what} is encrypted: AGE_IDENTITY_FILE, its private key's, is not set")
+    there = os.path.isfile(path) and os.access(path, os.R_OK)  # age would wait for a FIFO's writer
+    require(there, f"AGE_IDENTITY_FILE, {path}, is not there, is no file, or may not be read")
     return f"Decrypting {what} by AGE_IDENTITY_FILE, {path}", ["age", "-d", "-i", path]
 
 
@@ -5796,6 +5797,9 @@ def opened(s: Settings, name: str, file: IO[bytes], cut: bool = False) -> Iterat
     with tempfile.TemporaryFile(dir=s.backup_path) as plain:
         argv += ["-o", path_in(plain), path_in(file)]
         try:
+            head = os.pread(file.fileno(), MIB, 0)  # age has all of it in memory, 20 times (1.2)
+            ours = head.startswith(AGE_HEAD) and re.search(b"\n--- .*\n", head)
+            require(ours, f"{name} is damaged: it begins with no header of age's")
             run(step, argv, tick=functools.partial(require_floor, s, "age"))
         except Failure as error:
             if not cut or not BROKEN.search(str(error)):

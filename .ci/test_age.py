@@ -356,8 +356,10 @@ def test_a_private_key_that_does_not_open_it_is_no_verdict(sealed: Sealed) -> No
     subprocess.run(["ssh-keygen", "-qt", "ed25519", "-N", "a word", "-f", protected], check=True)
     public = Path(f"{protected}.pub").read_text()
     ours = sealed.backup(BACKUP_AGE_RECIPIENTS=public)["filename"]
+    os.mkfifo(nobody_writes := str(sealed.keys / "fifo"))
     for which, key, why in ((name, other, "no identity matched"), (ours, protected, "passphrase"),
-                            (name, "/nowhere", "not there"), (name, f"{protected}.pub", "type")):
+                            (name, "/nowhere", "not there"), (name, f"{protected}.pub", "type"),
+                            (name, nobody_writes, "is no file")):
         for command in (["verify", which], ["restore", which, "--database", "never"]):
             error = refusal(sealed, *command, AGE_IDENTITY_FILE=key)
             assert "AGE_IDENTITY_FILE" in error and key in error and why in error
@@ -365,7 +367,8 @@ def test_a_private_key_that_does_not_open_it_is_no_verdict(sealed: Sealed) -> No
     assert sealed.verdicts() == {name: None, ours: None}
 
 
-@pytest.mark.parametrize("damage", ["payload", "header", "cut", "another"])
+@pytest.mark.parametrize("damage", [
+    "payload", "header", "cut", "chunk", "nonce", "long header", "none", "another"])
 def test_what_was_tampered_with_is_found_by_age_and_by_the_hash_of_the_archive(
         sealed: Sealed, damage: str) -> None:
     """Whoever may write to the bucket can make the object's own hash fit."""
@@ -377,12 +380,20 @@ def test_what_was_tampered_with_is_found_by_age_and_by_the_hash_of_the_archive(
         body[:] = said
     elif damage == "cut":
         del body[-1:]
+    elif damage in ("chunk", "nonce"):  # as a chunk begins, or amid what is before the first
+        del body[body.index(b"\n", body.index(b"\n--- ") + 1) + (17 if damage == "chunk" else 8):]
+    elif damage == "long header":  # age would take 20 times its size of memory
+        body[:] = b"age-encryption.org/v1\n" + b"-> x y\n\n" * 2**18
+    elif damage == "none":
+        body[:] = b"PGDMP"
     else:
         body[len(body) // 2 if damage == "payload" else body.index(b"\n--- ") + 6] ^= 1
     bad = f"backup_{int(time.time()) + 1}{ENDING}"
     sealed.put(bad, bytes(body), **told | {"sha256": sha256_of(bytes(body))})
     report = json.loads(sealed.run("verify", bad, status=1, **sealed.identity).stdout)
-    why = {"another": "SHA-256 of its archive", "header": "header"}.get(damage, "authenticate")
+    why = {"another": "SHA-256 of its archive", "header": "header", "nonce": "read nonce",
+           "chunk": "unexpected EOF", "long header": "no header of age", "none": "no header of age",
+           }.get(damage, "authenticate")
     assert report["step"] == "decrypt" and re.search(f"^failed: .*{why}", report["verdict"])
     assert sealed.verdicts()[bad] == "failed"  # no more: it may be of rows
     assert "Restored" not in refused(sealed, bad, "--database", "never", **sealed.identity)
