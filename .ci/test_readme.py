@@ -65,3 +65,8 @@ def test_the_settings_in_readmes_table_are_the_codes() -> None:
                     meaning.strip()) for name, rest, default, meaning in rows}
     assert len(rows) == len(found) > 5
     assert found == {name: codes.get(name) for name in found}
+
+
+def test_readmes_check_looks_at_as_many_settings_as_there_are() -> None:
+    told = re.findall("ok    settings: ([0-9]+) looked at", README.read_text("utf-8"))
+    assert told == [str(len(backup_executor.SETTINGS))]
