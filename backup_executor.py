@@ -1737,31 +1737,31 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
 
     NIGHTS of them in a row are the new normal as soon as one restored, but not one that is nearly
     empty: an emptied database restores, too. It is by its rows, below a tenth; where nobody knows
-    those of the time before, by its size, below a quarter. And whatever it is, the last good one
-    before stays until there is one of its size again. So nothing that became normal by mistake
-    costs it, nor does a second shrink.
+    those of the time before, by its size, below a quarter. And whatever it is, also where rows tell
+    that it is good, the last good one before stays until there is one of its size again. So nothing
+    that became normal by mistake costs it, nor does a second shrink.
     """
     good, run, before = list[Backup](), list[Backup](), list[Backup]()
     rows: Rows = {}
     normal: Backup | None = None  # the last of a run that restored
     for backup in backups:
         found = rows_of(backup, verdicts)
-        if not good or is_sound(good[-1], backup, rows, found):
+        if not good or is_steady(backup) or not smaller(good[-1], backup, 2):
             good.append(backup)
             run, normal = [], None
         else:
             run.append(backup)
-            if restored(backup, verdicts) and not is_emptied(good[-1], backup, rows, found):
+            if is_filled(good[-1], backup, rows, verdicts):
                 normal = backup
-        more = normal_ones(run, normal, nights, now)
-        if more:
-            before.append(good[-1])
-            good += more
-            run, normal = [], None
+            more = normal_ones(run, normal, 0 if is_sound(rows, found) else nights, now)
+            if more:
+                before.append(good[-1])
+                good += more
+                run, normal = [], None
         before = [old for old in before if smaller(old, good[-1], 2)]
         rows = rows_of(good[-1], verdicts) or rows
     doubts = {backup.key for backup in backups} - {backup.key for backup in good}
-    return Judged(doubts, good[-1] if good else None, run, rows, before)
+    return Judged(doubts, next(reversed(good), None), run, rows, before)
 
 
 def is_steady(backup: Backup) -> bool:
@@ -1769,10 +1769,8 @@ def is_steady(backup: Backup) -> bool:
     return backup.known.get("steady") == str(backup.size)
 
 
-def is_sound(last: Backup, backup: Backup, before: Rows, rows: Rows | None) -> bool:
-    """Whether a backup is as good as the last good one; BEFORE and ROWS: what is known of both."""
-    if is_steady(backup) or not smaller(last, backup, 2):
-        return True
+def is_sound(before: Rows, rows: Rows | None) -> bool:
+    """Whether ROWS are known to be half of those of each table of BEFORE, or more."""
     if not before or rows is None:
         return False
     return all(rows.get(table, 0) * 2 >= many for table, many in before.items())
@@ -1785,11 +1783,12 @@ def normal_ones(run: list[Backup], normal: Backup | None, nights: int, now: floa
     return [each for each in run if not smaller(normal, each, 2)]
 
 
-def is_emptied(last: Backup, backup: Backup, before: Rows, rows: Rows | None) -> bool:
-    """Whether a doubtful backup has next to nothing of what the last good one had; likewise."""
+def is_filled(last: Backup, backup: Backup, before: Rows, verdicts: Verdicts) -> bool:
+    """Whether a doubtful backup restored, with more than next to nothing of the last good one."""
+    rows = rows_of(backup, verdicts)
     if before and rows is not None:
-        return sum(rows.values()) * 10 < sum(before.values())
-    return rows == {} or smaller(last, backup, 4)
+        return sum(rows.values()) * 10 >= sum(before.values())
+    return restored(backup, verdicts) and rows != {} and not smaller(last, backup, 4)
 
 
 def promising(judged: Judged, verdicts: Verdicts, nights: int) -> bool:

@@ -251,6 +251,15 @@ def test_rows_say_more_than_sizes() -> None:
         assert judge([old, new], verdicts, 3, 0).doubts == ({new.key} if doubtful else set()), rows
 
 
+def test_rows_without_what_was_in_them_cost_not_the_last_one_that_had_it() -> None:
+    """As after an UPDATE that sets a large column to NULL."""
+    for night in nights([1000] * 8 + [30] * 20, Keep(3), lambda *_: {"public.t": 9}):
+        assert night[0][0].size == 1000
+    assert not night[1] and len(night[0]) == 4
+    *_, (ours, _, _) = nights([1000] * 8 + [30] * 9 + [600] * 9, Keep(3), lambda *_: {"t": 9})
+    assert {each.size for each in ours} == {600}
+
+
 def test_a_doubtful_one_takes_no_place_of_a_good_one() -> None:
     good, bad = made(at(date(2025, 8, 30))), made(at(date(2025, 8, 31)), 10)
     ours = [good, bad, made(at(date(2025, 9, 1)))]
