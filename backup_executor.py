@@ -1817,8 +1817,10 @@ def reasons(
     for sort, why in ((good, newest), (bad, DOUBTFUL)):
         for backup in sort[-keep.newest :]:
             yield backup, why
-    for tier, form in PERIODS.items():
-        last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in good}
+    # The doubtful have places of their own, too: without the verdicts what was normal is doubtful.
+    for tier, sort in itertools.product(PERIODS, (good, bad)):
+        form = PERIODS[tier]
+        last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in sort}
         for period in itertools.islice(reversed(last), getattr(keep, tier)):
             yield last[period], f"{tier} {period}"
     for backup in judged.before:
@@ -3270,7 +3272,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
     pauses, why = itertools.chain([0.0], backoff()), ""
-    sent_to, end = "", 0.0  # for completing, from when all was sent there for the first time
+    end = FOREVER  # for completing it there, from the first attempt on
     while True:
         key = s3.key(f"backup_{seconds}.bak{dump.ending}")
         require(seconds < first + 1000, f"{s3.where}: each name before {key} is taken, too")
@@ -3278,15 +3280,13 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         if head:
             if is_ours(s3, dump, key, head, dump.size):
                 return key, head
-            seconds += 1  # somebody else's: that name is taken
+            seconds, end = seconds + 1, FOREVER  # somebody else's: that name is taken
             continue
         if parts.get("Key") != key:
             if not roles_beside(s3, dump, key):
                 seconds += 1  # nor is that
                 continue
             parts = send_parts(s3, dump, key)
-            if sent_to != key:
-                sent_to, end = key, time.monotonic() + s3.patience * TIME_SCALE
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
@@ -3302,6 +3302,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
+        end = min(end, time.monotonic() + s3.patience * TIME_SCALE)
         time.sleep(next(pauses))
 
 
@@ -3405,7 +3406,7 @@ def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
     def take(wanted: str, answer: Any) -> Any:
         """Hash on with this range, anew in each attempt."""
         same = answer.get("ContentRange") == wanted and plain_etag(answer) in ("", etag)
-        require(same, f"it gave not {wanted} of {etag}")
+        require(same, f"{key}: it gave not {wanted} of {etag}")
         read = sha256.copy()
         for data in answer["Body"].iter_chunks(BLOCK):
             read.update(data)
@@ -7656,9 +7657,10 @@ def list_backups(s: Settings, as_json: bool) -> None:
     if as_json:
         say(json.dumps([row._asdict() for row in rows], indent=4) + "\n")
         return
-    wide = max([21, *(len(row.name) for row in rows)])
+    wide = 25 if any(row.encrypted for row in rows) else 21  # their names are longer
     lines = [as_line(row._replace(name=row.name.ljust(wide))) for row in rows]
-    say("".join(f"{line}\n" for line in [LIST_HEAD[:21].ljust(wide) + LIST_HEAD[21:], *lines]))
+    head = narrow(LIST_HEAD[:21].ljust(wide) + LIST_HEAD[21:])
+    say("".join(f"{line}\n" for line in [head, *lines]))
 
 
 def as_line(row: Row) -> str:

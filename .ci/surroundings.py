@@ -518,10 +518,10 @@ class World(Site):
         return found
 
     def there(self) -> dict[str, Any]:
-        """What has a final name, beside roles and what a `check` has left that was killed."""
+        """The backups' objects: no roles, no index, nor what a `check` has left that was killed."""
         listed = self.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{self.name}/")
         return {item["Key"]: item for item in listed.get("Contents", [])
-                if not re.search(r"/check_[0-9a-f]+$|[.]roles[.]sql$", item["Key"])}
+                if not re.search(r"/check_[0-9a-f]+$|[.]roles[.]sql$|[.]jsonl$", item["Key"])}
 
     def readable(self) -> bool:
         """Whether S3 gives back what it took."""

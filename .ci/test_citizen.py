@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+import backup_executor
 from backup_executor import __version__
 from colonies import CANCELLED, FAILED, RUNNING, SUCCESS, Standin
 from proxies import Proxy, http_reply
-from readme import section
 from servers import SeaweedFS, descendants
 from surroundings import BRISK, GENERATIONS, OTHER_KEY, Site, becomes_true, standin
 from timescale import Timescale
@@ -181,9 +181,9 @@ def test_a_process_beyond_the_limit_is_closed_with_that_reason(site: Site, lost:
 # ---- Functions and their arguments ---------------------------------------------------------------
 
 @standin(*GENERATIONS)
-def test_verify_after_a_backup_in_readmes_workflow_verifies_that_one(site: Site) -> None:
-    (text,) = re.findall(r"(?s)```json\n(.*?)```", section("## Everyday questions"))
-    nodes = json.loads(text.replace('"executortype":"backup"', f'"executortype":"{site.name}"'))
+def test_verify_after_a_backup_in_the_helps_workflow_verifies_that_one(site: Site) -> None:
+    (text,) = re.findall(r"(?sm)^  (\[\{.*?\}\])$", backup_executor.HELP["verify"])
+    nodes = json.loads(text.replace('"executortype": "backup"', f'"executortype": "{site.name}"'))
     with site.locked() as release, site.serve():
         graph = site.client.call("submitworkflowspecmsg", spec={
             "functionspecs": nodes, **site.client.colony})

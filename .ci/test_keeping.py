@@ -22,7 +22,7 @@ from backup_executor import Backup, Keep, by_database, judge, retained
 from colonies import FAILED
 from proxies import FORBIDDEN, Proxy, http_reply, through
 from restores import Proof
-from surroundings import GENERATIONS, Scene, Site, standin
+from surroundings import GENERATIONS, Scene, Site, becomes_true, standin
 
 FIRST = date(2024, 8, 3)
 MINE = {"sha256": "ab", "system-identifier": "1", "database": "shop"}
@@ -267,6 +267,16 @@ def test_a_doubtful_one_takes_no_place_of_a_good_one() -> None:
     assert whys[good.key] == "monthly 2025-08" and "doubtful" in whys[bad.key]
 
 
+def test_what_was_normal_keeps_its_places_though_its_verdicts_are_lost() -> None:
+    ours = [*(made(i) for i in range(3)),
+            *(made(at(date(2025, month, 28)), 450) for month in range(1, 13))]
+    known = {name(ours[6]): verdict({"a": 1})}
+    for verdicts in (known, {}):
+        judged, whys = judge(ours, verdicts, 3, 0), retained(ours, verdicts, Keep(3, monthly=12), 0)
+        assert len(judged.doubts) == (0 if verdicts else 12)
+        assert all(whys[each.key] for each in ours[2:])
+
+
 @pytest.mark.parametrize(("size", "rows", "normal"), [
     (300, {"a": 1}, True), (300, None, True), (300, {}, False), (240, {"a": 1}, False)])
 def test_where_nobody_knows_the_rows_before_the_size_tells_what_is_emptied(
@@ -480,6 +490,8 @@ def test_a_lasting_shrink_is_the_new_normal_once_it_restores_and_an_emptied_one_
     small = [proof.backup(**there) for _ in range(2)]
     assert all("doubtful" in each["kept"][each["filepath_s3"][1:]] for each in small)
     assert not small[1]["warnings"]
+    # The verdict has to be of a later second, also where names have run ahead of the clock.
+    becomes_true(lambda: time.time() > int(re.findall("[0-9]+", small[1]["filename"])[0]) + 1)
     assert proof.report(**there)["object"].endswith(small[1]["filename"])  # not the large one
     for night in range(3):
         ran = proof.run("backup", **there)

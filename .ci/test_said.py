@@ -176,7 +176,7 @@ def test_each_object_that_retention_removes_is_a_line(
     gone = [first, first.replace(".bak", ".roles.sql")]
     assert not set(gone) & set(scene.objects()) and len(scene.objects()) == 2
     for name in gone:
-        removed = rf"level=info .*Removed .*Key={scene.prefix}/{name}"
+        removed = rf"level=info .*[Rr]emoved.* Key={scene.prefix}/{name}"
         assert len(re.findall(removed, said)) == 1, said
 
 
@@ -246,7 +246,7 @@ def test_a_server_that_is_not_there_is_named_with_the_settings_that_say_where(
     ({"AWS_S3_ACCESS_KEY": "nobody"}, r"\(AWS_S3_ACCESS_KEY"),
     ({"AWS_S3_SECRET_ACCESS_KEY": "wrong-wrong"}, r"\(AWS_S3_SECRET_ACCESS_KEY\)"),
     ({"AWS_S3_ACCESS_KEY": "", "AWS_S3_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true"},
-     r"\(AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY\)")],
+     r"\(AWS_S3_ACCESS_KEY, AWS_S3_SECRET_ACCESS_KEY, or this machine's role\)")],
     ids=["refused", "key", "secret", "none"])
 def test_what_s3_refuses_is_named_with_the_settings_to_look_at(
         scene: Scene, settings: dict[str, str], says: str) -> None:
