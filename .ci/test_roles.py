@@ -351,7 +351,8 @@ def test_roles_that_vanish_before_their_archive_is_there_are_put_again(
 
 def test_an_archive_that_is_not_what_was_sent_goes_with_its_roles(
         shop: Scene, meddler: Proxy) -> None:
-    meddler.answer = lambda head: re.sub(rb"(?im)^(content-length: )\d{5}\r", rb"\g<1>99999\r", head)
+    meddler.answer = lambda head: re.sub(
+        rb"(?im)^(content-length: )\d{5}\r", rb"\g<1>99999\r", head)
     assert "99999 bytes" in shop.failure(**through(meddler, 0.01))
     assert not shop.objects() and meddler.seen(rb"^PUT \S*roles\.sql")
     shop.run("backup", "--resume")
