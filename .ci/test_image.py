@@ -56,7 +56,7 @@ def image_needs_no_init_to_end_at_sigterm_and_to_deregister(
         assert site.files() == []
 
 
-@pytest.mark.parametrize("https, limit", [(False, 25e6), (True, 28e6)], ids=["http", "https"])
+@pytest.mark.parametrize("https, limit", [(False, 26e6), (True, 29e6)], ids=["http", "https"])
 def image_holds_little_memory_while_idle(
         podman: Podman, tmp_path: Path, capsys: pytest.CaptureFixture[str], https: bool,
         limit: float) -> None:
