@@ -310,6 +310,11 @@ def short_size(size: float) -> str:
     return f"{size:.{digits}f}".removesuffix(".0") + unit
 
 
+def moment(seconds: int) -> str:
+    """A time since 1970 as ISO 8601 has it, in local time; one beyond the year 6000 is cut."""
+    return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
+
+
 def short_time(seconds: float) -> str:
     """A time as people read it, in the unit of which there are at least two: "26h"."""
     for unit, many in ("s", 60), ("m", 60), ("h", 24), ("d", 365):
@@ -1117,6 +1122,12 @@ BOTO3 = (1, 36)
 # What is in the text of an SSLError that means no more than that the connection was cut, in its
 # handshake or while a body was sent (seen with botocore 1.44.8 and Python 3.11).
 CUT_OVER_TLS = re.compile(r"UNEXPECTED_EOF|EOF occurred|closed \(EOF\)")
+
+
+def number_in(metadata: Mapping[str, str], name: str) -> int | None:
+    """The number that an object's metadata tell by this name, as far as they do."""
+    text = metadata.get(name, "")
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 class Backup(NamedTuple):
@@ -2090,6 +2101,25 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
         log("warning", "Cannot remove old roles", Error=error)
 
 
+def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
+    """The verdict and its time of each backup, by name, as PREFIX/verified.json has them.
+
+    And what else `remember` notes, which may be anything: older versions do not. None, with a
+    warning: it holds something else. Raises S3Failure.
+    """
+    known, text = dict[str, dict[str, Any]](), b"{}"
+    with allowing(404):
+        text = s3.call("get_object", Key=s3.key("verified.json"))
+    try:
+        for name, was in json.loads(text).items():
+            known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
+    except Exception:
+        where = f"{s3.where}: {s3.key('verified.json')}"
+        log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
+        return None
+    return known
+
+
 def known_verdicts(s3: S3) -> Verdicts | None:
     """What `verified` tells; None, with a warning, where that is not to be had."""
     verdicts = None
@@ -2934,9 +2964,11 @@ def as_steady(newest: Backup, names: list[Backup]) -> Backup:
 
 def last_steady(s3: S3, newest: Backup) -> Backup | None:
     """The last backup that was good when it was made; None: that is not known. Raises Failure."""
+    if is_steady(newest):
+        return newest
     after, head = newest.known.get("after"), None
-    if is_steady(newest) or not after:
-        return newest if is_steady(newest) else None
+    if not after:
+        return None
     key = s3.key(after)
     try:
         head = s3.head(key)
@@ -5335,8 +5367,7 @@ class Archive:
 
         metadata: of its object, as far as there are any.
         """
-        size = metadata.get("database-size", "")
-        self.database_size = int(size) if re.fullmatch("[0-9]{1,18}", size) else 0  # 0: unknown
+        self.database_size = number_in(metadata, "database-size") or 0  # 0: unknown
         self.path = path_in(file)
         self.options = options  # of pg_restore, for all that is read of it and restored from it
         contents = self.read("-l", "-C")
@@ -7474,25 +7505,6 @@ def restore_scratch(
     return left, counted
 
 
-def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
-    """The verdict and its time of each backup, by name, as PREFIX/verified.json has them.
-
-    And what else `remember` notes, which may be anything: older versions do not. None, with a
-    warning: it holds something else. Raises S3Failure.
-    """
-    known, text = dict[str, dict[str, Any]](), b"{}"
-    with allowing(404):
-        text = s3.call("get_object", Key=s3.key("verified.json"))
-    try:
-        for name, was in json.loads(text).items():
-            known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
-    except Exception:
-        where = f"{s3.where}: {s3.key('verified.json')}"
-        log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
-        return None
-    return known
-
-
 NOTED = 30  # tables whose rows are noted, those with most: all noted have to be read at once
 
 
@@ -7536,11 +7548,6 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
 # ---- The commands list and check -----------------------------------------------------------------
 
 
-def moment(seconds: int) -> str:
-    """A time since 1970 as ISO 8601 has it, in local time; one beyond the year 6000 is cut."""
-    return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
-
-
 def doubtful_anywhere(
     s: Settings, whose: Mapping[tuple[str, str], list[Backup]], verdicts: Verdicts
 ) -> set[str]:
@@ -7580,12 +7587,6 @@ class Row(NamedTuple):
     label: str | None
     keep_until: str | None  # as its metadata have it
     encrypted: bool
-
-
-def number_in(metadata: Mapping[str, str], name: str) -> int | None:
-    """The number that an object's metadata tell by this name, as far as they do."""
-    text = metadata.get(name, "")
-    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def upload_seconds(backups: list[Backup]) -> dict[str, int]:
@@ -7749,8 +7750,6 @@ NEXT_JOBS = """SELECT json_build_object(
         FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000))"""
 
 
-# As PostgreSQL's manual has it of max_locks_per_transaction. pg_dump locks tables, up to 17
-# sequences, 15 views, too; none locks indexes (15.19, 17.10, 18.6).
 # pg_dump locks each table, and refuses to be shown some of its rows.
 UNREADABLE = """SELECT coalesce(json_agg(c.oid::regclass), '[]') FROM pg_class c
     JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind IN ('r', 'p', 'S')
@@ -7758,6 +7757,8 @@ UNREADABLE = """SELECT coalesce(json_agg(c.oid::regclass), '[]') FROM pg_class c
     c.oid) OR NOT has_table_privilege(c.oid, 'SELECT') OR NOT has_schema_privilege(n.oid, 'USAGE'))
     AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
         AND objid = c.oid AND deptype = 'e')"""
+# As PostgreSQL's manual has it of max_locks_per_transaction. pg_dump locks tables, up to 17
+# sequences, 15 views, too; none locks indexes (15.19, 17.10, 18.6).
 LOCKS = """SELECT json_build_array((SELECT count(*) FROM pg_class
         WHERE relkind IN ('r', 'p', 'S', 'v', 'm') AND oid >= 16384),
     current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::int
