@@ -12,6 +12,12 @@
 {{- printf "%s-%s" (include "timescaledb.fullname" .) $kind }}
 {{- end }}
 
+{{/* The way that clients take to the database. */}}
+{{- define "timescaledb.clientHost" -}}
+{{- $own := include "timescaledb.fullname" . | printf "%s-service" }}
+{{- ternary $own .Values.database.host .Values.database.enabled }}
+{{- end }}
+
 {{- define "timescaledb.chart" -}}
 {{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end }}
