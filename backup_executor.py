@@ -991,8 +991,7 @@ def run(
     it warns of, if all goes well, is logged and added here. stdin: what it reads there; None:
     nothing.
 
-    Raises Failure, with the program's own words, unless it exits with 0. Over a network that goes
-    dead without a word it ends when TCP's keepalive gives up: by default in two hours (not tried).
+    Raises Failure, with the program's own words, unless it exits with 0.
     """
     log("debug", "Running", Step=step, Argv=" ".join(argv))
     pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
@@ -1031,7 +1030,11 @@ UNHINDERED = (
 PLAIN = f"{UNHINDERED} -c search_path=pg_catalog"
 
 
-PSQL = ["psql", "-XAtqw", "-vON_ERROR_STOP=1"]
+# A connection string, which leaves the rest to the environment. An index that is made says nothing
+# for long, and routers on the way forget who does that in minutes (AWS: in 350 s). Where a network
+# goes dead, a program ends 2 minutes later; by default TCP begins to ask after 2 hours.
+ALIVE = "keepalives_idle=60 keepalives_interval=15 keepalives_count=4"
+PSQL = ["psql", f"--dbname={ALIVE}", "-XAtqw", "-vON_ERROR_STOP=1"]
 
 
 def script(*queries: str) -> bytes:
@@ -3108,8 +3111,8 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     begun = time.monotonic()
     database = s.database()
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
-    command = ["pg_dump", "-Fc", "-f", dump.partial, "--no-password", "--lock-wait-timeout=300s"]
-    command.append(f"--compress={dump.compression}")
+    command = ["pg_dump", f"--dbname={ALIVE}", "--no-password", "-Fc", "-f", dump.partial]
+    command += ["--lock-wait-timeout=300s", f"--compress={dump.compression}"]
     options = gone_client(server)
     with compression_held_off(database, server) as release:
         # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
@@ -6424,7 +6427,7 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     stop. They count once that they could not; with workers once more, as they connect anew after
     them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
     """
-    argv = ["pg_restore", f"--dbname={target.name}", "--no-password", "--verbose"]
+    argv = ["pg_restore", f"--dbname={ALIVE}", "--no-password", "--verbose"]
     known = archive.pg_restore >= 17 and "transaction_timeout" not in target.options
     if not known:
         argv.append("--exit-on-error")

@@ -22,7 +22,7 @@ import botocore.exceptions
 import pytest
 
 from colonies import APPROVED, FAILED, OWNER_KEY, SUCCESS, Colony, Standin, colony, identity
-from proxies import PART, Proxy, through
+from proxies import FOREVER, PART, Proxy, through
 from servers import (
     LOG_LINE,
     PATIENCE,
@@ -229,6 +229,25 @@ class Scene:
     def nobody_waits(self) -> None:
         """Wait until no session waits for a table here."""
         self.sql(UNTIL.format(f"NOT EXISTS ({WAITS.format(0)})"))
+
+
+KEEPALIVE = "02"  # of a socket's timers in /proc/net/tcp
+
+
+def asked_after(postgres: Postgres) -> dict[str, float]:
+    """Of each connection by TCP: its program's name, and in how many seconds Linux asks its peer
+    whether it is there, should it say nothing."""
+    ports = postgres.sql("""SELECT to_hex(client_port), pid || ' ' || application_name
+        FROM pg_stat_activity WHERE client_port > 0 AND pid <> pg_backend_pid()""")
+    names = dict(line.split("|") for line in ports.splitlines())
+    asked = {}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, _, _, timer, *_ = line.split()
+        kind, left = timer.split(":")
+        name = names.get(local.rpartition(":")[2].lstrip("0").lower())
+        if name:
+            asked[name] = int(left, 16) / os.sysconf("SC_CLK_TCK") if kind == KEEPALIVE else FOREVER
+    return asked
 
 
 @functools.cache

@@ -35,6 +35,7 @@ from surroundings import (
     LOCKING,
     Generations,
     Scene,
+    asked_after,
     becomes_true,
     sha256_of,
     stuck_upload,
@@ -85,6 +86,17 @@ def beside(scene: Scene, *meanwhile: str, status: int = 0, **settings: str) -> E
                 assert following.stdout and following.stdout.readline() == "locked\n"
         assert executor.wait() == status, executor.log
         return executor
+
+
+def test_a_connection_that_says_nothing_is_asked_after_within_a_minute(scene: Scene) -> None:
+    """Else routers on the way forget it, and a network that goes dead is noticed after hours."""
+    with scene.locked() as release, scene.start() as executor:
+        scene.waiting()
+        ours = {name: left for name, left in asked_after(scene.postgres).items()
+                if "backup" in name}
+        release()
+        assert executor.wait() == 0, executor.log
+    assert len(ours) == 2 and max(ours.values()) <= 60, ours  # pg_dump, and who shares its snapshot
 
 
 TRUNCATED = """BEGIN; CREATE TEMPORARY TABLE kept AS TABLE truncated; TRUNCATE truncated;

@@ -26,7 +26,7 @@ from restores import (
     stored,
 )
 from servers import HELD_UP, Executor, descendants, error_lines, run
-from surroundings import Scene, becomes_true, until_found
+from surroundings import Scene, asked_after, becomes_true, until_found
 
 # ---- Restores that fail or are stopped
 
@@ -101,6 +101,21 @@ def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
             scene.postgres.sql(naming)
             same_databases(scene, new)
     assert (new in databases(scene.postgres)) == (stage == "count" and sig != signal.SIGKILL)
+
+
+@pytest.mark.parametrize("stage", GATES)
+def test_a_restore_that_waits_asks_after_the_server_within_a_minute(
+        scene: Scene, new: str, stage: str) -> None:
+    scene.sql(GATE.format(GATES[stage]))
+    name = stored(scene, archive(scene))
+    with shut(scene) as release, Executor(
+            scene.settings, "restore", name, "--database", new) as executor:
+        waiting = at_the_gate(scene)
+        [left] = [left for program, left in asked_after(scene.postgres).items()
+                  if program.startswith(f"{waiting} ")]
+        release()
+        assert executor.wait() == 0, executor.log
+    assert left <= 60
 
 
 def test_kill_9_leaves_no_program_that_goes_on_restoring(scene: Scene, new: str) -> None:
