@@ -982,29 +982,32 @@ def run(
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
     heed: list[str] | None = None,
-    stdin: bytes | None = None,
+    stdin: bytes = b"",
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
     called each second meanwhile, more often at first; what it raises stops the program. heed: what
-    it warns of, if all goes well, is logged and added here. stdin: what it reads there; None:
-    nothing.
+    it warns of, if all goes well, is logged and added here. stdin: what it reads there.
 
     Raises Failure, with the program's own words, unless it exits with 0. Over a network that goes
     dead without a word it ends when TCP's keepalive gives up: by default in two hours (not tried).
     """
     log("debug", "Running", Step=step, Argv=" ".join(argv))
-    pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
-    program = start(argv, environment(database, options), stderr=subprocess.PIPE, stdin=pipe)
+    # No pipe: after a time limit communicate() forgets what that had no room for (Python 3.11).
+    with open(os.memfd_create("stdin"), "w+b") as given:
+        given.write(stdin)
+        given.seek(0)
+        env = environment(database, options)
+        program = start(argv, env, stderr=subprocess.PIPE, stdin=given)
     end, pause = time.monotonic() + timeout, 0.1
     try:
         while True:
             try:
-                stdout, stderr = program.communicate(stdin, pause)
+                stdout, stderr = program.communicate(timeout=pause)
                 break
             except subprocess.TimeoutExpired:
-                pause, stdin = min(pause * 1.5, 1), None  # it goes on with what it was given
+                pause = min(pause * 1.5, 1)
             if tick:
                 tick()
             where = f" from {database.host}:{database.port}" if database else ""
