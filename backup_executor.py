@@ -1293,6 +1293,7 @@ class S3:
         self.s, self.patience = s, patience
         self.date = ""  # of its last answer, by its clock, as HTTP has it
         self.there: dict[str, Any] = {}  # of the last listing: when what has this key was written
+        self.verdicts = ""  # the ETag of those that it gave last; "": it had none
         # What HeadObject has shown of backups, by what was listed: to us, and to those who wrote
         # the index (None: it was not read).
         self.seen: dict[Backup, Backup] = {}
@@ -2111,13 +2112,16 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
     warning: it holds something else. Raises S3Failure.
     """
     known, text = dict[str, dict[str, Any]](), b"{}"
+    s3.verdicts, key = "", s3.key("verified.json")
     with allowing(404):
-        text = s3.call("get_object", Key=s3.key("verified.json"))
+        s3.verdicts, text = s3.call(
+            "get_object", None, lambda it: (plain_etag(it), small_object(it)), Key=key
+        )
     try:
         for name, was in json.loads(text).items():
             known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
     except Exception:
-        where = f"{s3.where}: {s3.key('verified.json')}"
+        where = f"{s3.where}: {key}"
         log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
         return None
     return known
@@ -7519,33 +7523,52 @@ def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return kept | {name for name in last.values() if known[name].get("database")}
 
 
-def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
-    """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
-
-    But the last one of each database stays, which metrics tell of. A bucket that keeps versions
-    keeps what it replaces, some kB. Raises Failure: where the key may not write there, for one.
-    """
-    known = verified(s3)
-    if known is None:
-        return
-    name = os.path.basename(backup.key)
-    if restored(backup, known) and not verdict.startswith(("restored", "failed")):
-        return  # less was looked at than before
-    if backup.encrypted:  # what is said of a failure may have rows in it
-        verdict = verdict.partition(":")[0]
-    known[name] = {
-        "verdict": verdict,
+def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> dict[str, Any]:
+    """What `remember` notes. Of what is encrypted neither rows nor what its tables are called."""
+    note: dict[str, Any] = {
+        # what is said of a failure may have rows in it
+        "verdict": verdict.partition(":")[0] if backup.encrypted else verdict,
         "time": moment(int(time.time())),
         "seconds": steps.seconds,
         "server": backup.server,
         "database": backup.database,
     }
-    if rows is not None and not backup.encrypted:  # nor is what its tables are called
+    if rows is not None and not backup.encrypted:
         most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
-        known[name]["rows"] = {table: rows[table] for table in most}
-    kept = names_to_keep(s3, known)
-    text = json.dumps({name: known[name] for name in sorted(kept & set(known))}, indent=4)
-    s3.put(s3.key("verified.json"), text.encode())
+        note["rows"] = {table: rows[table] for table in most}
+    return note
+
+
+def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
+    """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
+
+    But the last one of each database stays, which metrics tell of. A bucket that keeps versions
+    keeps what it replaces, some kB. What another verify notes meanwhile stays, too, where S3 knows
+    conditions. Raises Failure: where the key may not write there, for one.
+    """
+    name, note = os.path.basename(backup.key), note_of(backup, verdict, steps, rows)
+    pauses = [*itertools.islice(backoff(), 5), 0.0]
+    while True:
+        pause, known = pauses.pop(0), verified(s3)
+        if known is None:
+            return
+        if restored(backup, known) and not verdict.startswith(("restored", "failed")):
+            return  # less was looked at than before
+        known[name] = note
+        kept = names_to_keep(s3, known)
+        text = json.dumps({each: known[each] for each in sorted(kept & set(known))}, indent=4)
+        how: dict[str, Any] = {"IfNoneMatch": "*", "patience": 0}
+        if s3.verdicts:
+            how = {"IfMatch": f'"{s3.verdicts}"', "patience": 0}
+        try:  # the last time as where S3 knows no conditions
+            s3.put(s3.key("verified.json"), text.encode(), **(how if pauses else {}))
+            return
+        except S3Failure as error:
+            if not pauses or not (error.again or error.status in (404, 501)):
+                raise
+            if error.status == 501:
+                del pauses[:-1]
+        time.sleep(pause)
 
 
 # ---- The commands list and check -----------------------------------------------------------------
