@@ -1604,7 +1604,7 @@ class S3:
         think, and for all others then: what we go by was wrong. The next one begins anew, without
         what the index tells.
         """
-        if known._replace(metadata=None) in self.seen:
+        if self.sure and known._replace(metadata=None) in self.seen:
             return known
         head = self.head(known.key, patience)
         now = shown(known, head) if head else known  # somebody else has removed it
@@ -2035,6 +2035,17 @@ def known_backups(s3: S3, new: str = "") -> list[Backup]:
     return found
 
 
+def misled(s3: S3, newest: list[Backup]) -> bool:
+    """Whether the index, which is forgotten then, tells other metadata of these than S3."""
+    for each in newest:
+        listed = each._replace(metadata=None)
+        if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
+            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
+            s3.index = {}
+            return True
+    return False
+
+
 ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
 AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
 UNDER_WAY = datetime.timedelta(days=1)  # how long roles may well be there before their archive is
@@ -2157,6 +2168,23 @@ def new_normals(
     ]
 
 
+def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdicts | None) -> None:
+    """Before some go, look at the last good one, which stays; if that is small, at all of OURS.
+
+    Those that go are looked at in any case, but what the index says of others may be forged. After
+    a surprise nothing goes.
+    """
+    last = judge(ours, verdicts or {}, s3.s.full_backups, time.time()).last
+    if not last or not goes:
+        return
+    try:
+        for each in ours if any(smaller(old, last, 2) for old in goes) else [last]:
+            s3.confirmed(each)
+    except Failure as error:
+        s3.sure = False
+        log("warning", "Removing none: what stays is not what it seemed", Error=error)
+
+
 class Plan(NamedTuple):
     """What retention is to do."""
 
@@ -2185,14 +2213,15 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     for line in said:
         log("warning", line)
     aged = outdated(found, ours, verdicts, keep.newest, now)
-    twin = any(name == made.database for _, name in whose)
-    others = strangers(s3, aged, twin, made)
+    others = strangers(s3, aged, made.database in [name for _, name in whose], made)
     if others:
         some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
         what = "Leaving alone what has no metadata and may be another database's"
         log("warning", what, Objects=len(others), Some=some)
     kept |= itertools.islice(others.items(), HEADS)
-    return Plan(goes + [old for old in aged if old.key not in {*others, new}], kept, said)
+    goes += [old for old in aged if old.key not in {*others, new}]
+    confirm_rest(s3, ours, goes, verdicts)
+    return Plan(goes, kept, said)
 
 
 def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
@@ -2946,13 +2975,16 @@ def newest_backup(s3: S3, server: Server) -> Backup:
     for found in reversed([each for each in names if each.seconds < 10**11]):
         try:
             backup = known.get(found) or s3.looked_at(found)
+            ours = proven([backup], server.system_identifier, server.database)
+            if misled(s3, ours):
+                return newest_backup(s3, server)
         except S3Failure as error:
             broken += 1
             if error.status < 500 or broken > 1:
                 raise
             log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
-        if proven([backup], server.system_identifier, server.database):
+        if ours:
             return as_steady(backup, names)
     return none
 
@@ -5701,17 +5733,6 @@ def newest_good(
     if misled(s3, newest):
         return newest_good(s3, database, server, proving)
     return sorted(newest), judge(every, verdicts, nights, now).doubts - proposed
-
-
-def misled(s3: S3, newest: list[Backup]) -> bool:
-    """Whether the index, which is forgotten then, tells other metadata of these than S3."""
-    for each in newest:
-        listed = each._replace(metadata=None)
-        if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
-            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
-            s3.index = {}
-            return True
-    return False
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
