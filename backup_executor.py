@@ -1865,23 +1865,29 @@ def retained(
     return whys
 
 
+def is_outgrown(old: Backup, newer: list[Backup]) -> bool:
+    """Whether these are newer than an old one, and none of them is smaller than half of it."""
+    return old.seconds < newer[0].seconds and not any(smaller(old, each, 2) for each in newer)
+
+
 def outdated(
     found: list[Backup], ours: list[Backup], verdicts: Verdicts | None, newest: int, now: float
 ) -> list[Backup]:
     """What has no metadata, and is old enough to go if it is this database's: see `strangers`.
 
-    Older than the NEWEST ones of OURS, which are proven, and not the last that a verify restored.
+    Older than the NEWEST ones of OURS, which are proven, none of them smaller than half of it, and
+    not the last that a verify restored.
     """
-    counting = [backup for backup in ours if not held(backup, now)]
+    counting = [backup for backup in ours if not held(backup, now)][-newest:]
     if verdicts is None or len(counting) < newest:
         return []
-    since, proof, old_ones = counting[-newest].seconds, 0, list[Backup]()
+    proof, old_ones = 0, list[Backup]()
     for backup in ours:
         if restored(backup, verdicts):
             proof = backup.seconds
     for old in found:
         last = old.seconds > proof and restored(old, verdicts)
-        if old.metadata == {} and old.seconds < since and not last:
+        if old.metadata == {} and is_outgrown(old, counting) and not last:
             old_ones.append(old)
     return old_ones
 
