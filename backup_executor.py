@@ -1982,9 +1982,9 @@ def remove(s3: S3, old: Backup, patience: float | None) -> str:
     One that is locked is not even hidden: so a later backup finds and removes it when it may.
     patience: as of `call`. Raises Failure.
     """
-    old = s3.confirmed(old, patience)
+    if not old.locked:
+        old = s3.confirmed(old, patience)
     if old.locked:
-        log("info", "Object Lock keeps an old backup", Key=old.key, Kept=old.locked)
         return f"not removed: locked {old.locked}"
     still = s3.delete(old.key, old.version, patience)
     why = why_gone(old)
@@ -2015,6 +2015,9 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
             kept[old.key] = still
         if still in ("", HIDDEN):
             gone.append(old)
+    locks = sum("locked" in kept.get(old.key, "") for old in backups)
+    if locks:
+        log("info", "Object Lock keeps old backups", Objects=locks)
     return gone
 
 
