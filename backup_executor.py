@@ -2563,6 +2563,19 @@ class Server(NamedTuple):
         return major_version(self.pg_dump)
 
 
+def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
+    """What a question to the database comes to; asked again if it has no session left for it."""
+    for pause in PAUSES:
+        try:
+            return ask(*of, **more)
+        except Failure as error:
+            if not re.search(CROWDED, str(error)):
+                raise
+            log("warning", "The database takes no session now, asking again ...", Error=error)
+        time.sleep(pause * TIME_SCALE)
+    return ask(*of, **more)
+
+
 def examine_database(s: Settings) -> Server:
     """What is to be backed up, and by which pg_dump. Raises Failure if that one is too old."""
     said = run("Looking at pg_dump", ["pg_dump", "--version"], timeout=60)
@@ -2926,7 +2939,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
 
     Raises Failure or OSError; then nothing of it is left on the volume.
     """
-    server = examine_database(s)
+    server = patiently(examine_database, s)
     newest = newest_backup(s3, server)
     recipients = s.backup_age_recipients.splitlines()
     require_room(s, newest.plain_size, server.database_size, bool(recipients))
@@ -2943,7 +2956,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         dump.after = os.path.basename(last.key)
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
-    psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
+    patiently(psql, s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
@@ -3058,12 +3071,14 @@ def compression(s: Settings, server: Server) -> str:
 # Seconds before a dump is made again, and once more. A policy that works through its chunks, or a
 # job that loads tables, may need as long to be over.
 PAUSES = (15, 60)
+# What a server says that has no session left; pg_dumpall (17) does not say why.
+CROWDED = "too many (connections|clients)|remaining connection slots|could not connect to database"
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
     "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
     "invalid snapshot|snapshot .* does not exist|"  # it was shared, which is tried once
-    "too many (connections|clients)|remaining connection slots|"
+    f"{CROWDED}|"
     r"(query failed|from server): (?!ERROR|FATAL|PANIC)\S+:  "  # in words that are not known here
 )
 ADVICE = (
@@ -3080,7 +3095,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     one for good.
     """
     for pause in (*PAUSES, None):
-        dump.warnings = left_out(s.database(), server)
+        dump.warnings = patiently(left_out, s.database(), server)
         for line in dump.warnings:
             log("warning", line)
         take_roles(s, server, dump)
@@ -3132,7 +3147,8 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             continue  # the server would log an error each night
         try:
             command = ["pg_dumpall", *options]
-            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=dump.warnings)
+            of = "Reading the roles", command, s.database(), PLAIN, 120
+            sql = patiently(run, *of, heed=dump.warnings)
             known = not re.search("[\udc80-\udcff]", sql)
             require(known, "its roles have names in no known encoding")
             most = len(sql.encode()) <= ROLES_MOST
