@@ -3259,7 +3259,9 @@ def encrypt(s: Settings, dump: Dump) -> None:
             os.fsync(file.fileno())
             sha256, size = digest_of(file), file.tell()
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
-        roles = dump.roles_sql and sealed_text(dump.recipients, dump.roles_sql)
+        roles = dump.roles_sql
+        if roles and not roles.startswith("-----BEGIN AGE"):  # as they are the second time
+            roles = sealed_text(dump.recipients, roles)
         dump.save(
             encryption="age",
             plain_sha256=dump.sha256,
@@ -3731,7 +3733,8 @@ def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
     if not dump.pending:
         clear(dump)
     elif not is_whole(dump):
-        log("warning", "Not what its journal says, leaving it alone", Filepath=dump.path)
+        for path in {dump.path, *filter(os.path.lexists, [dump.file])}:
+            log("warning", "Not what its journal says, leaving it alone", Filepath=path)
         abort(s3, dump)
         dump.remove()
         return False
@@ -3749,7 +3752,14 @@ def is_whole(dump: Dump) -> bool:
     """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
     if os.path.exists(dump.partial) and not os.path.lexists(dump.path):
         os.rename(dump.partial, dump.path)  # it was sealed, and a crash came
-    return dump.stored or digest(dump.path) == dump.sha256
+    if dump.stored or digest(dump.path) == dump.sha256:
+        return True
+    plain = dump.plain_sha256
+    if plain is None or digest(dump.file) != plain:
+        return False
+    # It is there still, and age's is damaged: `encrypt` makes that anew.
+    dump.save(encryption=None, sha256=plain, size=dump.plain_size)
+    return True
 
 
 def clear(dump: Dump) -> None:
@@ -5735,7 +5745,8 @@ def newest_good(
 
     A backup is good by what its own server's are. It may be doubtful all the same: by those of
     another, which was lost perhaps. server: the end of identifiers. proving: where doubtful ones
-    become normal if one restores, the newest of these is taken, as a good one. Raises Failure.
+    become normal if one restores, and can, the newest of these is taken, as a good one. Raises
+    Failure.
     """
     sorts = [backups for backups in backups_of(s3, database) if backups[0].server.endswith(server)]
     require(sorts, f"{s3.where}: there is no backup of a server {server}")
@@ -5748,7 +5759,7 @@ def newest_good(
     for backups in sorts:
         judged = judge(backups, verdicts, nights, now)
         good = [backup for backup in backups if backup.key not in judged.doubts]
-        if proving and promising(judged, verdicts, nights):
+        if proving and not closed(s3.s, backups[-1]) and promising(judged, verdicts, nights):
             good = judged.run
             proposed.add(good[-1].key)
             log("info", "If it restores, its size is the new normal", Key=good[-1].key)
@@ -5863,6 +5874,11 @@ def to_open(s: Settings, backup: Backup) -> bool:
     if wanted:
         opening(s, backup.key)
     return wanted
+
+
+def closed(s: Settings, backup: Backup) -> bool:
+    """Whether a backup is encrypted, and nothing is there to open it."""
+    return backup.encrypted and not s.age_identity_file
 
 
 def opening(s: Settings, what: str) -> tuple[str, list[str]]:
@@ -7413,7 +7429,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
-    if backup.encrypted and not s3.s.age_identity_file:
+    if closed(s3.s, backup):
         unproven.append("what is in it: it is encrypted, and AGE_IDENTITY_FILE is not set")
         yield {"verdict": "intact"}
         return
@@ -8029,10 +8045,19 @@ def check_bucket(now: Checking) -> Lines:
 
 def check_encryption(now: Checking) -> Lines:
     """Whether backups are encrypted, and can be decrypted here. Raises Failure."""
-    s, text = now.settings, os.urandom(16).hex()
+    s, text, newest = now.settings, os.urandom(16).hex(), now.newest
     recipients = s.backup_age_recipients.splitlines()
     if not recipients:
         yield "ok", "BACKUP_AGE_RECIPIENTS is not set: backups are not encrypted"
+        if s.age_identity_file and newest.encrypted:
+            step, argv = opening(s, newest.key)
+            head = S3(s, 10).call("get_object", Key=newest.key, Range=f"bytes=0-{BLOCK - 1}")
+            try:
+                run(step, argv, timeout=60, stdin=head)
+            except Failure as error:  # that it is cut comes after its header
+                if not BROKEN.search(str(error)) or "header" in str(error):
+                    raise
+            yield "ok", f"AGE_IDENTITY_FILE opens {newest.key}"
         return
     sealed = sealed_text(recipients, text)
     yield "ok", f"backups are encrypted for {len(recipients)} public keys of BACKUP_AGE_RECIPIENTS"
