@@ -5112,8 +5112,8 @@ class Metrics:
             known["upload_seconds"] = {"": us.uploaded}
         with suppress(OSError):  # the volume may be gone
             there = os.listdir(us.s.backup_path)
-            waiting = sum(bool(re.fullmatch(r"backup_\d+\.bak(\.age)?", name)) for name in there)
-            known["uploads_waiting"] = {"": waiting}
+            waiting = {*re.findall(r"(?m)^backup_\d+\.bak(?=(?:\.age)?$)", "\n".join(there))}
+            known["uploads_waiting"] = {"": len(waiting)}
             known["staging_free_bytes"] = {"": free_bytes(us.s)[0]}
         lines = []
         for name in [each for each in METRICS if each in known]:
