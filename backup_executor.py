@@ -982,28 +982,31 @@ def run(
     timeout: float = FOREVER,
     tick: Callable[[], None] | None = None,
     heed: list[str] | None = None,
-    stdin: bytes | None = None,
+    stdin: bytes = b"",
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
     called each second meanwhile, more often at first; what it raises stops the program. heed: what
-    it warns of, if all goes well, is logged and added here. stdin: what it reads there; None:
-    nothing.
+    it warns of, if all goes well, is logged and added here. stdin: what it reads there.
 
     Raises Failure, with the program's own words, unless it exits with 0.
     """
     log("debug", "Running", Step=step, Argv=" ".join(argv))
-    pipe = subprocess.DEVNULL if stdin is None else subprocess.PIPE
-    program = start(argv, environment(database, options), stderr=subprocess.PIPE, stdin=pipe)
+    # No pipe: after a time limit communicate() forgets what that had no room for (Python 3.11).
+    with open(os.memfd_create("stdin"), "w+b") as given:
+        given.write(stdin)
+        given.seek(0)
+        env = environment(database, options)
+        program = start(argv, env, stderr=subprocess.PIPE, stdin=given)
     end, pause = time.monotonic() + timeout, 0.1
     try:
         while True:
             try:
-                stdout, stderr = program.communicate(stdin, pause)
+                stdout, stderr = program.communicate(timeout=pause)
                 break
             except subprocess.TimeoutExpired:
-                pause, stdin = min(pause * 1.5, 1), None  # it goes on with what it was given
+                pause = min(pause * 1.5, 1)
             if tick:
                 tick()
             where = f" from {database.host}:{database.port}" if database else ""
@@ -1293,6 +1296,7 @@ class S3:
         self.s, self.patience = s, patience
         self.date = ""  # of its last answer, by its clock, as HTTP has it
         self.there: dict[str, Any] = {}  # of the last listing: when what has this key was written
+        self.verdicts = ""  # the ETag of those that it gave last; "": it had none
         # What HeadObject has shown of backups, by what was listed: to us, and to those who wrote
         # the index (None: it was not read).
         self.seen: dict[Backup, Backup] = {}
@@ -1603,7 +1607,7 @@ class S3:
         think, and for all others then: what we go by was wrong. The next one begins anew, without
         what the index tells.
         """
-        if known._replace(metadata=None) in self.seen:
+        if self.sure and known._replace(metadata=None) in self.seen:
             return known
         head = self.head(known.key, patience)
         now = shown(known, head) if head else known  # somebody else has removed it
@@ -1864,23 +1868,29 @@ def retained(
     return whys
 
 
+def is_outgrown(old: Backup, newer: list[Backup]) -> bool:
+    """Whether these are newer than an old one, and none of them is smaller than half of it."""
+    return old.seconds < newer[0].seconds and not any(smaller(old, each, 2) for each in newer)
+
+
 def outdated(
     found: list[Backup], ours: list[Backup], verdicts: Verdicts | None, newest: int, now: float
 ) -> list[Backup]:
     """What has no metadata, and is old enough to go if it is this database's: see `strangers`.
 
-    Older than the NEWEST ones of OURS, which are proven, and not the last that a verify restored.
+    Older than the NEWEST ones of OURS, which are proven, none of them smaller than half of it, and
+    not the last that a verify restored.
     """
-    counting = [backup for backup in ours if not held(backup, now)]
+    counting = [backup for backup in ours if not held(backup, now)][-newest:]
     if verdicts is None or len(counting) < newest:
         return []
-    since, proof, old_ones = counting[-newest].seconds, 0, list[Backup]()
+    proof, old_ones = 0, list[Backup]()
     for backup in ours:
         if restored(backup, verdicts):
             proof = backup.seconds
     for old in found:
         last = old.seconds > proof and restored(old, verdicts)
-        if old.metadata == {} and old.seconds < since and not last:
+        if old.metadata == {} and is_outgrown(old, counting) and not last:
             old_ones.append(old)
     return old_ones
 
@@ -1975,9 +1985,9 @@ def remove(s3: S3, old: Backup, patience: float | None) -> str:
     One that is locked is not even hidden: so a later backup finds and removes it when it may.
     patience: as of `call`. Raises Failure.
     """
-    old = s3.confirmed(old, patience)
+    if not old.locked:
+        old = s3.confirmed(old, patience)
     if old.locked:
-        log("info", "Object Lock keeps an old backup", Key=old.key, Kept=old.locked)
         return f"not removed: locked {old.locked}"
     still = s3.delete(old.key, old.version, patience)
     why = why_gone(old)
@@ -2008,6 +2018,9 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
             kept[old.key] = still
         if still in ("", HIDDEN):
             gone.append(old)
+    locks = sum("locked" in kept.get(old.key, "") for old in backups)
+    if locks:
+        log("info", "Object Lock keeps old backups", Objects=locks)
     return gone
 
 
@@ -2032,6 +2045,17 @@ def known_backups(s3: S3, new: str = "") -> list[Backup]:
     if unknown:
         log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
     return found
+
+
+def misled(s3: S3, newest: list[Backup]) -> bool:
+    """Whether the index, which is forgotten then, tells other metadata of these than S3."""
+    for each in newest:
+        listed = each._replace(metadata=None)
+        if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
+            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
+            s3.index = {}
+            return True
+    return False
 
 
 ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
@@ -2074,14 +2098,14 @@ def roles_left(s3: S3, new: str) -> list[str]:
     """Keys of roles whose archive is gone, by a crash or by hand, or comes yet; 100 at most.
 
     By the last listing. None that another executor's upload has just put: all are a day older than
-    the NEW ones, by the clock of S3. Raises S3Failure.
+    the NEW ones, by the clock of S3.
     """
-    before, there = s3.call("head_object", Key=new)["LastModified"] - UNDER_WAY, s3.there
+    there, put = s3.there, s3.there.get(new)
     left = [
         key
         for key, written in there.items()
         if key.endswith((ROLES, ROLES + AGE)) and archive_beside(key) not in there
-        if written and written < before
+        if put and written and written < put - UNDER_WAY
     ]
     return random.sample(left, min(HEADS, len(left)))
 
@@ -2111,13 +2135,16 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
     warning: it holds something else. Raises S3Failure.
     """
     known, text = dict[str, dict[str, Any]](), b"{}"
+    s3.verdicts, key = "", s3.key("verified.json")
     with allowing(404):
-        text = s3.call("get_object", Key=s3.key("verified.json"))
+        s3.verdicts, text = s3.call(
+            "get_object", None, lambda it: (plain_etag(it), small_object(it)), Key=key
+        )
     try:
         for name, was in json.loads(text).items():
             known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
     except Exception:
-        where = f"{s3.where}: {s3.key('verified.json')}"
+        where = f"{s3.where}: {key}"
         log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
         return None
     return known
@@ -2153,6 +2180,23 @@ def new_normals(
     ]
 
 
+def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdicts | None) -> None:
+    """Before some go, look at the last good one, which stays; if that is small, at all of OURS.
+
+    Those that go are looked at in any case, but what the index says of others may be forged. After
+    a surprise nothing goes.
+    """
+    last = judge(ours, verdicts or {}, s3.s.full_backups, time.time()).last
+    if not last or not goes:
+        return
+    try:
+        for each in ours if any(smaller(old, last, 2) for old in goes) else [last]:
+            s3.confirmed(each)
+    except Failure as error:
+        s3.sure = False
+        log("warning", "Removing none: what stays is not what it seemed", Error=error)
+
+
 class Plan(NamedTuple):
     """What retention is to do."""
 
@@ -2181,14 +2225,15 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     for line in said:
         log("warning", line)
     aged = outdated(found, ours, verdicts, keep.newest, now)
-    twin = any(name == made.database for _, name in whose)
-    others = strangers(s3, aged, twin, made)
+    others = strangers(s3, aged, made.database in [name for _, name in whose], made)
     if others:
         some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
         what = "Leaving alone what has no metadata and may be another database's"
         log("warning", what, Objects=len(others), Some=some)
     kept |= itertools.islice(others.items(), HEADS)
-    return Plan(goes + [old for old in aged if old.key not in {*others, new}], kept, said)
+    goes += [old for old in aged if old.key not in {*others, new}]
+    confirm_rest(s3, ours, goes, verdicts)
+    return Plan(goes, kept, said)
 
 
 def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
@@ -2519,6 +2564,19 @@ class Server(NamedTuple):
     def client(self) -> int:
         """pg_dump's major version."""
         return major_version(self.pg_dump)
+
+
+def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
+    """What a question to the database comes to; asked again if it has no session left for it."""
+    for pause in PAUSES:
+        try:
+            return ask(*of, **more)
+        except Failure as error:
+            if not re.search(CROWDED, str(error)):
+                raise
+            log("warning", "The database takes no session now, asking again ...", Error=error)
+        time.sleep(pause * TIME_SCALE)
+    return ask(*of, **more)
 
 
 def examine_database(s: Settings) -> Server:
@@ -2884,7 +2942,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
 
     Raises Failure or OSError; then nothing of it is left on the volume.
     """
-    server = examine_database(s)
+    server = patiently(examine_database, s)
     newest = newest_backup(s3, server)
     recipients = s.backup_age_recipients.splitlines()
     require_room(s, newest.plain_size, server.database_size, bool(recipients))
@@ -2901,7 +2959,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         dump.after = os.path.basename(last.key)
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
-    psql(s.database(), "Ending sessions of an earlier run", END_SESSIONS)
+    patiently(psql, s.database(), "Ending sessions of an earlier run", END_SESSIONS)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
@@ -2942,13 +3000,16 @@ def newest_backup(s3: S3, server: Server) -> Backup:
     for found in reversed([each for each in names if each.seconds < 10**11]):
         try:
             backup = known.get(found) or s3.looked_at(found)
+            ours = proven([backup], server.system_identifier, server.database)
+            if misled(s3, ours):
+                return newest_backup(s3, server)
         except S3Failure as error:
             broken += 1
             if error.status < 500 or broken > 1:
                 raise
             log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
-        if proven([backup], server.system_identifier, server.database):
+        if ours:
             return as_steady(backup, names)
     return none
 
@@ -3013,12 +3074,14 @@ def compression(s: Settings, server: Server) -> str:
 # Seconds before a dump is made again, and once more. A policy that works through its chunks, or a
 # job that loads tables, may need as long to be over.
 PAUSES = (15, 60)
+# What a server says that has no session left; pg_dumpall (17) does not say why.
+CROWDED = "too many (connections|clients)|remaining connection slots|could not connect to database"
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
     "could not open relation|cache lookup failed|conflict with recovery|deadlock detected|"
     "invalid snapshot|snapshot .* does not exist|"  # it was shared, which is tried once
-    "too many (connections|clients)|remaining connection slots|"
+    f"{CROWDED}|"
     r"(query failed|from server): (?!ERROR|FATAL|PANIC)\S+:  "  # in words that are not known here
 )
 ADVICE = (
@@ -3035,7 +3098,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     one for good.
     """
     for pause in (*PAUSES, None):
-        dump.warnings = left_out(s.database(), server)
+        dump.warnings = patiently(left_out, s.database(), server)
         for line in dump.warnings:
             log("warning", line)
         take_roles(s, server, dump)
@@ -3087,7 +3150,8 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             continue  # the server would log an error each night
         try:
             command = ["pg_dumpall", *options]
-            sql = run("Reading the roles", command, s.database(), PLAIN, 120, heed=dump.warnings)
+            of = "Reading the roles", command, s.database(), PLAIN, 120
+            sql = patiently(run, *of, heed=dump.warnings)
             known = not re.search("[\udc80-\udcff]", sql)
             require(known, "its roles have names in no known encoding")
             most = len(sql.encode()) <= ROLES_MOST
@@ -3198,7 +3262,9 @@ def encrypt(s: Settings, dump: Dump) -> None:
             os.fsync(file.fileno())
             sha256, size = digest_of(file), file.tell()
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
-        roles = dump.roles_sql and sealed_text(dump.recipients, dump.roles_sql)
+        roles = dump.roles_sql
+        if roles and not roles.startswith("-----BEGIN AGE"):  # as they are the second time
+            roles = sealed_text(dump.recipients, roles)
         dump.save(
             encryption="age",
             plain_sha256=dump.sha256,
@@ -3670,7 +3736,8 @@ def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
     if not dump.pending:
         clear(dump)
     elif not is_whole(dump):
-        log("warning", "Not what its journal says, leaving it alone", Filepath=dump.path)
+        for path in {dump.path, *filter(os.path.lexists, [dump.file])}:
+            log("warning", "Not what its journal says, leaving it alone", Filepath=path)
         abort(s3, dump)
         dump.remove()
         return False
@@ -3688,7 +3755,14 @@ def is_whole(dump: Dump) -> bool:
     """Whether the file of a sealed dump is there under its name, and what it was, or in S3."""
     if os.path.exists(dump.partial) and not os.path.lexists(dump.path):
         os.rename(dump.partial, dump.path)  # it was sealed, and a crash came
-    return dump.stored or digest(dump.path) == dump.sha256
+    if dump.stored or digest(dump.path) == dump.sha256:
+        return True
+    plain = dump.plain_sha256
+    if plain is None or digest(dump.file) != plain:
+        return False
+    # It is there still, and age's is damaged: `encrypt` makes that anew.
+    dump.save(encryption=None, sha256=plain, size=dump.plain_size)
+    return True
 
 
 def clear(dump: Dump) -> None:
@@ -5041,8 +5115,8 @@ class Metrics:
             known["upload_seconds"] = {"": us.uploaded}
         with suppress(OSError):  # the volume may be gone
             there = os.listdir(us.s.backup_path)
-            waiting = sum(bool(re.fullmatch(r"backup_\d+\.bak(\.age)?", name)) for name in there)
-            known["uploads_waiting"] = {"": waiting}
+            waiting = {*re.findall(r"(?m)^backup_\d+\.bak(?=(?:\.age)?$)", "\n".join(there))}
+            known["uploads_waiting"] = {"": len(waiting)}
             known["staging_free_bytes"] = {"": free_bytes(us.s)[0]}
         lines = []
         for name in [each for each in METRICS if each in known]:
@@ -5674,7 +5748,8 @@ def newest_good(
 
     A backup is good by what its own server's are. It may be doubtful all the same: by those of
     another, which was lost perhaps. server: the end of identifiers. proving: where doubtful ones
-    become normal if one restores, the newest of these is taken, as a good one. Raises Failure.
+    become normal if one restores, and can, the newest of these is taken, as a good one. Raises
+    Failure.
     """
     sorts = [backups for backups in backups_of(s3, database) if backups[0].server.endswith(server)]
     require(sorts, f"{s3.where}: there is no backup of a server {server}")
@@ -5687,7 +5762,7 @@ def newest_good(
     for backups in sorts:
         judged = judge(backups, verdicts, nights, now)
         good = [backup for backup in backups if backup.key not in judged.doubts]
-        if proving and promising(judged, verdicts, nights):
+        if proving and not closed(s3.s, backups[-1]) and promising(judged, verdicts, nights):
             good = judged.run
             proposed.add(good[-1].key)
             log("info", "If it restores, its size is the new normal", Key=good[-1].key)
@@ -5697,17 +5772,6 @@ def newest_good(
     if misled(s3, newest):
         return newest_good(s3, database, server, proving)
     return sorted(newest), judge(every, verdicts, nights, now).doubts - proposed
-
-
-def misled(s3: S3, newest: list[Backup]) -> bool:
-    """Whether the index, which is forgotten then, tells other metadata of these than S3."""
-    for each in newest:
-        listed = each._replace(metadata=None)
-        if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
-            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
-            s3.index = {}
-            return True
-    return False
 
 
 def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -> None:
@@ -5813,6 +5877,11 @@ def to_open(s: Settings, backup: Backup) -> bool:
     if wanted:
         opening(s, backup.key)
     return wanted
+
+
+def closed(s: Settings, backup: Backup) -> bool:
+    """Whether a backup is encrypted, and nothing is there to open it."""
+    return backup.encrypted and not s.age_identity_file
 
 
 def opening(s: Settings, what: str) -> tuple[str, list[str]]:
@@ -7363,7 +7432,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     if "sha256" not in metadata:
         unproven.append("that no bit of its data flipped: no checksum")
     yield {"not_proven": unproven}
-    if backup.encrypted and not s3.s.age_identity_file:
+    if closed(s3.s, backup):
         unproven.append("what is in it: it is encrypted, and AGE_IDENTITY_FILE is not set")
         yield {"verdict": "intact"}
         return
@@ -7519,33 +7588,52 @@ def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return kept | {name for name in last.values() if known[name].get("database")}
 
 
-def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
-    """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
-
-    But the last one of each database stays, which metrics tell of. A bucket that keeps versions
-    keeps what it replaces, some kB. Raises Failure: where the key may not write there, for one.
-    """
-    known = verified(s3)
-    if known is None:
-        return
-    name = os.path.basename(backup.key)
-    if restored(backup, known) and not verdict.startswith(("restored", "failed")):
-        return  # less was looked at than before
-    if backup.encrypted:  # what is said of a failure may have rows in it
-        verdict = verdict.partition(":")[0]
-    known[name] = {
-        "verdict": verdict,
+def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> dict[str, Any]:
+    """What `remember` notes. Of what is encrypted neither rows nor what its tables are called."""
+    note: dict[str, Any] = {
+        # what is said of a failure may have rows in it
+        "verdict": verdict.partition(":")[0] if backup.encrypted else verdict,
         "time": moment(int(time.time())),
         "seconds": steps.seconds,
         "server": backup.server,
         "database": backup.database,
     }
-    if rows is not None and not backup.encrypted:  # nor is what its tables are called
+    if rows is not None and not backup.encrypted:
         most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
-        known[name]["rows"] = {table: rows[table] for table in most}
-    kept = names_to_keep(s3, known)
-    text = json.dumps({name: known[name] for name in sorted(kept & set(known))}, indent=4)
-    s3.put(s3.key("verified.json"), text.encode())
+        note["rows"] = {table: rows[table] for table in most}
+    return note
+
+
+def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
+    """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
+
+    But the last one of each database stays, which metrics tell of. A bucket that keeps versions
+    keeps what it replaces, some kB. What another verify notes meanwhile stays, too, where S3 knows
+    conditions. Raises Failure: where the key may not write there, for one.
+    """
+    name, note = os.path.basename(backup.key), note_of(backup, verdict, steps, rows)
+    pauses = [*itertools.islice(backoff(), 5), 0.0]
+    while True:
+        pause, known = pauses.pop(0), verified(s3)
+        if known is None:
+            return
+        if restored(backup, known) and not verdict.startswith(("restored", "failed")):
+            return  # less was looked at than before
+        known[name] = note
+        kept = names_to_keep(s3, known)
+        text = json.dumps({each: known[each] for each in sorted(kept & set(known))}, indent=4)
+        how: dict[str, Any] = {"IfNoneMatch": "*", "patience": 0}
+        if s3.verdicts:
+            how = {"IfMatch": f'"{s3.verdicts}"', "patience": 0}
+        try:  # the last time as where S3 knows no conditions
+            s3.put(s3.key("verified.json"), text.encode(), **(how if pauses else {}))
+            return
+        except S3Failure as error:
+            if not pauses or not (error.again or error.status in (404, 501)):
+                raise
+            if error.status == 501:
+                del pauses[:-1]
+        time.sleep(pause)
 
 
 # ---- The commands list and check -----------------------------------------------------------------
@@ -7960,10 +8048,19 @@ def check_bucket(now: Checking) -> Lines:
 
 def check_encryption(now: Checking) -> Lines:
     """Whether backups are encrypted, and can be decrypted here. Raises Failure."""
-    s, text = now.settings, os.urandom(16).hex()
+    s, text, newest = now.settings, os.urandom(16).hex(), now.newest
     recipients = s.backup_age_recipients.splitlines()
     if not recipients:
         yield "ok", "BACKUP_AGE_RECIPIENTS is not set: backups are not encrypted"
+        if s.age_identity_file and newest.encrypted:
+            step, argv = opening(s, newest.key)
+            head = S3(s, 10).call("get_object", Key=newest.key, Range=f"bytes=0-{BLOCK - 1}")
+            try:
+                run(step, argv, timeout=60, stdin=head)
+            except Failure as error:  # that it is cut comes after its header
+                if not BROKEN.search(str(error)) or "header" in str(error):
+                    raise
+            yield "ok", f"AGE_IDENTITY_FILE opens {newest.key}"
         return
     sealed = sealed_text(recipients, text)
     yield "ok", f"backups are encrypted for {len(recipients)} public keys of BACKUP_AGE_RECIPIENTS"

@@ -195,6 +195,31 @@ def test_a_crash_before_the_plain_file_is_gone_goes_on_from_there(
     assert sealed.objects()[closed] == whole and sealed.files() == []
 
 
+@pytest.mark.parametrize("damage", ["closed", "gone", "both"])
+def test_where_the_encrypted_file_is_damaged_the_plain_one_is_encrypted_anew_or_named(
+        sealed: Sealed, meddler: Proxy, damage: str) -> None:
+    """As after a crash between the two: else plain data lie there, and nobody is told."""
+    meddler.reply(COMPLETING, FORBIDDEN)
+    sealed.failure(**through(meddler, 0.001))
+    closed = sealed.folder / sealed.files()[0]
+    plain = closed.with_suffix("")
+    whole = sealed.opened(closed.read_bytes())
+    plain.write_bytes(whole[:-1] if damage == "both" else whole)
+    closed.unlink() if damage == "gone" else closed.write_bytes(b"age-encryption.org/v1\n")
+    ran = sealed.run("backup", "--resume", BACKUP_AGE_RECIPIENTS="")
+    if damage == "both":
+        assert re.search(rf"level=warning .*leaving.*{plain}\b(?!\.age)", ran.stderr)
+        assert sealed.files() == [plain.name, closed.name] and not sealed.names()
+        return
+    objects = sealed.objects()
+    assert sealed.opened(objects[closed.name]) == whole and sealed.files() == []
+    metadata = sealed.metadata(closed.name)
+    assert metadata["sha256"] == sha256_of(objects[closed.name])
+    assert metadata["plain-sha256"] == sha256_of(whole)
+    roles = objects[closed.name.replace(".bak", ".roles.sql")]
+    assert b"CREATE ROLE" in sealed.opened(roles)
+
+
 def test_a_kill_at_any_use_of_the_volume_loses_no_sealed_dump(
         sealed: Sealed, tmp_path: Path) -> None:
     (home := tmp_path / "home").mkdir()
@@ -333,6 +358,26 @@ def test_check_tries_whether_the_private_key_opens_what_the_public_ones_close(
     assert re.match("FAIL .*/nowhere", lines(1, AGE_IDENTITY_FILE="/nowhere")[-1])
 
 
+def test_check_tries_the_private_key_alone_on_the_newest_backup(sealed: Sealed) -> None:
+    def line(settings: dict[str, str], status: int = 0) -> str:
+        ran = sealed.run("check", status=status, BACKUP_AGE_RECIPIENTS="", **settings)
+        return [line for line in ran.stdout.splitlines() if "encryption:" in line][-1]
+
+    other = {"AGE_IDENTITY_FILE": str(sealed.new("other"))}
+    assert "not encrypted" in line(other)  # there is nothing to try it on
+    many = ",".join(re.findall("age1[0-9a-z]+", sealed.new(str(i)).read_text())[0]
+                    for i in range(50))
+    sealed.sql("CREATE TABLE noise AS SELECT string_agg(sha512(i::text::bytea), '') AS x"
+               " FROM generate_series(1, 9000) i")
+    for keys in (sealed.public, f"{many},{sealed.public}"):
+        name = sealed.backup(BACKUP_AGE_RECIPIENTS=keys)["filename"]
+        assert re.match(f"ok .*AGE_IDENTITY_FILE opens .*{name}", line(sealed.identity))
+        assert re.match(f"FAIL .*{other['AGE_IDENTITY_FILE']}.*no identity matched",
+                        line(other, 1))
+    sealed.put(name, b"age-encryption.org/v1\nx", **sealed.metadata(name))
+    assert re.match("FAIL .*header", line(sealed.identity, 1))
+
+
 # ---- What opens it -----------------------------------------------------------------------------
 
 def test_without_its_private_key_a_backup_is_intact_and_no_more_is_said(sealed: Sealed) -> None:
@@ -348,6 +393,21 @@ def test_without_its_private_key_a_backup_is_intact_and_no_more_is_said(sealed: 
     assert "SHA-256" in json.loads(sealed.run("verify", bad, status=1).stdout)["verdict"]
     sealed.put(bad, sealed.objects()[name])
     assert "AGE_IDENTITY_FILE" in refusal(sealed, "verify", bad)  # nothing at all is known of it
+
+
+def test_without_the_private_key_no_doubtful_one_is_proposed_to_be_restored(
+        sealed: Sealed) -> None:
+    """It would be found intact, whatever is in it."""
+    good = sealed.backup()["filename"]
+    told = sealed.metadata(good)
+    for later in range(1, 4):
+        size = str(int(told["plain-size"]) * 2 // 5)
+        doubtful = f"backup_{int(good[7:-8]) + later}{ENDING}"
+        sealed.put(doubtful, sealed.objects()[good], **told | {"plain-size": size})
+    where = verifying(sealed.postgres)
+    assert json.loads(sealed.run("verify", **where).stdout)["object"].endswith(good)
+    ran = sealed.run("verify", status=1, **where, **sealed.identity)
+    assert json.loads(ran.stdout)["object"].endswith(doubtful)
 
 
 def test_a_private_key_that_does_not_open_it_is_no_verdict(sealed: Sealed) -> None:

@@ -186,9 +186,13 @@ def test_a_bucket_that_locks_its_objects_will_do(locking: Scene, before: Proxy) 
     if locks:
         assert second["removed"] == [] and len(rows) == 2
         assert re.fullmatch(r"not removed: locked until 20\d\d-\S+", second["kept"][old])
-        assert re.search(f'level=info msg="Object Lock keeps an old backup" Key={old} Kept="until',
-                         ran.stderr)
+        assert 'level=info msg="Object Lock keeps old backups" Objects=1' in ran.stderr
         assert before.seen(rb"^DELETE \S*\.bak") == 0  # nor is it hidden
+        before.requests.clear()
+        ran = locking.run("backup")  # one line for all, and one look at each
+        assert ran.stderr.count("Object Lock") == 1 and "backups\" Objects=2" in ran.stderr
+        assert before.seen(b"^HEAD \\S*/" + first["filename"].encode()) == 1
+        assert len(json.loads(ran.stdout)["kept"]) == 3
     else:
         assert second["removed"] == [old] and len(rows) == 1
     assert "level=warning" not in ran.stderr

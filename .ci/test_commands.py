@@ -1,6 +1,7 @@
 """Tests of settings and of the command line."""
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import backup_executor
 from colonies import OWNER_KEY
 from environment import PROJECT, requirements
 from proxies import FORBIDDEN, Proxy, http_answer, through
@@ -119,3 +121,16 @@ def test_check_names_everything_that_is_wrong_in_one_go(scene: Scene, meddler: P
     wrong = [line for line in ran.stdout.splitlines() if "FAIL" in line]
     for says in ("password authentication", "/missing", "127.0.0.1:1/", str(meddler.port)):
         assert any(says in line for line in wrong), says
+
+
+def test_a_program_reads_all_that_it_is_given_also_where_it_begins_late(tmp_path: Path) -> None:
+    """More than a pipe has room for; it reads when we have waited for it once."""
+    os.mkfifo(fifo := tmp_path / "fifo")
+    told = list[int]()
+
+    def tick() -> None:
+        told.extend([] if told else [fifo.write_bytes(b"go")])
+
+    argv = ["sh", "-c", 'read -r word <"$0"; wc -c', str(fifo)]
+    said = backup_executor.run("Counting", argv, timeout=60, tick=tick, stdin=b"x" * 10**6)
+    assert told and int(said) == 10**6

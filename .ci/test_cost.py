@@ -179,6 +179,49 @@ def test_an_object_that_an_index_claims_for_this_database_is_not_removed(
     assert index_of(scene)[theirs[0]][-1]["database"] == "another"
 
 
+@pytest.mark.parametrize("forged", ["another's", "steady"])
+def test_no_index_makes_retention_take_what_is_kept_for_good(
+        scene: Scene, meddler: Proxy, forged: str) -> None:
+    """Those that go are ours, so that a look at them alone tells nothing."""
+    good, few = given(scene, 9), {"FULL_BACKUPS": "9", **through(meddler)}
+    theirs = given(scene, 9, first=10, database="another")
+    body, metadata = scene.objects()[good[0]], scene.head(good[0])["Metadata"]
+    small = [f"backup_{1_700_000_000 + number}.bak" for number in range(20, 30)]
+    for name in small:
+        scene.put(name, body[:len(body) // 4], **metadata)
+    scene.sql("DELETE FROM t WHERE id > 1")
+    assert scene.backup(**few)["removed"] == [f"{scene.prefix}/{name}" for name in small[:2]]
+    lines = index_of(scene)
+    if forged == "steady":
+        lines[small[2]][-1]["steady"] = str(lines[small[2]][1])
+    else:
+        for name in theirs:
+            lines[name][-1]["database"] = scene.database
+    forge(scene, lines)
+    ran = scene.run("backup", **few)
+    assert {*good, *theirs} < set(scene.objects()) and not json.loads(ran.stdout)["removed"]
+    assert "level=warning" in ran.stderr and "metadata that it had not before" in ran.stderr
+    after = scene.backup(**few)["removed"]  # which looks at all
+    assert after and not {*after} & {f"{scene.prefix}/{name}" for name in good}
+    meddler.requests.clear()
+    scene.backup(**few)
+    assert meddler.seen(HEAD) < 2 * LOOKS
+
+
+def test_no_index_says_that_the_newest_backup_is_good(scene: Scene) -> None:
+    good, few = given(scene, 1), {"FULL_BACKUPS": "9"}
+    body, metadata = scene.objects()[good[0]], scene.head(good[0])["Metadata"]
+    scene.put("backup_1700000002.bak", body[:len(body) // 4], **metadata)
+    given(scene, LOOKS + 2, first=10, database="another")
+    scene.sql("DELETE FROM t WHERE id > 1")
+    last = scene.backup(**few)["filename"]
+    scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{last}")
+    lines = index_of(scene)
+    lines["backup_1700000002.bak"][-1]["steady"] = str(len(body) // 4)
+    forge(scene, lines)
+    assert "steady" not in scene.head(scene.backup(**few)["filename"])["Metadata"]
+
+
 def test_the_latest_backup_is_not_one_that_only_the_index_knows(scene: Scene) -> None:
     ours = given(scene, 3)
     given(scene, 10, first=10, database="another")

@@ -282,6 +282,25 @@ def test_a_dump_of_a_standby_that_recovery_ends_or_empties_is_made_again(scene: 
 
 # ---- Before the dump ---------------------------------------------------------------------------
 
+FULL = b"SFATAL\0C53300\0Msorry, too many clients already\0\0"
+CROWDED = b"E" + (len(FULL) + 4).to_bytes(4, "big") + FULL
+
+
+def test_a_server_that_has_no_session_left_for_a_moment_costs_no_backup(scene: Scene) -> None:
+    with Proxy(scene.postgres.port) as proxy:
+        there = {"DB_PORT": str(proxy.port), "PGSSLMODE": "disable", "BACKUP_TIME_SCALE": "0.01",
+                 "BACKUP_ROLES": "auto"}
+        scene.backup(**there)
+        for session in range(len(proxy.sessions)):
+            proxy.expect(b"", session)
+            proxy.reply(b"", CROWDED)
+            ran = scene.run("backup", **there)
+            assert json.loads(ran.stdout)["role_passwords"], session
+            proxy.clear()
+        proxy.reply(b"", CROWDED, times=99)
+        assert re.search("Looking at the database: .*too many clients", scene.failure(**there))
+
+
 def test_an_old_pg_dump_is_refused_with_both_versions(scene: Scene) -> None:
     error = scene.failure(clients=15)
     assert re.search(r"\b15\.\d", error) and re.search(r"\b17\.\d", error)

@@ -61,6 +61,21 @@ def test_an_older_executors_backups_stay_until_enough_proven_ones_are_newer(scen
         assert re.search(rf'level=info msg="Removed an old backup" Key=\S*/{name} ', ran.stderr)
 
 
+def test_an_emptied_databases_backups_do_not_eat_the_older_executors(scene: Scene) -> None:
+    scene.put("backup_1000.bak", archive(scene))
+    scene.sql("DELETE FROM t WHERE id > 1")
+    for _ in range(4):
+        small = scene.backup(FULL_BACKUPS="3")["filename"]
+    assert {"backup_1000.bak", small} < set(scene.objects()) and len(scene.objects()) == 4
+    scene.put("backup_999.bak", archive(scene))  # one as small is old enough
+    assert scene.backup(FULL_BACKUPS="3")["removed"][-1].endswith("backup_999.bak")
+    scene.sql("INSERT INTO t (id, text) SELECT i, md5(i::text) FROM generate_series(1000, 1900) i")
+    for night in range(3):
+        assert "backup_1000.bak" in scene.objects(), night
+        scene.backup(FULL_BACKUPS="3")
+    assert "backup_1000.bak" not in scene.objects()
+
+
 def test_an_object_without_metadata_goes_only_if_its_archive_names_this_database(
         scene: Scene, meddler: Proxy) -> None:
     scene.given_backup()

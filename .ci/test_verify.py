@@ -67,6 +67,37 @@ def test_help_explains_each_field_of_a_result_and_of_a_report(scene: Scene) -> N
         assert [each for each in fields if not re.search(rf"(?m)^  (\w+, )?{each}\b", shown)] == []
 
 
+@pytest.mark.parametrize("others", [1, 2])
+def test_of_verifies_at_once_all_verdicts_are_noted(
+        proof: Proof, meddler: Proxy, tmp_path: Path, others: int) -> None:
+    """Each of the others reads and writes between the first one's reading and its writing."""
+    plain = {"VERIFY_DB_HOST": ""}
+    first, *names = [proof.name, *(proof.again(**proof.metadata) for _ in range(2))]
+    if others == 1:  # beside a verdict that is there
+        proof.report(names.pop(), **plain)
+
+    def meanwhile(piece: bytes) -> bytes:
+        if re.match(rb"PUT \S*/verified\.json", piece) and names:
+            proof.report(names.pop(), **plain, BACKUP_PATH=str(tmp_path))
+        return piece
+
+    meddler.request = meanwhile
+    proof.report(first, **plain, **through(meddler))
+    assert not names and [*proof.verdicts().values()] == ["readable"] * 3
+
+
+@pytest.mark.parametrize("status", ["501 Not Implemented", "412 Precondition Failed"])
+def test_a_server_that_takes_no_condition_gets_the_verdict_without(
+        proof: Proof, meddler: Proxy, status: str) -> None:
+    """And one that compares another ETag than it shows."""
+    meddler.reply(rb"(?is)^PUT \S*/verified\.json.*\r\nif-(none-)?match:",
+                  http_reply(status, b""), times=99)
+    for name in (proof.name, proof.again(**proof.metadata)):
+        ran = proof.run("verify", name, **through(meddler, 0.01), VERIFY_DB_HOST="")
+        assert "Cannot note" not in ran.stderr and proof.verdicts()[name] == "readable"
+    assert all(proof.verdicts().values())
+
+
 def test_a_backup_that_lost_a_table_since_fails(proof: Proof) -> None:
     proof.again(**proof.metadata | {"tables": str(int(proof.metadata["tables"]) + 1)})
     assert re.search("failed.* 3 tables.* 4", proof.report(status=1)["verdict"])
