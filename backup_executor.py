@@ -5130,7 +5130,7 @@ COPIES = re.compile(COPY_HEAD.pattern + rb"\n\Z")
 COPY_END = b"\n\\.\n"  # no row is like that: there a backslash is doubled
 END = re.compile(re.escape(COPY_END))  # by which it is found in half of the time
 LONGEST_HEAD = MIB  # more than any
-ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
+ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"), N="")  # what COPY writes behind a backslash
 Pair = tuple[str, ...]  # a table's schema and its name
 
 
@@ -5945,7 +5945,7 @@ MAKE_ROLES = """
                     why := NULL;
                     EXIT;
                 EXCEPTION WHEN others THEN
-                    why := coalesce(why, SQLERRM);
+                    why := SQLERRM;
                 END;
             END LOOP;
             IF why IS NOT NULL THEN
