@@ -5207,7 +5207,7 @@ COPIES = re.compile(COPY_HEAD.pattern + rb"\n\Z")
 COPY_END = b"\n\\.\n"  # no row is like that: there a backslash is doubled
 END = re.compile(re.escape(COPY_END))  # by which it is found in half of the time
 LONGEST_HEAD = MIB  # more than any
-ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"))  # what COPY writes behind a backslash
+ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"), N="")  # what COPY writes behind a backslash
 Pair = tuple[str, ...]  # a table's schema and its name
 
 
@@ -5467,6 +5467,7 @@ class Archive:
         self.closed = False  # only who is granted that may connect to it
         self.unread = ""  # why these could not be read
         self.encoding = "SQL_ASCII"  # of what pg_restore writes; that one is any
+        self.strings = "on"  # standard_conforming_strings, by which that is to be read
         for statement in statements(self.read_statements()):
             self.note(statement)
         self.tablespaces = self.read_tablespaces()
@@ -5527,8 +5528,11 @@ class Archive:
         made = re.match(f"CREATE DATABASE ({NAME}) (WITH .*);", statement)
         about = re.fullmatch(OF_DATABASE, statement)
         encoding = re.fullmatch(r"SET client_encoding = '(\w+)';", statement)
+        strings = re.fullmatch(r"SET standard_conforming_strings = (\w+);", statement)
         if encoding:
             self.encoding = encoding[1]
+        if strings:
+            self.strings = strings[1]
         if made:
             self.database, self.create = made[1], made[2]
         elif about:
@@ -6013,7 +6017,7 @@ MAKE_ROLES = """
                     why := NULL;
                     EXIT;
                 EXCEPTION WHEN others THEN
-                    why := coalesce(why, SQLERRM);
+                    why := SQLERRM;
                 END;
             END LOOP;
             IF why IS NOT NULL THEN
@@ -7062,7 +7066,9 @@ def set_properties(new: Target, archive: Archive) -> list[str]:
     for before, after in archive.properties:
         try:
             statement = f"{before}{new.scratch}{after}"
-            psql(new.hub if statement.isascii() else there, "Not restored", statement)
+            database = new.hub if statement.isascii() else there
+            options = f"-c standard_conforming_strings={archive.strings}"
+            psql(database, "Not restored", statement, options=options)
         except Failure as error:
             left.append(without_value(f"{before}…", after, str(error)))
     return left

@@ -108,6 +108,18 @@ def test_no_secret_of_the_database_shows_while_it_is_restored(
     assert re.search(f'level=warning msg="Subscriptions .*{feed} of the slot {feed}', said)
 
 
+@pytest.mark.parametrize("archives, sessions", [("off", "on"), ("on", "off")])
+def test_a_databases_comment_keeps_its_backslashes(
+        scene: Scene, new: str, archives: str, sessions: str) -> None:
+    name = identifier(scene.database)
+    scene.sql(f"""ALTER DATABASE {name} SET standard_conforming_strings = {archives};
+        COMMENT ON DATABASE {name} IS E'D:\\\\data''s'""")
+    options = f"-c standard_conforming_strings={sessions}"
+    restored(scene, stored(scene, archive(scene)), "--database", new, PGOPTIONS=options)
+    assert scene.postgres.sql("SELECT shobj_description(oid, 'pg_database') FROM pg_database"
+                              " WHERE datname = current_database()", new) == r"D:\data's"
+
+
 def test_of_a_statement_that_is_refused_the_log_has_its_first_words(
         scene: Scene, new: str, feed: str, restorer: dict[str, str]) -> None:
     password = f"hush{secrets.token_hex(8)}"

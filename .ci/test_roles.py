@@ -613,6 +613,7 @@ ALTER ROLE future WITH LOGIN TELEPATHY PASSWORD 'secret word';
 ALTER ROLE future SET work_mem TO '7MB';
 GRANT future TO app WITH INHERIT TRUE GRANTED BY postgres;
 GRANT owner TO app WITH INHERIT TRUE GRANTED BY nobody_here;
+GRANT absent TO app WITH INHERIT TRUE GRANTED BY nobody_here;
 GRANT ALL ON TABLESPACE nowhere TO app;
 ALTER ROLE postgres WITH NOSUPERUSER;
 DROP DATABASE shop;
@@ -627,7 +628,8 @@ DROP DATABASE shop;
               r'unrecognized configuration parameter \"no_such_parameter\"')],
             [("ALTER ROLE app SET work_mem", r'invalid value for parameter \"work_mem\": \"***\"')],
             [("CREATE ROLE future", r'unrecognized role option \"telepathy\"')],
-            [("GRANT future TO app", r'role \"future\" does not exist')]]
+            [("GRANT future TO app", r'role \"future\" does not exist')],
+            [("GRANT absent TO app", r'role \"absent\" does not exist')]]
         assert ran.stderr.count(": not done: ") == len(errors)  # each is told once
         assert "secret" not in ran.stderr and not re.search(HASH, ran.stderr)
         made = roles(server)
