@@ -173,7 +173,7 @@ def test_nothing_that_somebody_put_under_our_names_is_followed_or_waited_for(
     target = outside / "somebody's"
     target.write_text("precious")
     names = ["backup_5.bak.json", "backup_6.bak", "backup_7.bak.partial"]
-    names += [f"backup_{int(time.time()) + soon}.bak.partial" for soon in range(20)]
+    names += [f"backup_{int(time.time()) + soon}.bak.partial" for soon in range(60)]
     for path in (*(site.folder / name for name in names), site.alive,
                  site.folder / "backup_journal.partial"):
         place(kind, path, target)
