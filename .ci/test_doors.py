@@ -53,6 +53,7 @@ from servers import (
     SeaweedFS,
     asking,
     client_programs,
+    compiled,
     descendants,
     executor_environment,
     programs,
@@ -636,7 +637,7 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
     try:
         for role, word in roles.items():
             site.postgres.sql(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{word}'")
-        with Executor(settings) as executor:
+        with Executor(settings, by=compiled()) as executor:
             said += [json.dumps(site.succeeds(site.submit(name))) for name in ("backup", "verify")]
             failed = site.client.wait(site.submit("verify", args=["missing"]))
             executor.wait_for("Added the cron", count=2)
