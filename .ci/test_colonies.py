@@ -72,8 +72,8 @@ def test_a_registration_whose_answers_get_lost_is_completed(site: Site) -> None:
 @standin()
 def test_it_waits_for_a_server_that_is_not_there_when_it_starts(site: Site) -> None:
     site.standin.stop()
-    with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
-        executor.wait_for("level=warning .*Colonies")
+    with site.serve(BACKUP_TIME_SCALE="0.2", LOG_LEVEL="debug") as executor:  # a minute is 12 s
+        executor.wait_for("level=debug .*Colonies answered", count=3)
         site.standin.start()
         site.polling()
         assert executor.log.count("level=warning") == 1  # not one for each try
