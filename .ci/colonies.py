@@ -5,31 +5,27 @@ import base64
 import contextlib
 import functools
 import hashlib
-import http.server
 import json
 import os
 import re
 import secrets
-import select
-import socket
-import ssl
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import coincurve
 
+from listener import StandinHTTP
+from messages import FIELDS, ONLY_2023, ONLY_2026, WORKFLOW, ZONE, decode, next_run, rfc3339
 from servers import PATIENCE, Server, free_ports
 
 WAITING, RUNNING, SUCCESS, FAILED, CANCELLED = range(5)
 PENDING, APPROVED, REJECTED, UNREGISTERED = range(4)
 NEVER = "0001-01-01T00:00:00Z"
-ZONE = timezone(timedelta(hours=1))  # a server's times carry its own zone
 
 # The demo keys that ColonyOS publishes.
 COLONY_NAME = "dev"
@@ -72,110 +68,6 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
-# Which types a message's fields have. Others are ignored, null stands for nothing, and a missing
-# one is empty, as in the real server; a wrong type is refused.
-COLONY = {"colonyname": str, "colonyid": str}
-NAMES = {**COLONY, "executorname": str, "executorid": str}
-CONDITIONS = {**COLONY, "executortype": str, "executornames": [str], "executorids": [str],
-              "dependencies": [str], "cpu": str, "mem": str}
-SPEC = {"nodename": str, "funcname": str, "args": list, "kwargs": dict, "priority": int,
-        "maxwaittime": int, "maxexectime": int, "maxretries": int, "label": str, "env": dict,
-        "conditions": CONDITIONS}
-WORKFLOW = {**COLONY, "functionspecs": [SPEC]}
-CAPABILITIES = {
-    "hardware": [{"model": str, "nodes": int, "cpu": str, "cores": int, "mem": str, "storage": str,
-                  "platform": str, "architecture": str, "network": [str]}],
-    "software": [{"name": str, "type": str, "version": str}]}
-FIELDS: dict[str, dict[str, Any]] = {
-    "addexecutormsg": {"executor": {**NAMES, "executortype": str}},
-    "approveexecutormsg": NAMES,
-    "removeexecutormsg": NAMES,
-    "deleteexecutormsg": NAMES,
-    "rejectexecutormsg": NAMES,
-    "getexecutorsmsg": COLONY,
-    "removeusermsg": {"colonyname": str, "name": str},
-    "updateexecutormsg": {**NAMES, "capabilities": CAPABILITIES},
-    "addfunctionmsg": {"fun": {**NAMES, "executortype": str, "funcname": str, "description": str,
-                               "desc": str, "args": [dict]}},
-    "getfunctionsmsg": NAMES,
-    "assignprocessmsg": {**COLONY, "timeout": int, "availablecpu": str, "availablemem": str},
-    "getprocessmsg": {"processid": str},
-    "getprocessesmsg": {**COLONY, "state": int, "executortype": str, "count": int},
-    "addlogmsg": {"processid": str, "message": str},
-    "getlogsmsg": {**COLONY, "processid": str, "executorname": str, "count": int, "since": int},
-    "setoutputmsg": {"processid": str, "out": list},
-    "closesuccessfulmsg": {"processid": str, "out": list},
-    "closefailedmsg": {"processid": str, "errors": [str]},
-    "submitfuncspecmsg": {"spec": SPEC},
-    "cancelprocessmsg": {"processid": str},
-    "submitworkflowspecmsg": {"spec": WORKFLOW},
-    "cancelprocessgraphmsg": {"processgraphid": str},
-    "pauseassignmentsmsg": COLONY,
-    "resumeassignmentsmsg": COLONY,
-    "addcronmsg": {"cron": {**COLONY, "name": str, "cronexpression": str, "interval": int,
-                            "random": bool, "workflowspec": str}},
-    "getcronsmsg": {**COLONY, "count": int},
-    "runcronmsg": {"cronid": str},
-    "removecronmsg": {"cronid": str},
-    "deletecronmsg": {"cronid": str},
-}
-ONLY_2026 = {"removeexecutormsg", "removecronmsg", "addlogmsg", "getlogsmsg", "setoutputmsg",
-             "cancelprocessmsg", "cancelprocessgraphmsg", "updateexecutormsg", "removeusermsg",
-             "pauseassignmentsmsg", "resumeassignmentsmsg"}
-ONLY_2023 = {"deleteexecutormsg", "deletecronmsg"}
-
-
-def decode(value: Any, kind: Any) -> Any:
-    """VALUE as a Go server reads it into a field of type KIND; TypeError if it can't."""
-    if value is None:
-        return [] if isinstance(kind, list) else {} if isinstance(kind, dict) else kind()
-    if isinstance(kind, dict):
-        if not isinstance(value, dict):
-            raise TypeError(f"not an object: {value!r}")
-        return {name: decode(value.get(name), inner) for name, inner in kind.items()}
-    if isinstance(kind, list):
-        return [decode(item, kind[0]) for item in decode(value, list)]
-    if type(value) is not kind:
-        raise TypeError(f"not {kind.__name__}: {value!r}")
-    return value
-
-
-def rfc3339(seconds: float | None = None) -> str:
-    """A time as Go writes it: nanoseconds without trailing zeros, and the zone."""
-    nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
-    moment = datetime.fromtimestamp(nanoseconds // 10**9, ZONE)
-    fraction = f".{nanoseconds % 10**9:09d}".rstrip("0").rstrip(".")
-    zone = moment.strftime("%z")
-    return moment.strftime("%Y-%m-%dT%H:%M:%S") + fraction + zone[:3] + ":" + zone[3:]
-
-
-def next_run(expression: str, after: datetime) -> datetime:
-    """When a cron expression (seconds first) is due next; ValueError if it is none."""
-    ranges = [(0, 59), (0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
-    if len(expression.split()) != len(ranges):
-        raise ValueError(f"expected exactly 6 fields: {expression!r}")
-    sets = []
-    for field, (low, high) in zip(expression.split(), ranges):
-        values: set[int] = set()
-        for item in field.split(","):
-            span, _, step = item.partition("/")
-            first, _, last = (f"{low}-{high}" if span in "*?" else span).partition("-")
-            stop = int(last or (high if step else first))
-            if not low <= int(first) <= stop <= high:
-                raise ValueError(f"out of range: {field!r}")
-            values.update(range(int(first), stop + 1, int(step or 1)))
-        sets.append(sorted(values))
-    seconds, minutes, hours, days, months, weekdays = sets
-    midnight = after.replace(hour=0, minute=0, second=0, microsecond=0)
-    for day in (midnight + timedelta(days=number) for number in range(366 * 8)):
-        if day.day in days and day.month in months and day.isoweekday() % 7 in weekdays:
-            for due in (day.replace(hour=hour, minute=minute, second=second)
-                        for hour in hours for minute in minutes for second in seconds):
-                if due > after:
-                    return due
-    raise ValueError(f"never due: {expression!r}")
-
-
 class Standin(Server):
     """A Colonies server's executor side, in memory, as strict as the real ones of 2023 and 2026.
 
@@ -205,7 +97,7 @@ class Standin(Server):
         self.deadlines: dict[str, float] = {}  # process id -> when it is taken back or failed
         self.longest = float("inf")
         self.stopping = threading.Event()
-        self.server: http.server.ThreadingHTTPServer | None = None
+        self.server: StandinHTTP | None = None
 
     # -- coming and going
 
@@ -754,74 +646,6 @@ class Standin(Server):
             raise Refused(500, "cron is nil")
         self._member(caller)
         return self.crons[fields["cronid"]]
-
-
-class StandinHTTP(http.server.ThreadingHTTPServer):
-    """The stand-in's listener; closing it cuts the connections."""
-
-    daemon_threads, block_on_close, request_queue_size = True, False, 128
-
-    def __init__(self, standin: Standin) -> None:
-        self.standin = standin
-        self.open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", standin.port), StandinRequest)
-        if standin.https:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*standin.https)
-            self.socket = context.wrap_socket(self.socket, server_side=True,
-                                              do_handshake_on_connect=False)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.open.discard(request)
-        super().shutdown_request(request)
-
-    def server_close(self) -> None:
-        super().server_close()
-        for connection in list(self.open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is nothing to print."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
-class StandinRequest(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: StandinHTTP
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path != "/api":
-            return self.reply(404, "404 page not found")
-        standin = self.server.standin
-        status, kind, payload = standin.answer(body, self.gone)
-        reply = json.dumps({"payloadtype": kind, "error": status != 200,
-                            "payload": base64.b64encode(payload.encode()).decode()})
-        # a 2023 server goes on after some refusals and answers twice
-        self.reply(status, reply * 2 if standin.generation == 2023 and status == 403 else reply)
-
-    def do_GET(self) -> None:
-        self.reply(*((200, "") if self.path == "/health" else (404, "404 page not found")))
-
-    def gone(self) -> bool:
-        """Whether the client has hung up: it has nothing to say before it is answered."""
-        return bool(select.select([self.connection], [], [], 0)[0])
-
-    def reply(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain; charset=utf-8")
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 class Client:

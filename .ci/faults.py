@@ -23,7 +23,16 @@ from colonies import FAILED, SUCCESS
 from environment import FRONT
 from proxies import Fault, colonies_faults, s3_faults, wire_faults
 from readme import least_privileges, markdown
-from servers import HELD_UP, Postgres, S3Server, SeaweedFS, descendants, run, temporary_folder
+from servers import (
+    HELD_UP,
+    Postgres,
+    S3Server,
+    SeaweedFS,
+    compiled,
+    descendants,
+    run,
+    temporary_folder,
+)
 from surroundings import (
     DOUBTS,
     FAULT_KEEP,
@@ -328,7 +337,7 @@ def kill_one(name: str, dice: random.Random, world: World, postgres: Postgres,
 
 def soak(postgres: Postgres, s3: S3Server, backups: int) -> tuple[Footprint, Footprint]:
     """The footprint of one executor after 10 backups, and after BACKUPS."""
-    with temporary_folder() as folder, World(postgres, s3, folder) as world:
+    with temporary_folder() as folder, World(postgres, s3, folder, by=compiled()) as world:
         footprints = []
         for count in (10 - FAULT_KEEP, backups - 10):
             for _ in range(count):

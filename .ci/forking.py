@@ -3,11 +3,18 @@
 A third of what a short command costs is that a new Python imports boto3. So one Python, the forker,
 imports it once, and forks for each start: the copy becomes what `python PROGRAM.pyc ARGUMENTS` is,
 with an environment, files and a session of its own. Nothing of the executor is loaded beforehand.
+
+Where such a copy starts its own program again, as `serve` does for each job, it forks, too: that is
+its child, whose command line says what it is. What a copy cannot show is a new one's memory, and
+its environment by /proc: tests of those start the program by `compiled()`.
 """
 from __future__ import annotations
 
+import _posixsubprocess
+import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -18,11 +25,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 import types
+import warnings
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Variables that a Python obeys as it starts, and a copy of another one does not.
 OF_ITS_START = ("PYTHON", "LC_", "LANG", "MALLOC_")
@@ -44,15 +56,103 @@ def become(order: dict[str, Any], given: list[int]) -> None:
         os.dup2(fd, number)
     os.closerange(3, 1024)
     locale = os.environ.get("LC_CTYPE")  # that a Python without one has chosen for itself
+    arguments: list[str] = order["arguments"]
+    start = forking(_posixsubprocess.fork_exec, arguments[0])
+    for module, name in ((_posixsubprocess, "fork_exec"), (subprocess, "_fork_exec")):
+        setattr(module, name, start)  # older Pythons look in one, newer ones in the other
+    be(arguments, order["env"] | ({"LC_CTYPE": locale} if locale else {}))
+
+
+def be(arguments: list[str], env: dict[str, str]) -> None:
+    """Run a program in this process as a new Python would, to its end."""
     os.environ.clear()
-    os.environ.update(order["env"] | ({"LC_CTYPE": locale} if locale else {}))
+    os.environ.update(env)
     time.tzset()
-    program, *_ = sys.argv = order["arguments"]
+    program, *_ = sys.argv = arguments
+    # What /proc shows: an argument of the forker's has left room for it.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    first, last = map(int, fields[45:47])
+    shown = b"\0".join(map(os.fsencode, [sys.executable, *arguments])).ljust(last - first, b"\0")
+    ctypes.memmove(first, shown, last - first)
     sys.path[0] = str(Path(program).parent)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__ = program
     code = marshal.loads(Path(program).read_bytes()[16:])  # noqa: S302 - our own
     exec(code, vars(main))  # noqa: S102 - that is what it is for
+
+
+def forking(real: Callable[..., int], program: str) -> Callable[..., int]:
+    """What Popen starts programs by, which forks for another start of this PROGRAM."""
+    def start(arguments: list[Any], executables: Any, close_fds: bool, keep: Any, cwd: Any,
+              env: list[bytes] | None, stdin: int, _to: int, _out: int, stdout: int, _err: int,
+              stderr: int, *more: Any) -> int:
+        if list(arguments[:2]) != [sys.executable, program] or close_fds or cwd or env is None:
+            return real(arguments, executables, close_fds, keep, cwd, env, stdin, _to, _out,
+                        stdout, _err, stderr, *more)
+        pid = os.fork()
+        if not pid:
+            again(list(arguments[1:]), dict(os.fsdecode(each).split("=", 1) for each in env),
+                  [stdin, stdout, stderr], [each for each in more if callable(each)])
+        return pid
+
+    return start
+
+
+def again(arguments: list[str], env: dict[str, str], given: list[int],
+          before: list[Callable[[], None]]) -> NoReturn:
+    """In the copy of a copy: be its program once more, and nothing of what it was.
+
+    BEFORE: what is to be called first. What called us never goes on here.
+    """
+    status = 1
+    try:
+        for number, fd in enumerate(given):
+            if fd >= 0:
+                os.dup2(fd, number)
+        os.setsid()
+        forget()
+        for each in before:
+            each()
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError):  # that folder's own is closed already
+                if fd > 2 and not os.get_inheritable(fd):
+                    os.close(fd)
+        be(arguments, env)
+        status = 0
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+        else:
+            status = leaving.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(status & 255)
+
+
+def forget() -> None:
+    """Take away what a program that begins does not find: handlers, what is to be done at exit."""
+    gc.freeze()  # nothing of what was is closed or removed
+    gc.enable()
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    atexit._clear()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    tempfile.tempdir = None
+    # Other threads, which are no more, may have held these streams' locks.
+    sys.stdout, sys.stderr = (
+        open(fd, "w", buffering, old.encoding, old.errors, closefd=False)
+        for fd, buffering, old in ((1, -1, sys.stdout), (2, 1, sys.stderr)))
 
 
 def serve(orders: socket.socket) -> None:
@@ -97,7 +197,8 @@ class Forker:
         self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.program = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())], cwd="/", start_new_session=True,
+                [sys.executable, __file__, str(theirs.fileno()), "-" * LONGEST],
+                cwd="/", start_new_session=True,
                 env={"PATH": os.environ["PATH"]},  # no locale, as in the tests
                 pass_fds=[theirs.fileno()])
 
@@ -168,8 +269,13 @@ class Forked:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", r".*fork\(\)", DeprecationWarning)  # beside its threads
     for name in LOADED.split():
         importlib.import_module(name)
+    # What describes S3 is read once, too: two thirds of a client's work.
+    loader = sys.modules["botocore.loaders"].JSONFileLoader
+    read = functools.cache(functools.partial(loader._load_file, None))
+    loader._load_file = lambda _, *file: read(*file)
     sys.modules["boto3"].Session("-", "-").client("s3", "us-east-1")  # which imports still more
     gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))

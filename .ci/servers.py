@@ -569,7 +569,7 @@ def compiled() -> list[str]:
 class Executor(Program):
     """`python backup_executor.py ARGUMENTS`, as a process, as in a container.
 
-    BY says what starts it: `compiled`, if nothing else.
+    BY says what starts it anew: `compiled`, where its memory or /proc's word on it matters.
     """
 
     def __init__(self, settings: dict[str, str], *arguments: str, clients: int = 17,
@@ -577,8 +577,7 @@ class Executor(Program):
         self.home = tempfile.TemporaryDirectory(prefix="backup-executor-")
         argv = [*(by or compiled()), *arguments]
         env = executor_environment(settings, self.home.name, clients)
-        # `serve`, whose memory is looked at, has no use for boto3.
-        forked = not by and arguments[:1] not in ((), ("serve",)) and can_be_forked(argv, env)
+        forked = not by and can_be_forked(argv, env)
         super().__init__(argv, env, echo=echo, forked=forked)
 
     def kill(self) -> None:

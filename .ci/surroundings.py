@@ -440,7 +440,8 @@ class World(Site):
     """
 
     def __init__(self, postgres: Postgres, s3: S3Server, folder: Path, rows: int = 300,
-                 generation: int = 2026, roles: str = "off") -> None:
+                 generation: int = 2026, roles: str = "off", by: list[str] | None = None) -> None:
+        self.by = by  # what starts the executor anew
         colony = Standin(generation=generation).colony()
         super().__init__(colony, postgres, s3, folder, rows)
         self.standin.longest = 1  # an idle executor looks for what is left when a poll has ended
@@ -479,7 +480,7 @@ class World(Site):
     def go(self) -> None:
         """Start the executor, or start it again."""
         self.collect()
-        self.executor = Executor(self.settings)
+        self.executor = Executor(self.settings, by=self.by)
 
     def collect(self) -> str:
         """The executor's log since the last time."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import backup_executor
-from colonies import OWNER_KEY, USER_KEY, identity, next_run
+from colonies import OWNER_KEY, USER_KEY, identity
+from messages import next_run
 from proxies import COMPLETING, FORBIDDEN, Proxy, through
 from restores import RESTORED
 from servers import run

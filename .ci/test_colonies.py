@@ -72,8 +72,8 @@ def test_a_registration_whose_answers_get_lost_is_completed(site: Site) -> None:
 @standin()
 def test_it_waits_for_a_server_that_is_not_there_when_it_starts(site: Site) -> None:
     site.standin.stop()
-    with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
-        executor.wait_for("level=warning .*Colonies")
+    with site.serve(BACKUP_TIME_SCALE="0.2", LOG_LEVEL="debug") as executor:  # a minute is 12 s
+        executor.wait_for("level=debug .*Colonies answered", count=3)
         site.standin.start()
         site.polling()
         assert executor.log.count("level=warning") == 1  # not one for each try
@@ -365,7 +365,7 @@ def test_sigterm_while_colonies_hangs_ends_it_within_10_s(site: Site, busy: bool
         proxy.hang()
         if busy:
             becomes_true(lambda: proxy.connections)  # a sign of life that gets no answer
-        assert executor.stop(timeout=30) == 0  # busy machines take longer
+        assert executor.stop(timeout=50) == 0  # of 60 s for an answer; busy machines take long
         site.nobody_waits()
         assert site.files() == []
 
@@ -375,7 +375,7 @@ def test_sigterm_while_an_answer_of_colonies_drips_ends_it_within_10_s(site: Sit
     with Proxy(site.where.port) as proxy, site.serve(proxy.port) as executor:
         site.polling()
         proxy.reply(b"removeexecutormsg", drip)
-        assert executor.stop(timeout=30) == 0
+        assert executor.stop(timeout=50) == 0
         executor.wait_for("level=warning .*Could not take leave.*in time")
 
 
@@ -406,7 +406,7 @@ def test_a_finished_dump_outlasts_the_failure_of_its_process_at_sigterm(site: Si
         with site.serve(AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}", COLONIES_COLONY_PRVKEY="",
                         COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
             proxy.wait_seen(b"PUT .*partNumber=")
-            assert executor.stop(timeout=30) == 0
+            assert executor.stop(timeout=50) == 0
     assert site.client.process(process)["errors"] == ["the executor was stopped"]
     [name, journal] = site.files()
     assert run(site.environ(), "backup", "--resume").returncode == 0
@@ -425,7 +425,7 @@ def test_a_backup_that_has_ended_at_sigterm_is_closed_with_its_result(site: Site
         executor.wait_for("Backup procedure completed")
         becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists()  # a zombie has none
                                      for pid in descendants(executor.pid)))
-        assert executor.stop(timeout=30) == 0
+        assert executor.stop(timeout=50) == 0
     assert site.client.process(process)["state"] == SUCCESS
 
 

@@ -107,6 +107,18 @@ def test_a_cron_that_is_gone_when_its_executor_joins_again_is_made_again(site: S
     assert crons_for(site) == {"backupcron": ([site.name], DAILY)}
 
 
+@standin()
+def test_a_cron_that_is_gone_when_colonies_is_back_is_made_again(site: Site) -> None:
+    with site.serve(BACKUP_CRON=DAILY) as executor:
+        executor.wait_for("Added the cron")
+        site.polling()
+        site.standin.stop()
+        site.standin.crons.clear()  # its database is an older one, from a backup
+        site.standin.start()
+        executor.wait_for("Added the cron", count=2)  # not with the look of each hour
+    assert crons_for(site) == {"backupcron": ([site.name], DAILY)}
+
+
 # ---- Crons of several executors, and of others -------------------------------------------------
 
 def crons_for(site: Site) -> dict[str, tuple[list[str], str]]:

@@ -53,6 +53,7 @@ from servers import (
     SeaweedFS,
     asking,
     client_programs,
+    compiled,
     descendants,
     executor_environment,
     programs,
@@ -173,7 +174,7 @@ def test_nothing_that_somebody_put_under_our_names_is_followed_or_waited_for(
     target = outside / "somebody's"
     target.write_text("precious")
     names = ["backup_5.bak.json", "backup_6.bak", "backup_7.bak.partial"]
-    names += [f"backup_{int(time.time()) + soon}.bak.partial" for soon in range(20)]
+    names += [f"backup_{int(time.time()) + soon}.bak.partial" for soon in range(60)]
     for path in (*(site.folder / name for name in names), site.alive,
                  site.folder / "backup_journal.partial"):
         place(kind, path, target)
@@ -636,7 +637,7 @@ def test_each_secret_reaches_those_who_need_it_and_shows_nowhere(
     try:
         for role, word in roles.items():
             site.postgres.sql(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{word}'")
-        with Executor(settings) as executor:
+        with Executor(settings, by=compiled()) as executor:
             said += [json.dumps(site.succeeds(site.submit(name))) for name in ("backup", "verify")]
             failed = site.client.wait(site.submit("verify", args=["missing"]))
             executor.wait_for("Added the cron", count=2)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import py_compile
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,32 @@ facts = [sys.argv, __name__, __file__, __spec__, sys.path[0], os.getcwd(), time.
 print(json.dumps(facts), flush=True)
 print("to stderr", file=sys.stderr)
 sys.exit(7)
+"""
+# A program as `serve` is, that starts itself once more, as `serve` does, and tells what that says.
+STARTING = """import atexit, os, signal, subprocess, sys, threading
+if sys.argv[1:] == ["outer"]:
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    atexit.register(print, "the outer one leaves", flush=True)
+    kept, leaving = open("/dev/null"), threading.Event()
+    threading.Thread(target=leaving.wait).start()
+    for word in ("told", "fails", "says"):
+        inner = subprocess.Popen(
+            [sys.executable, __file__, word, "é"], env={**os.environ, "A": "b"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, close_fds=False,
+            preexec_fn=lambda: os.write(1, b"before\\n"), start_new_session=True)
+        print(inner.stdout.read().decode(), inner.wait(), flush=True)
+    leaving.set()
+    sys.exit(0)
+atexit.register(print, "the inner one leaves")
+if sys.argv[1] == "fails":
+    raise ValueError("as it does")
+if sys.argv[1] == "says":
+    sys.exit("why")
+print(open("/proc/self/cmdline", "rb").read().rstrip(b"\\0"), signal.pthread_sigmask(0, []),
+      os.path.realpath("/proc/self/fd/0"),
+      [each.name for each in threading.enumerate()], "kept" in globals())
 """
 
 
@@ -53,6 +80,20 @@ def test_a_copy_of_the_forker_is_what_a_new_python_is(tmp_path: Path, more: dict
         with file:
             file.seek(0)
             assert file.read() == expected
+
+
+def test_a_program_that_starts_itself_again_is_what_a_new_python_is(tmp_path: Path) -> None:
+    command, env = [*compiled(tmp_path, STARTING + TELLING), "outer"], {"PATH": "/bin"}
+    anew = subprocess.run(command, env=env, capture_output=True, check=False, cwd="/",
+                          stdin=subprocess.DEVNULL, start_new_session=True)
+    program, out, err = forked(command, env)
+    assert program.wait(60) == anew.returncode == 0
+    with out, err:
+        told = [file.seek(0) or file.read().decode() for file in (out, err)]
+    assert "the inner one leaves" in told[0] and told[0] == anew.stdout.decode()
+    # Where an error was met: without the lines of what has forked.
+    inner = re.sub(r"(?m)^  File .*forking.py.*\n(    .*\n)*", "", told[1])
+    assert "as it does" in inner and inner == anew.stderr.decode()
 
 
 def test_what_a_python_obeys_at_its_start_takes_a_new_one(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import strategies
 
 import backup_executor
-from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identity, recover, rfc3339
+from colonies import FAILED, NEVER, RUNNING, SUCCESS, USER_KEY, Refused, identity, recover
+from messages import rfc3339
 from proxies import FOREVER, Proxy, http_reply, through
 from restores import RESTORED, Proof, restored, same_databases
 from servers import (

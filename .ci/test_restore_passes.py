@@ -51,17 +51,23 @@ def feed(scene: Scene) -> Iterator[str]:
 
 
 class Arguments(threading.Thread):
-    """All that the machine's lists of processes show meanwhile."""
+    """All that the machine's lists of processes show meanwhile.
 
-    def __init__(self) -> None:
+    A file in FOLDER that is named as a process goes when that has been seen.
+    """
+
+    def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
-        self.seen, self.over = set[bytes](), threading.Event()
+        self.folder, self.seen, self.over = folder, set[bytes](), threading.Event()
 
     def run(self) -> None:
         while not self.over.is_set():
             for pid in filter(str.isdigit, os.listdir("/proc")):
                 try:
+                    waits = (self.folder / pid).exists()
                     self.seen.add(Path(f"/proc/{pid}/cmdline").read_bytes())
+                    if waits:
+                        (self.folder / pid).unlink()
                 except OSError:  # it has ended
                     continue
 
@@ -93,8 +99,9 @@ def test_no_secret_of_the_database_shows_while_it_is_restored(
     scene.sql(UNFEED.format(feed))
     real = client_programs()[0]
     path = programs(tmp_path / "slow", pg_restore=f"""#!/bin/sh
-        sleep 0.2; exec '{real}/pg_restore' "$@" """)  # so that it is seen
-    with Arguments() as arguments:
+        waits='{tmp_path}'/$$; : >"$waits"; while [ -e "$waits" ]; do sleep 0.1; done
+        exec '{real}/pg_restore' "$@" """)
+    with Arguments(tmp_path) as arguments:
         ran = restored(scene, backup, "--database", new, status=1, LOG_LEVEL="debug", PATH=path)
     said = without(ran, password, token, odd, comment)
     assert re.search(r"level=error .* SET work_mem TO \*\*\* .*invalid value for parameter "

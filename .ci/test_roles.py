@@ -228,11 +228,11 @@ def test_roles_that_a_journal_has_no_room_for_cost_no_backup(
 
 def test_roles_of_somebody_else_are_not_overwritten_and_their_second_is_taken(shop: Scene) -> None:
     start = int(time.time())
-    others = {f"backup_{start + i}.roles.sql": f"other {i}".encode() for i in range(20)}
+    others = {f"backup_{start + i}.roles.sql": f"other {i}".encode() for i in range(60)}
     for i, (name, body) in enumerate(others.items()):
         shop.put(name, body, **({"backup-id": "theirs"} if i % 2 else {}))
     result = shop.backup(FULL_BACKUPS="1")
-    assert result["filename"] == f"backup_{start + 20}.bak"
+    assert result["filename"] == f"backup_{start + 60}.bak"
     objects = shop.objects()
     assert {name: objects.pop(name) for name in others} == others
     assert sorted(objects) == [result["filename"], beside(result["filename"])]

@@ -26,7 +26,7 @@ from debian import unpacked
 from environment import PROJECT, ROOT
 from proxies import Proxy, Stranger, http_reply, secured, through
 from restores import RESTORED, verifying
-from servers import Executor, Program, free_ports, kill_child, memory, run
+from servers import Executor, Program, compiled, free_ports, kill_child, memory, run
 from surroundings import BRISK, FAULT_SCALE, Scene, Site, becomes_true, standin
 
 OK = http_reply("200 OK", b"OK")
@@ -354,7 +354,8 @@ def test_metrics_tell_what_runs_what_waits_what_failed_and_who_is_away(
 def test_clients_that_mean_ill_take_no_metrics_from_others_and_nothing_from_the_executor(
         site: Site) -> None:
     scraped, site.standin.longest = Scraped(), 0.5
-    with Executor(site.environ() | scraped.settings) as executor, contextlib.ExitStack() as stack:
+    with (Executor(site.environ() | scraped.settings, by=compiled()) as executor,
+          contextlib.ExitStack() as stack):
         scraped.wait(looked)
         executor.wait_for("`check` has ended")  # which has descriptors of its own
         descriptors = len(os.listdir(f"/proc/{executor.pid}/fd"))

@@ -318,11 +318,11 @@ def test_an_s3_server_that_dies_during_the_dump_costs_no_dump(
 
 def test_somebody_elses_object_is_not_overwritten(scene: Scene) -> None:
     start = int(time.time())
-    others = {f"backup_{start + i}.bak": f"other {i}".encode() for i in range(20)}
+    others = {f"backup_{start + i}.bak": f"other {i}".encode() for i in range(60)}
     for name, body in others.items():
         scene.put(name, body, owner="somebody")
     result = scene.backup()
-    assert result["filename"] == f"backup_{start + 20}.bak"
+    assert result["filename"] == f"backup_{start + 60}.bak"
     objects = scene.objects()
     assert sha256_of(objects.pop(result["filename"])) == result["sha256"] and objects == others
 

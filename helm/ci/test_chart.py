@@ -687,7 +687,7 @@ def chart_runs_a_sidecar_that_backs_up_and_takes_new_secrets_in_without_a_restar
         assert "SignatureDoesNotMatch" in error or "403" in error
         sidecar.project(right)
         site.succeeds(site.submit())
-        assert program.stop(timeout=10) == 0
+        assert program.stop() == 0
     with Sidecar(runtime, tmp_path, right, right.check).running() as program:
         assert program.wait() == 0 and len(program.out) > 4, program.log
         assert {line[:5] for line in program.out} <= {"ok   ", "note "}, program.log
