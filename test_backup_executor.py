@@ -31,7 +31,8 @@
     python3 test_backup_executor.py faults               break and kill all that a backup needs
     python3 test_backup_executor.py colonies --port N [--generation 2023] [--stale SECONDS]
                                                          serve the Colonies stand-in
-    python3 test_backup_executor.py image                build the image and run it (root, Debian)
+    python3 test_backup_executor.py image                build the image, run it, and the chart's
+                                                         pod with it (root, Debian)
     python3 test_backup_executor.py chart                check the Helm chart, run what it renders
     python3 test_backup_executor.py s3-servers [NAME ...]
                                                          measure what S3 servers do: README's table
@@ -56,7 +57,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     surroundings, restores             what tests set up, and what those of restores share
     vectors, readme                    signatures by another library; what README quotes
     s3_servers                         what S3 servers do of what a backup rests on
-    demo, bench, faults, image         what the commands do
+    demo, bench, faults, image, pod    what the commands do
     mutations                          changes of the module that a test should notice
     test_*                             the rest of the tests, by what they are about
     helm/ci: chart, test_*             the chart, rendered, and its tests

@@ -10,7 +10,7 @@ import pytest
 from environment import MUTATIONS, cache_folder
 
 # Never by import: each module would have a server of its own.
-pytest_plugins = ["surroundings", "timescale", "restores", "image", "chart", "debian"]
+pytest_plugins = ["surroundings", "timescale", "restores", "image", "chart", "debian", "pod"]
 
 PHASES = list(hypothesis.Phase)
 if MUTATIONS in os.environ:  # that a test fails is enough: no simpler example is looked for

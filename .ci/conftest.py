@@ -6,7 +6,7 @@ import pytest
 # What is asserted in them is shown as in a test.
 pytest.register_assert_rewrite("servers", "colonies", "proxies", "surroundings", "restores",
                                "readme", "timescale", "machine", "faults", "bench", "image",
-                               "chart", "debian")
+                               "chart", "debian", "pod")
 
 
 def pytest_configure(config: pytest.Config) -> None:

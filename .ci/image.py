@@ -137,12 +137,14 @@ def podman() -> Iterator[Podman]:
     made.folder.mkdir(parents=True, exist_ok=True)
     with open(made.folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        made("rm", "--all", "--force", "--time=0")  # those of a run that was killed
+        made("pod", "rm", "--all", "--force", "--time=0")  # those of a run that was killed
+        made("rm", "--all", "--force", "--time=0")
         made.make_base()
         made.make_image()
         yield made
         made("image", "prune", "--force")  # what a Dockerfile made that was changed since
 
 
-IMAGE_PROGRAMS = ("podman", "runc", "debootstrap")  # Debian's packages have the same names
+# Debian's packages have the same names. catatonit and slirp4netns are a pod's: that of the chart.
+IMAGE_PROGRAMS = ("podman", "runc", "debootstrap", "catatonit", "slirp4netns")
 ADMIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
