@@ -941,6 +941,11 @@ LINE = re.compile(r"(?m)^LINE \d+: .*\n *\^$\n?")
 COMMAND = re.compile(
     r"""(?ms)^(Command was: (?:[A-Z]+ )*(?:"[^"]*"|[^\s"'(;])*).*?(?=^pg_restore: |\Z)"""
 )
+# What 17's and later ones say of a server before 17, each time they connect: see part_by_part.
+NO_TIMEOUT = re.compile(
+    r"(?m)^(pg_restore: from TOC entry .*\n)?pg_restore: error: .*transaction_timeout.*\n"
+    r"Command was: SET transaction_timeout …\n"
+)
 # What it tells with --verbose, without which it does not say at which entry it failed.
 CHATTER = re.compile("(?m)^pg_restore: (?!error|warning|hint|detail|from TOC entry).*\n")
 
@@ -953,7 +958,8 @@ def excerpt(stderr: bytes) -> str:
     the end, after as many warnings (pg_restore).
     """
     said = redacted(stderr.decode("utf-8", "replace"))
-    said = COMMAND.sub("\\1 …\n", LINE.sub("", CHATTER.sub("", said))).strip()
+    said = COMMAND.sub("\\1 …\n", LINE.sub("", CHATTER.sub("", said)))
+    said = NO_TIMEOUT.sub("", said).strip()
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"

@@ -257,6 +257,7 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         before = older.sql("SELECT count(*) FROM pg_database")
         said = there.run(*restore, f"{there.database}_2", clients=17, status=1).stderr
         assert "syntax error" in said and "Command was: CREATE VIEW public.v …" in said
+        assert "transaction_timeout" not in said and said.count("TOC entry") == 1
         assert older.sql("SELECT count(*) FROM pg_database") == before
 
 
