@@ -5,6 +5,7 @@ The first part asks the pure function, with days to spare; the second a real ser
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -159,6 +160,51 @@ def test_whatever_is_there_what_is_promised_stays(
     others = [each._replace(metadata={**each.known, "database": "other"}) for each in ours]
     whose = by_database(sorted([*ours, *others], key=lambda each: each[:2]))
     assert retained(whose.get(("1", "shop"), []), verdicts, keep, now) == whys
+
+
+@hypothesis.given(KEEPS, strategies.sampled_from([0, 1, 7, 30]), strategies.integers(0, 10**9))
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_400_nights_of_whatever_may_happen_leave_what_is_promised(
+        keep: Keep, every: int, seed: int) -> None:
+    """Of shrinks, growths, an emptied database, clocks that jump, verifies that fail or are lost.
+
+    EVERY: nights between two verifies; 0: there is none.
+    """
+    chance, clock = random.Random(seed), at(FIRST)
+    ours, verdicts, full = list[Backup](), dict[str, Any](), set[str]()
+    rows, left = 10_000, 1.0  # of the database, and the part of them that is left
+    for night in range(400):
+        clock += 86400 * (chance.choice([-40, 3, 400]) if chance.random() < .02 else 1)
+        if chance.random() < .01:
+            left = chance.choice([0, .02, .2, .3, .45]) if left == 1 else 1
+        elif left == 1 and chance.random() < .03:
+            rows = max(2000, int(rows * chance.choice([.3, .45, .6, 1.5, 3])))
+        rows += chance.randint(-1, 1)
+        new = made(max([clock, *(each.seconds + 1 for each in ours[-1:])]), int(10 + rows * left))
+        for newest in [backup_executor.as_steady(each, ours) for each in ours[-1:]]:
+            last = [newest] if backup_executor.is_steady(newest) else [
+                each for each in ours if name(each) == newest.known.get("after")]
+            for good in last:
+                steady = new.size * 2 >= good.size
+                new = made(new.seconds, new.size, **(
+                    {"steady": new.size} if steady else {"after": name(good)}))
+        full |= {new.key} if left == 1 else set()
+        every_one, known = [*ours, new], chance.random() > .02
+        ours = kept(every_one, keep, verdicts) if known else every_one
+        doubts = judge(every_one, verdicts, keep.newest, 0).doubts
+        proofs = [each for each in every_one if backup_executor.restored(each, verdicts)]
+        good_ones = [each for each in every_one if each.key not in doubts]
+        stay = {each.key for each in ours}
+        assert {each.key for each in (new, *proofs[-1:], *good_ones[-1:])} <= stay
+        assert stay & full or not full
+        assert not known or len(ours) <= 2 * sum(keep) + 6
+        if every and night % every == 0:
+            judged = judge(ours, verdicts, keep.newest, 0)
+            promising = backup_executor.promising(judged, verdicts, keep.newest)
+            taken = judged.run[-1] if promising else good_ones[-1]
+            word = "failed" if chance.random() < .1 else RESTORED
+            verdicts[name(taken)] = verdict({"t": taken.size}, word)
+        verdicts = {each: was for each, was in verdicts.items() if each in map(name, ours)}
 
 
 # ---- A shrink ----------------------------------------------------------------------------------
