@@ -8272,7 +8272,9 @@ The # HELP of each metric says what it is. What they tell of the bucket is looke
 after each job, and every hour. The chart has these as alerts:
 
   abs(time() - colonies_backup_newest_timestamp_seconds) > 26 * 3600
-      no backup in time, or a clock was wrong
+  unless (colonies_backup_newest_timestamp_seconds == 0
+  unless on (job) max_over_time(colonies_backup_newest_timestamp_seconds[2h] offset 26h))
+      no backup in time, or a clock was wrong; a new executor has a first night
   increase(colonies_backup_failures_total[1h]) > 0
       a process failed
   colonies_backup_newest_doubtful == 1

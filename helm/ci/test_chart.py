@@ -27,6 +27,7 @@ from chart import (
     CERTIFICATE,
     CHART,
     EXISTING,
+    KUBERNETES,
     OTHERS,
     SECRET_VALUES,
     WHOLE,
@@ -49,13 +50,13 @@ pytest_plugins = ["common"]
 # ---- The chart ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", [*CHART.glob("ci/*-values.yaml")], ids=lambda path: path.stem)
-def chart_lints_and_renders_what_the_oldest_and_the_newest_kubernetes_take(
+def chart_lints_and_renders_what_each_kubernetes_takes(
         helm: Helm, path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     for major in (4, 3):
         assert " 0 chart(s) failed" in helm("lint", "--strict", str(CHART), major=major, **values)
     rendered = helm.render(values)
-    assert_valid(rendered)
+    assert_valid(rendered, *KUBERNETES)
     assert helm.render(values, major=3).objects == rendered.objects
 
 
@@ -233,7 +234,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"backup.ca.pem": "file.pem"}, "backup.ca.pem has no certificate"),
     ({"backup.ca.pem": f"{CERTIFICATE}-----BEGIN EC PRIVATE KEY-----"}, "pem holds a private key"),
     ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels: helm.sh/chart is set by the chart"),
+    ({"monitoring.labels": {"app.kubernetes.io/name": "x"}}, "monitoring.labels: app.kuber"),
     ({"commonAnnotations": {"helm.sh/hook": "test"}}, "commonAnnotations: helm.sh/hook is set by"),
+    ({"podAnnotations": {"helm.sh/hook": "x"}}, "podAnnotations: helm.sh/hook is set by the chart"),
     ({"database.annotations": {"timescaledb.chart/path": ""}}, "timescaledb.chart/path is set"),
     ({"backup.persistence.labels": {"app.kubernetes.io/name": "x"}}, "backup.persistence.labels: "),
     ({"extraVolumes": [{"name": "a"}, {"name": "a"}]}, "extraVolumes: a is there twice"),

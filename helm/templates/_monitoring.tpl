@@ -20,7 +20,8 @@
 
 {{/*
 The alerts of `serve --help`, in that order, of whatever executor. An age has no `for`: it is a fact
-at once, and an executor that starts again and again would never be seen for so long.
+at once, and an executor that starts again and again would never be seen for so long. By on (job)
+it is the same one after a restart, which has another address.
 */}}
 {{- define "timescaledb.alerts" -}}
 {{- $hours := include "timescaledb.maxAge" . }}
@@ -28,12 +29,15 @@ at once, and an executor that starts again and again would never be seen for so 
 {{- $restore := int .Values.monitoring.maxRestoreHours }}
 {{- $times := ternary "1.2" "2.4" (empty (.Values.backup.age).recipients) }}
 - alert: TooOld
-  expr: abs(time() - colonies_backup_newest_timestamp_seconds) > {{ $hours }} * 3600
+  expr: >-
+    abs(time() - colonies_backup_newest_timestamp_seconds) > {{ $hours }} * 3600
+    unless (colonies_backup_newest_timestamp_seconds == 0 unless on (job)
+    max_over_time(colonies_backup_newest_timestamp_seconds[2h] offset {{ max 1 $hours }}h))
   severity: critical
   summary: The newest backup began {{ `{{ $value | humanizeDuration }}` }} ago
   description: >-
     More than {{ $hours }} hours, or as far ahead, by a clock that was wrong. 20,000 days: there is
-    none. Its log, `check` and `list` say why.
+    none, though the executor was there so long ago. Its log, `check` and `list` say why.
 - alert: Failed
   expr: increase(colonies_backup_failures_total[1h]) > 0
   severity: warning

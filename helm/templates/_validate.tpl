@@ -185,7 +185,9 @@ contradict each other.
 {{- range $where, $texts := dict "commonLabels" (list .Values.commonLabels $marks)
     "database.persistence.labels" (list .Values.database.persistence.labels $marks)
     "backup.persistence.labels" (list $backup.persistence.labels $marks)
+    "monitoring.labels" (list (.Values.monitoring).labels $marks)
     "commonAnnotations" (list .Values.commonAnnotations $hooks)
+    "podAnnotations" (list .Values.podAnnotations $hooks)
     "database.annotations" (list .Values.database.annotations $hooks) }}
 {{- range $name, $_ := first $texts }}
 {{- if regexMatch (last $texts) $name }}
