@@ -40,6 +40,7 @@ from servers import (
     SeaweedFS,
     backup_settings,
     client_programs,
+    compiled,
     descendants,
     memory,
     programs,
@@ -333,9 +334,9 @@ class Bench:
     def __init__(self, folder: Path, postgres: Postgres, aws: list[str],
                  options: argparse.Namespace) -> None:
         self.folder, self.postgres, self.aws, self.options = folder, postgres, aws, options
-        self.builds = {OURS: BY_PATH}
+        self.builds = {OURS: compiled()}  # as in the image
         if options.against:
-            self.builds[options.against.name] = [sys.executable, str(options.against)]
+            self.builds[options.against.name] = compiled(options.against)
         self.notes = folder / "notes"
         self.archive, self.copy = str(folder / "archive.bak"), str(folder / "copy.bak")
         self.path = programs(folder / "noting", pg_dump=NOTING_PG_DUMP.format(

@@ -556,15 +556,15 @@ BY_PATH = [sys.executable, str(EXECUTOR)]
 COMPILED = tempfile.TemporaryDirectory(prefix="backup-executor-")
 
 
-def compiled() -> list[str]:
-    """What starts the executor by its bytecode, which the image has, too.
+def compiled(build: Path = EXECUTOR) -> list[str]:
+    """What starts the executor, or another build, by its bytecode, which the image has, too.
 
     By its path each start, of its children also, compiles it: a third of a short command's work.
     """
-    source = hashlib.sha256(EXECUTOR.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
+    source = hashlib.sha256(build.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
     program = Path(COMPILED.name, f"{source[:16]}.pyc")
     if not program.exists():
-        py_compile.compile(str(EXECUTOR), str(program), doraise=True)
+        py_compile.compile(str(build), str(program), doraise=True)
     return [sys.executable, str(program)]
 
 
