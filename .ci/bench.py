@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -16,16 +17,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import boto3
 
 from colonies import SUCCESS, Standin
 from debian import unpacked
 from environment import FRONT, cache_lock, make_environment
+from link import FAR, lacking, line, speed_of
 from proxies import FOREVER, PART, Proxy, through
 from readme import markdown
 from servers import (
@@ -38,6 +40,7 @@ from servers import (
     SeaweedFS,
     backup_settings,
     client_programs,
+    compiled,
     descendants,
     memory,
     programs,
@@ -110,6 +113,10 @@ def synthetic_programs(folder: Path, size: int) -> str:
                     pg_restore=SYNTHETIC_PG_RESTORE.format(real=real / "pg_restore"))
 
 
+OURS = "ours"
+Answer = TypeVar("Answer")
+
+
 class Sample(NamedTuple):
     """A number of ours, and its counterpart of the same repetition where there is one."""
 
@@ -166,11 +173,16 @@ def bench(arguments: list[str]) -> int:
                         help="the backups beside which commands run; 0 leaves it out (1,000)")
     parser.add_argument("--against", type=Path, metavar="FILE",
                         help="another build of the executor, measured beside so many")
+    parser.add_argument("--link", type=speed_of, metavar="400mbit,10ms",
+                        help="backups over such a line, too, to and fro in so long; takes root")
     parser.add_argument("--repeat", type=int, default=5, metavar="N",
                         help="so often; from 2 GB on three times (5)")
     parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement, for development")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.link and lacking():
+        say(f"{FRONT.name}: --link is left out: it takes {lacking()}")
+        options.link = None
     try:
         with temporary_folder() as folder:
             needed = 3 + max(5 * options.sizes[-1], 2 * options.growth[-1], options.archive)
@@ -234,6 +246,12 @@ def measured(env: dict[str, str], *commands: list[str], watch: bool = False) -> 
         return Ran(seconds, cpu, watching.peak() if watching else 0)
 
 
+def cpu_of(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Watch:
     """Samples a process, and those it starts that run the same program (ours: Python).
 
@@ -244,6 +262,7 @@ class Watch:
         self.pid, self.ended = pid, threading.Event()
         self.program = os.readlink(f"/proc/{pid}/exe")
         self.cpu: dict[int, float] = {}
+        self.beside: dict[int, float] = {}  # the same of other programs: pg_dump's
         self.peaks: dict[int, list[float]] = {}
         self._sample(pid)
         self.before = self.cpu[pid]
@@ -269,9 +288,9 @@ class Watch:
                 break
 
     def _sample(self, pid: int) -> None:
-        if os.readlink(f"/proc/{pid}/exe") == self.program:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            self.cpu[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        own = os.readlink(f"/proc/{pid}/exe") == self.program
+        (self.cpu if own else self.beside)[pid] = cpu_of(pid)
+        if own:
             self.peaks.setdefault(pid, []).append(memory(pid, "VmHWM"))
 
     def used(self) -> float:
@@ -315,6 +334,9 @@ class Bench:
     def __init__(self, folder: Path, postgres: Postgres, aws: list[str],
                  options: argparse.Namespace) -> None:
         self.folder, self.postgres, self.aws, self.options = folder, postgres, aws, options
+        self.builds = {OURS: compiled()}  # as in the image
+        if options.against:
+            self.builds[options.against.name] = compiled(options.against)
         self.notes = folder / "notes"
         self.archive, self.copy = str(folder / "archive.bak"), str(folder / "copy.bak")
         self.path = programs(folder / "noting", pg_dump=NOTING_PG_DUMP.format(
@@ -357,9 +379,16 @@ class Bench:
         return Dumped(float(began), float(ended), arguments)
 
     @contextlib.contextmanager
-    def s3(self) -> Iterator[SeaweedFS]:
-        """A new S3 server, that has written some once; what it had is removed at the end."""
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder, SeaweedFS(folder) as s3:
+    def s3(self, inside: Sequence[str] = ()) -> Iterator[SeaweedFS]:
+        """A new S3 server, that has written some once; what it had is removed at the end.
+
+        INSIDE: as of `line`, at whose far end it is then.
+        """
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder, contextlib.ExitStack() as on:
+            s3 = SeaweedFS(folder)
+            if inside:
+                s3.host, s3.inside = FAR, inside
+            on.enter_context(s3)
             s3.client().create_bucket(Bucket="backup")
             warm = Path(folder, "warm")
             warm.write_bytes(os.urandom(64_000_000))
@@ -367,12 +396,12 @@ class Bench:
             yield s3
 
     @contextlib.contextmanager
-    def executor(self, s3: S3Server, path: str = "", **more: str
+    def executor(self, s3: S3Server, path: str = "", build: str = OURS, **more: str
                  ) -> Iterator[tuple[Executor, Standin]]:
-        """Ours, waiting for processes."""
+        """Ours, or another build, waiting for processes."""
         with Standin() as server, Executor(
                 {**server.colony().settings(), **self.settings(s3), "PATH": path or self.path,
-                 **more}, by=BY_PATH) as executor:
+                 **more}, by=self.builds[build]) as executor:
             server.wait_call("assignprocessmsg", status=0)
             yield executor, server
 
@@ -403,10 +432,9 @@ class Bench:
         for size in sorted({*sizes, *growths}):
             self.fill(size)
             for name, function in MEASUREMENTS.items():
-                due = {"growth": size in growths, "whole": size in sizes,
+                due = {"growth": size in growths, "whole": size in sizes, "link": size in sizes,
                        "encryption": size in sizes, "restore": size in sizes,
-                       "outage": size in sizes,
-                       }.get(name, size == sizes[0])
+                       "outage": size in sizes}.get(name, size == sizes[0])
                 if due and self.options.only in (None, name):
                     for sample in function(self, size):
                         self.samples.append(sample)
@@ -493,6 +521,10 @@ def measure_whole(bench: Bench, size: float) -> Iterator[Sample]:
                 # by turns the one and the other is first: neither has the quieter moment
                 first = [bench.dump(*same)] if turn % 2 else []
                 ours = bench.backup(server)
+            for build in [*bench.builds][1:]:
+                with bench.executor(s3, build=build) as (_executor, server):
+                    yield Sample(f"{size:g} GB: whole backup", ours.seconds, "s", build,
+                                 bench.backup(server).seconds)
             assert ours.dumped
             same = [each for each in ours.dumped.arguments if not each.startswith("--snapshot=")]
             same[same.index("-f") + 1] = bench.archive
@@ -508,7 +540,8 @@ def compare(bench: Bench, s3: S3Server, database: str, ours: Backup, alone: Ran,
     assert dumped
     rclone = [tool("rclone"), "copyto", bench.archive, ":s3:backup/rclone.bak"]
     method = next(each for each in held.arguments if each.startswith("--compress="))
-    by_hand = {f"pg_dump {method}, rclone": alone.seconds + measured(env, rclone).seconds}
+    near = f"pg_dump {method}, rclone"
+    by_hand = {near: alone.seconds + measured(env, rclone).seconds}
     yield Sample(f"{database}: pg_dump holds the database", dumped.seconds, "s",
                  f"pg_dump {method} alone", held.seconds, 1.02)
     dump, held = bench.dump("--compress=zstd", "-f", bench.archive)
@@ -525,7 +558,7 @@ def compare(bench: Bench, s3: S3Server, database: str, ours: Backup, alone: Ran,
                 env, ["pg_dump", "-Fc"], [tool("rclone"), "rcat", ":s3:backup/rcat.bak"]).seconds}
     for other, seconds in (gzip | by_hand).items():
         yield Sample(f"{database}: whole backup", ours.seconds, "s", other, seconds,
-                     1 if other in by_hand else 0)
+                     0.95 if other == near else 1 if other in by_hand else 0)
     yield Sample(f"{database}: whole backup", ours.seconds, "s", "the fastest of these with gzip",
                  min(gzip.values()), 0.5)
 
@@ -560,12 +593,18 @@ def footprint(bench: Bench, s3: S3Server, what: str, path: str) -> Iterator[Samp
     """One backup of ours, watched."""
     with bench.executor(s3, path) as (executor, server):
         yield Sample(f"{what}: memory when idle, before", memory(executor.pid), "MB", reach=40)
+        assert s3.program
+        before = cpu_of(s3.program.pid)
         with Watch(executor.pid) as watch:
             ours = bench.backup(server)
+        served = cpu_of(s3.program.pid) - before
         server.wait_call("assignprocessmsg", status=0, count=2)
         yield Sample(f"{what}: memory when idle, after", memory(executor.pid), "MB", reach=40)
-    yield Sample(f"{what}: {CPU}", watch.used() / ours.result["size"] * 1e9, "s", reach=5)
-    yield Sample(f"{what}: {PEAK}", watch.peak(), "MB", reach=85)
+    for whose, used, reach in (("", watch.used(), 3.2), (", the S3 server's", served, 0),
+                               (", pg_dump's", sum(watch.beside.values()), 0)):
+        gigabytes = ours.result["size"] / 1e9
+        yield Sample(f"{what}: {CPU}{whose}", used / gigabytes, "s", reach=reach)
+    yield Sample(f"{what}: {PEAK}", watch.peak(), "MB", reach=77)
     if ours.dumped:
         yield Sample(f"{what}: from submission to pg_dump", ours.dumped.began - ours.submitted,
                      "s", reach=0.5)
@@ -657,17 +696,83 @@ def measure_outage(bench: Bench, size: float) -> Iterator[Sample]:
 
 
 def measure_tables(bench: Bench, _: float) -> Iterator[Sample]:
-    """The same for a database of many tables, a row in each."""
+    """The same for a database of many tables, ten rows in each; and its backup."""
     many = bench.options.tables
     if not many:
         return
     bench.postgres.run("createdb", "tables")
     bench.postgres.sql(f"""DO $$ BEGIN FOR i IN 1..{many} LOOP
         EXECUTE format('CREATE TABLE t%s (i int PRIMARY KEY, word text)', i);
-        EXECUTE format('INSERT INTO t%s VALUES (1, %L)', i, i);
+        EXECUTE format('INSERT INTO t%s SELECT n, n FROM generate_series(1, 10) n', i);
         IF i % 100 = 0 THEN COMMIT; END IF; END LOOP; END $$""", "tables")
+    bench.postgres.sql("VACUUM ANALYZE; CHECKPOINT", "tables")
+    for turn in bench.times(2):
+        ways: dict[str, Callable[[], float]] = {
+            build: functools.partial(whole_of_tables, bench, build) for build in bench.builds}
+        ways["pg_dump alone"] = lambda: bench.dump(
+            "--compress=zstd:1", "-f", bench.archive, "tables")[0].seconds
+        taken = by_turns(turn, ways)
+        for other in [*ways][1:]:
+            yield Sample(f"{many} tables: whole backup", taken[OURS], "s", other, taken[other],
+                         0 if other in bench.builds else 1.15)
     yield from opened(bench, "tables", f"{many} tables", bench.times(2))
     bench.postgres.run("dropdb", "tables")
+
+
+def by_turns(turn: int, ways: dict[str, Callable[[], Answer]]) -> dict[str, Answer]:
+    """What each of WAYS returns, each time another first: none has the quieter moment."""
+    names = [*ways]
+    first = turn % len(names)
+    return {name: ways[name]() for name in (*names[first:], *names[:first])}
+
+
+def whole_of_tables(bench: Bench, build: str) -> float:
+    """Seconds for a whole backup of the many tables by a build."""
+    with bench.s3() as s3, bench.executor(s3, build=build, DB_DATABASE="tables") as (_, server):
+        return bench.backup(server).seconds
+
+
+def measure_link(bench: Bench, size: float) -> Iterator[Sample]:
+    """Whole backups over a slow line, by ours, another build and by hand, and what bounds them."""
+    if not bench.options.link:
+        return
+    rate, delay = bench.options.link
+    for turn in bench.times(size):
+        with line(bench.options.link) as inside:
+            ways: dict[str, Callable[[], tuple[float, float]]] = {
+                build: functools.partial(over_line, bench, inside, build) for build in bench.builds}
+            ways[RCLONE] = functools.partial(over_line_by_hand, bench, inside)
+            taken = by_turns(turn, ways)
+        archive = os.path.getsize(bench.archive)
+        os.unlink(bench.archive)
+        reach = {RCLONE: 0.85, **dict.fromkeys(bench.builds, 0.78)}
+        bound = max(taken[RCLONE][1], archive * 8 / rate / 1e6)
+        what, (whole, held) = f"{size:g} GB over {rate} Mbit/s, {delay} ms", taken[OURS]
+        for other in [*ways][1:]:
+            yield Sample(f"{what}: whole backup", whole, "s", other, taken[other][0], reach[other])
+        yield Sample(f"{what}: whole backup", whole, "s", "the longer of dump and line", bound)
+        yield Sample(f"{what}: pg_dump holds the database", held, "s", RCLONE, taken[RCLONE][1],
+                     1.02)
+
+
+RCLONE = "pg_dump --compress=zstd:1, rclone"
+
+
+def over_line(bench: Bench, inside: Sequence[str], build: str) -> tuple[float, float]:
+    """Seconds for a whole backup by a build, and of pg_dump."""
+    with bench.s3(inside) as s3, bench.executor(s3, build=build) as (_, server):
+        made = bench.backup(server)
+        assert made.dumped
+        return made.seconds, made.dumped.seconds
+
+
+def over_line_by_hand(bench: Bench, inside: Sequence[str]) -> tuple[float, float]:
+    """The same by hand; the archive is left."""
+    with bench.s3(inside) as s3:
+        dump, held = bench.dump("--compress=zstd:1", "-f", bench.archive)
+        sent = measured(bench.environment(s3), [
+            tool("rclone"), "copyto", bench.archive, ":s3:backup/rclone.bak"])
+    return dump.seconds + sent.seconds, held.seconds
 
 
 def opened(bench: Bench, database: str, what: str, times: range) -> Iterator[Sample]:
@@ -713,17 +818,14 @@ def measure_kept(bench: Bench, _: float) -> Iterator[Sample]:
     many = bench.options.kept
     if not many:
         return
-    builds = {"ours": BY_PATH}
-    if bench.options.against:
-        builds[bench.options.against.name] = [sys.executable, str(bench.options.against)]
     bench.postgres.run("createdb", "kept")
     bench.postgres.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS id", "kept")
     with bench.s3() as s3, Proxy(s3.port) as proxy:
         proxy.delay(b"", ROUND_TRIP, FOREVER)
         for _ in bench.times(0):
             found = {(kept, name): beside_kept(bench, s3, proxy, kept, by)
-                     for kept in (FEW_KEPT, many) for name, by in builds.items()}
-            yield from kept_samples(found, many, [*builds][1:])
+                     for kept in (FEW_KEPT, many) for name, by in bench.builds.items()}
+            yield from kept_samples(found, many, [*bench.builds][1:])
     bench.postgres.run("dropdb", "kept")
 
 
@@ -761,13 +863,13 @@ def kept_samples(found: dict[tuple[int, str], Taken], many: int,
                  others: list[str]) -> Iterator[Sample]:
     """Ours beside OTHERS, other builds, and beside ours with fewer."""
     for kept in (FEW_KEPT, many):
-        for command, (seconds, requests) in found[kept, "ours"].items():
+        for command, (seconds, requests) in found[kept, OURS].items():
             what = f"{kept} kept: {command}"
             beyond = command == "backup" and kept == many
             yield Sample(f"{what}, requests beside its parts", requests, "", reach=40 * beyond)
             if kept == many:
                 yield Sample(what, seconds, "s", f"with {FEW_KEPT} kept",
-                             found[FEW_KEPT, "ours"][command][0], 1.2 * beyond)
+                             found[FEW_KEPT, OURS][command][0], 1.2 * beyond)
             for other in others:
                 theirs = found[kept, other][command]
                 less = 0.2 if command == "list" and kept == many else 0
@@ -793,7 +895,7 @@ def measure_growth(bench: Bench, size: float) -> Iterator[Sample]:
 
 MEASUREMENTS: dict[str, Callable[[Bench, float], Iterator[Sample]]] = {
     "compression": measure_compression, "footprint": measure_footprint,
-    "archive": measure_archive, "whole": measure_whole, "encryption": measure_encryption,
-    "restore": measure_restore, "outage": measure_outage, "tables": measure_tables,
-    "kept": measure_kept,
+    "archive": measure_archive, "whole": measure_whole, "link": measure_link,
+    "encryption": measure_encryption, "restore": measure_restore, "outage": measure_outage,
+    "tables": measure_tables, "kept": measure_kept,
     "growth": measure_growth}

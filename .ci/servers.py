@@ -22,7 +22,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +395,8 @@ class S3Server(Server):
     """What the S3 servers have in common: random keys, an endpoint, clients."""
 
     guarded = True  # it is not open to anyone
+    host = "127.0.0.1"
+    inside: Sequence[str] = ()  # what its command begins with where it runs elsewhere: see link.py
 
     def __init__(self, folder: str | Path, https: tuple[str, str] | None = None) -> None:
         self.folder, self.https = Path(folder), https
@@ -403,7 +405,7 @@ class S3Server(Server):
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -472,14 +474,14 @@ class SeaweedFS(S3Server):
                 path.unlink(missing_ok=True)
 
     def _command(self) -> tuple[list[str], dict[str, str]]:
-        flags = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={self.folder}",
+        flags = [f"-ip={self.host}", f"-ip.bind={self.host}", f"-dir={self.folder}",
                  "-master.telemetry=false", "-admin.ui=false", "-webdav=false",
                  "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false",
                  *(f"-{name}={port}" for name, port in self.ports.items())]
         if self.https:
             flags += [f"-s3.cert.file={self.https[0]}", f"-s3.key.file={self.https[1]}"]
         # without keys of its own it would be open to anyone
-        return [tool("weed"), "mini", *flags], {"AWS_ACCESS_KEY_ID": self.access_key,
+        return [*self.inside, tool("weed"), "mini", *flags], {"AWS_ACCESS_KEY_ID": self.access_key,
                                                 "AWS_SECRET_ACCESS_KEY": self.secret_key}
 
 
@@ -554,15 +556,15 @@ BY_PATH = [sys.executable, str(EXECUTOR)]
 COMPILED = tempfile.TemporaryDirectory(prefix="backup-executor-")
 
 
-def compiled() -> list[str]:
-    """What starts the executor by its bytecode, which the image has, too.
+def compiled(build: Path = EXECUTOR) -> list[str]:
+    """What starts the executor, or another build, by its bytecode, which the image has, too.
 
     By its path each start, of its children also, compiles it: a third of a short command's work.
     """
-    source = hashlib.sha256(EXECUTOR.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
+    source = hashlib.sha256(build.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
     program = Path(COMPILED.name, f"{source[:16]}.pyc")
     if not program.exists():
-        py_compile.compile(str(EXECUTOR), str(program), doraise=True)
+        py_compile.compile(str(build), str(program), doraise=True)
     return [sys.executable, str(program)]
 
 

@@ -212,7 +212,7 @@ def test_the_bar_follows_a_terminal_that_is_made_narrower(big: Scene, meddler: P
         resized.wait(60)
         yield answer
 
-    meddler.change(PART + b"5", hold)  # the last one
+    meddler.change(PART + b"3", hold)  # the last one
     terminal = Terminal(100)
     with shown(big, terminal, "backup", **through(meddler)):
         terminal.wait_for(rb"Upload in progress \[#+ *\] 8\d %")
