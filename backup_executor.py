@@ -6500,8 +6500,12 @@ def watching(target: Database, total: int) -> Callable[[], None]:
     return tick
 
 
-def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
+def part_by_part(
+    target: Database, archive: Archive, jobs: int, amiss: list[str] | None = None
+) -> Callable[..., None]:
     """What restores some of an archive's entries, as options of pg_restore say. It raises Failure.
+
+    amiss: if it is to go on after what the server refuses, that is added here.
 
     pg_restore 17 and 18 set transaction_timeout on servers before 17, too, which is no reason to
     stop. They count once that they could not; with workers once more, as they connect anew after
@@ -6509,7 +6513,7 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     """
     argv = ["pg_restore", f"--dbname={ALIVE}", "--no-password", "--verbose"]
     known = archive.pg_restore >= 17 and "transaction_timeout" not in target.options
-    if not known:
+    if not known and amiss is None:
         argv.append("--exit-on-error")
     # None of this has to outlast a crash of the server by itself: that is a Failure, and later a
     # commit which waits for the disk takes along what was written before.
@@ -6528,22 +6532,30 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
                 what = [*how, chosen, *archive.options, archive.path]
                 run("Restoring", [*argv, *what], target, options, tick=tick)
         except Failure as error:
-            if not known or not str(error).endswith(f"errors ignored on restore: {times}"):
+            ignored = str(error).rpartition("errors ignored on restore: ")[2]
+            if known and ignored == str(times):
+                return
+            if amiss is None or not ignored.isdecimal():
                 raise
+            amiss.append(str(error))
 
     return restore_part
 
 
-def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = False) -> list[str]:
+def rebuild(
+    target: Database, archive: Archive, jobs: int, complete: bool = False, keep: bool = False
+) -> list[str]:
     """Restore an archive into a new database, with so many jobs at once. Raises Failure.
 
     What it is whole without, and was refused, a line each; complete: that raises Failure, too.
+    keep: what it is not whole without raises Failure when all else is restored.
 
     After a kill -9 of ours its workers, if there are several, end the table or index that they are
     at; the database is never named then.
     """
-    many = f"--jobs={jobs}"
+    many, amiss = f"--jobs={jobs}", list[str]()
     restore_part = part_by_part(target, archive, jobs)
+    go_on = part_by_part(target, archive, jobs, amiss) if keep else restore_part
     without, unsure = refused(target, archive)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
     require(not complete or not left, "; ".join(left.values()))
@@ -6553,15 +6565,16 @@ def rebuild(target: Database, archive: Archive, jobs: int, complete: bool = Fals
     rest = [entry for entry in wanted if REST.match(entry) or entry in unsure - {*refreshes}]
     first = list(itertools.filterfalse({*refreshes, *rest}.__contains__, wanted))
     if timescale := archive.timescaledb:
-        restore_timescaledb(target, archive, timescale, first, many, restore_part)
+        restore_timescaledb(target, archive, timescale, first, many, go_on)
     else:
         for part in apart(first, archive):
-            restore_part(part, many)
+            go_on(part, many)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
     left |= restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
     require(not complete or not left, "; ".join(left.values()))
+    require(not amiss, "; ".join(amiss))
     if without:
         archive.refused = left
 
@@ -7350,7 +7363,7 @@ def restore(s: Settings, options: Options) -> int:
             made = new_database(hub, new.scratch, source.create, options.keep)
             with made, steps.timed("restore"):
                 there = hub.named(new.scratch)
-                left += rebuild(there, archive, options.jobs, options.only_complete)
+                left += rebuild(there, archive, options.jobs, options.only_complete, options.keep)
             # From here on nothing drops it.
             finish_restore(new, source, copied, options, steps, left)
     return 1 if left or unmade else 0
@@ -8471,13 +8484,14 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
   2. It makes a database restore_NUMBER, where only superusers and its owner may connect, and
      restores into that. A line of the log each 30 seconds, or a bar, has its size, and what part
      that is of the size at backup time, where the backup tells it. What fails, or is stopped, here
-     is dropped, or kept with --keep. After kill -9 or a power failure drop it yourself: DROP
-     DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's workers, if there were several, still
-     end the table or index that they are at. It goes on without what is refused of these, unless
-     --only-complete is given: event triggers, publications, subscriptions (they are restored
-     disabled), the filling of materialized views, and extensions that one database alone can have
-     (pg_cron), with what depends on them. Checks mean what the database's own settings say
-     (TimeZone, …); those of its server are in no backup: PGTZ sets the time zone.
+     is dropped, or kept with --keep, which goes on after what the server refuses. After kill -9 or
+     a power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's
+     workers, if there were several, still end the table or index that they are at. It goes on
+     without what is refused of these, unless --only-complete is given: event triggers,
+     publications, subscriptions (they are restored disabled), the filling of materialized views,
+     and extensions that one database alone can have (pg_cron), with what depends on them. Checks
+     mean what the database's own settings say (TimeZone, …); those of its server are in no backup:
+     PGTZ sets the time zone.
   3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
      database's own settings and privileges, and statistics; the rows of each table are counted, and
      compared with the archive's. After a kill -9 here, name it yourself, and GRANT CONNECT ON
@@ -8647,7 +8661,7 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--pause-jobs", action="store_true", help=text)
     text = "take the name of a database that holds something; that stays, as before_restore_…"
     verb.add_argument("--replace", action="store_true", help=text)
-    text = "keep what is not whole, as restore_…"
+    text = "go on after what is refused, and keep what is not whole, as restore_…"
     verb.add_argument("--keep", action="store_true", help=text)
     text = "fail, too, where something is refused that a database is whole without"
     verb.add_argument("--only-complete", action="store_true", help=text)
