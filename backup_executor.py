@@ -6542,6 +6542,13 @@ def part_by_part(
     return restore_part
 
 
+def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str], list[str]]:
+    """Of entries what makes a database whole, what fills its views, and what may be refused."""
+    refreshes = list(filter(REFRESH.match, entries))
+    rest = [entry for entry in entries if REST.match(entry) or entry in unsure - {*refreshes}]
+    return list(itertools.filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
+
+
 def rebuild(
     target: Database, archive: Archive, jobs: int, complete: bool = False, keep: bool = False
 ) -> list[str]:
@@ -6555,15 +6562,13 @@ def rebuild(
     """
     many, amiss = f"--jobs={jobs}", list[str]()
     restore_part = part_by_part(target, archive, jobs)
-    go_on = part_by_part(target, archive, jobs, amiss) if keep else restore_part
+    go_on = part_by_part(target, archive, jobs, amiss if keep else None)
     without, unsure = refused(target, archive)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
     require(not complete or not left, "; ".join(left.values()))
 
     wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
-    refreshes = list(filter(REFRESH.match, wanted))
-    rest = [entry for entry in wanted if REST.match(entry) or entry in unsure - {*refreshes}]
-    first = list(itertools.filterfalse({*refreshes, *rest}.__contains__, wanted))
+    first, refreshes, rest = divided(wanted, unsure)
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, go_on)
     else:
@@ -6578,13 +6583,17 @@ def rebuild(
     if without:
         archive.refused = left
 
-    if any(map(SUBSCRIPTION.match, rest)):
-        warn_of_subscriptions(target)
+    warn_of_subscriptions(target, rest)
     return list(left.values())
 
 
-def warn_of_subscriptions(target: Database) -> None:
-    """Say that they are disabled, as pg_dump 14 to 18 writes them: two would share a slot."""
+def warn_of_subscriptions(target: Database, entries: Iterable[str]) -> None:
+    """Say that they are disabled, as pg_dump 14 to 18 writes them: two would share a slot.
+
+    entries: what may have been restored of them.
+    """
+    if not any(map(SUBSCRIPTION.match, entries)):
+        return
     query = SUBSCRIPTIONS.format(SLOTS, "current_database()")
     made = psql(target, "Looking for subscriptions", query).strip()
     if made:
