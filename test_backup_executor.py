@@ -58,6 +58,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     vectors, readme                    signatures by another library; what README quotes
     s3_servers                         what S3 servers do of what a backup rests on
     demo, bench, faults, image, pod    what the commands do
+    measuring, link                    what a command takes, for bench; a line that is slow
     mutations                          changes of the module that a test should notice
     test_*                             the rest of the tests, by what they are about
     helm/ci: chart, test_*             the chart, rendered, and its tests

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from environment import ROOT
 
@@ -70,7 +69,7 @@ def end_of_line(own: str, other: str, rate: int) -> int:
 
 
 def be_a_line(rate: int, delay: int) -> None:
-    """Carry packets, half of DELAY ms each way: the kernel's netem does that, where it has it."""
+    """Carry packets, each half of DELAY ms later: not every kernel has netem, which does that."""
     os.nice(-10)  # or what is measured would make it slower
     ends = [end_of_line(NEAR, FAR, rate)]
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
@@ -91,5 +90,4 @@ def be_a_line(rate: int, delay: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     be_a_line(int(sys.argv[1]), int(sys.argv[2]))

@@ -481,8 +481,8 @@ class SeaweedFS(S3Server):
         if self.https:
             flags += [f"-s3.cert.file={self.https[0]}", f"-s3.key.file={self.https[1]}"]
         # without keys of its own it would be open to anyone
-        return [*self.inside, tool("weed"), "mini", *flags], {"AWS_ACCESS_KEY_ID": self.access_key,
-                                                "AWS_SECRET_ACCESS_KEY": self.secret_key}
+        return [*self.inside, tool("weed"), "mini", *flags], {
+            "AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
 
 
 class RcloneS3(S3Server):

@@ -205,7 +205,9 @@ def test_where_the_encrypted_file_is_damaged_the_plain_one_is_encrypted_anew_or_
     plain = closed.with_suffix("")
     whole = sealed.opened(closed.read_bytes())
     plain.write_bytes(whole[:-1] if damage == "both" else whole)
-    closed.unlink() if damage == "gone" else closed.write_bytes(b"age-encryption.org/v1\n")
+    closed.write_bytes(b"age-encryption.org/v1\n")
+    if damage == "gone":
+        closed.unlink()
     ran = sealed.run("backup", "--resume", BACKUP_AGE_RECIPIENTS="")
     if damage == "both":
         assert re.search(rf"level=warning .*leaving.*{plain}\b(?!\.age)", ran.stderr)

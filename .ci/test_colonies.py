@@ -375,7 +375,7 @@ def test_sigterm_while_an_answer_of_colonies_drips_ends_it_within_10_s(site: Sit
     with Proxy(site.where.port) as proxy, site.serve(proxy.port) as executor:
         site.polling()
         proxy.reply(b"removeexecutormsg", drip)
-        assert executor.stop(timeout=50) == 0
+        assert executor.stop() == 0
         executor.wait_for("level=warning .*Could not take leave.*in time")
 
 
@@ -406,7 +406,7 @@ def test_a_finished_dump_outlasts_the_failure_of_its_process_at_sigterm(site: Si
         with site.serve(AWS_S3_ENDPOINT=f"127.0.0.1:{proxy.port}", COLONIES_COLONY_PRVKEY="",
                         COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
             proxy.wait_seen(b"PUT .*partNumber=")
-            assert executor.stop(timeout=50) == 0
+            assert executor.stop() == 0
     assert site.client.process(process)["errors"] == ["the executor was stopped"]
     [name, journal] = site.files()
     assert run(site.environ(), "backup", "--resume").returncode == 0
@@ -425,7 +425,7 @@ def test_a_backup_that_has_ended_at_sigterm_is_closed_with_its_result(site: Site
         executor.wait_for("Backup procedure completed")
         becomes_true(lambda: not any(Path(f"/proc/{pid}/exe").exists()  # a zombie has none
                                      for pid in descendants(executor.pid)))
-        assert executor.stop(timeout=50) == 0
+        assert executor.stop() == 0
     assert site.client.process(process)["state"] == SUCCESS
 
 

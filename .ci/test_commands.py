@@ -129,7 +129,8 @@ def test_a_program_reads_all_that_it_is_given_also_where_it_begins_late(tmp_path
     told = list[int]()
 
     def tick() -> None:
-        told.extend([] if told else [fifo.write_bytes(b"go")])
+        if not told:
+            told.append(fifo.write_bytes(b"go"))
 
     argv = ["sh", "-c", 'read -r word <"$0"; wc -c', str(fifo)]
     said = backup_executor.run("Counting", argv, timeout=60, tick=tick, stdin=b"x" * 10**6)

@@ -10,6 +10,7 @@ import urllib.request
 
 from colonies import FAILED, UNREGISTERED
 from pod import Installed
+from servers import PATIENCE
 from surroundings import becomes_true
 
 EXECUTOR = ("python3", "/app/backup_executor.py")
@@ -30,7 +31,8 @@ def image_pod_backs_its_database_up_and_replaces_it_by_what_was_restored(
         "SELECT datname FROM pg_database WHERE datname LIKE 'before_restore_%'")
     assert installed.postgres.sql(count, old) == "100"
     installed.succeeds(installed.submit())
-    with urllib.request.urlopen(f"http://127.0.0.1:{installed.metrics}/metrics") as answer:
+    metrics = f"http://127.0.0.1:{installed.metrics}/metrics"
+    with urllib.request.urlopen(metrics, timeout=PATIENCE) as answer:
         assert b"\ncolonies_backup_info{" in answer.read()
     assert pod.pid("backup") == executor
     listed = pod.exec("backup", *EXECUTOR, "list").stdout

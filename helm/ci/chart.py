@@ -123,7 +123,7 @@ KUBERNETES = list(dict.fromkeys(kubernetes_validate.utils.all_versions()))  # it
 
 
 def assert_valid(rendered: Rendered, *versions: str) -> None:
-    """To these Kubernetes, else to the oldest and the newest, which know each field."""
+    """To these versions of Kubernetes, else to the oldest and the newest, which know each field."""
     for each in rendered.objects:
         if each["kind"] in ("PodMonitor", "PrometheusRule"):
             continue  # of the Prometheus Operator, whose schemas aren't at hand

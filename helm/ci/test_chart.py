@@ -50,8 +50,7 @@ pytest_plugins = ["common"]
 # ---- The chart ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("path", [*CHART.glob("ci/*-values.yaml")], ids=lambda path: path.stem)
-def chart_lints_and_renders_what_each_kubernetes_takes(
-        helm: Helm, path: Path) -> None:
+def chart_lints_and_renders_what_each_kubernetes_takes(helm: Helm, path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     for major in (4, 3):
         assert " 0 chart(s) failed" in helm("lint", "--strict", str(CHART), major=major, **values)
