@@ -73,7 +73,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import argparse
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __version__ = "1.0.0"
 
@@ -219,6 +219,25 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
     if not answers:
         raise TimeoutError("no complete answer in time")
     return answers[0]
+
+
+def threads(many: int) -> ThreadPoolExecutor:
+    """So many, to work beside the main one, whose the signals stay.
+
+    One that takes a signal wakes nobody, and breaks in where `start` holds them off.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(many, "", signal.pthread_sigmask, (signal.SIG_BLOCK, SIGNALS))
+
+
+def finished(work: Future[Answer]) -> Answer:
+    """What a thread's work returns or raises, at its end."""
+    from concurrent.futures import wait
+
+    while not wait([work], 1).done:
+        pass  # as in `in_time`
+    return work.result()
 
 
 def backoff() -> Iterator[float]:
@@ -860,7 +879,7 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
     def die_with_parent() -> None:
         """Run in the child, before the program."""
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a thread's are held off all along
         if os.getppid() != parent:
             os._exit(1)
 
@@ -3313,14 +3332,10 @@ def at_once(what: str, many: int, works: Sequence[Callable[[], Answer]]) -> Iter
 
     Raises what one raises, without waiting for the others, and Failure where no thread can start.
     """
-    from concurrent.futures import ThreadPoolExecutor, wait
-
-    pool = ThreadPoolExecutor(many)
+    pool = threads(many)
     try:
         for part in [pool.submit(work) for work in works]:
-            while not wait([part], 1).done:
-                pass  # as in `in_time`
-            yield part.result()
+            yield finished(part)
     except RuntimeError as error:
         raise Failure(f"{what}: {error}") from None
     finally:
@@ -5494,11 +5509,9 @@ class Archive:
         285 MB of rows took 0.3 s of our CPU, beside 0.3 s of pg_restore's, which writes them to
         /dev/null in as many (17.10). Raises OSError where no thread can start.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
         entries = filter(DATA.match, self.entries)
         with (
-            ThreadPoolExecutor(1) as pool,
+            threads(1) as pool,
             listing(entries) as data,
             tempfile.TemporaryFile() as errors,
         ):
@@ -6690,8 +6703,6 @@ def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callabl
 
     What it gives waits for the end: what did not come about, a line each.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     step, options, over = "Not analyzed", "-c synchronous_commit=off", threading.Event()
     scripts = [ANALYZE.format(jobs=jobs, job=job) for job in range(jobs)]
     if archive.timescaledb:  # to it, a hypertable in a transaction is all its chunks at once
@@ -6711,12 +6722,13 @@ def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callabl
             left += [f"{table}: {step.lower()}: {why}" for table, _, why in answers if why]
         return left
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with threads(jobs) as pool:
         try:
-            shares = iter([[f"{step}: no thread can be started"]])
+            shares: list[Future[list[str]]] = []
+            missed = [f"{step}: no thread can be started"]
             with suppress(RuntimeError):
-                shares = pool.map(analyze, scripts)
-            yield lambda: list(itertools.chain(*shares))
+                shares, missed = [pool.submit(analyze, sql) for sql in scripts], []
+            yield lambda: missed + list(itertools.chain(*map(finished, shares)))
         finally:
             over.set()
 
@@ -7278,7 +7290,7 @@ def finish_restore(
             with steps.timed("count"):
                 rows = None
                 with noting(left):
-                    rows = copied.result()
+                    rows = finished(copied)
                 counted = count_rows(there, archive, rows)
             with steps.timed("analyze"):
                 left += analyzed()
@@ -7481,7 +7493,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
         known = metadata.get("tables", tables)
         require(known == tables, f"it lists {tables} tables, at backup time {known}")
         with archive.counting() as reading:
-            copied = reading.result()
+            copied = finished(reading)
     yield {"verdict": "readable"}
     if not s3.s.verify_db_host:
         unproven.append("that it restores: VERIFY_DB_HOST is not set")

@@ -289,6 +289,58 @@ def test_a_restore_that_waits_for_the_reading_stops_and_leaves_what_is_whole(
         executor.wait_for("It is whole. To name it")
 
 
+# A sitecustomize.py: once there is the file, and the main thread waits for another one, a thread
+# hears SIGTERM in its place, as can happen to any signal, and the main one is not woken.
+EAR = """
+import os, signal, sys, threading, time
+main = threading.get_ident()
+def hear():
+    while not os.path.exists({!r}) or "threading.py" not in sys._current_frames()[
+            main].f_code.co_filename:
+        time.sleep(0.05)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Thread(target=hear, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("command", ["verify", "restore"])
+def test_a_signal_that_another_thread_hears_stops_what_waits_for_the_reading(
+        scene: Scene, new: str, tmp_path: Path, command: str) -> None:
+    stored(scene, archive(scene))
+    (tmp_path / "sitecustomize.py").write_text(EAR.format(str(now := tmp_path / "now")))
+    settings = {**scene.settings, "PATH": reading(tmp_path, "exec sleep 600"),
+                "PYTHONPATH": str(tmp_path), **verifying(scene.postgres)}
+    arguments = [] if command == "verify" else ["latest", "--database", new]
+    with Executor(settings, command, *arguments) as executor:
+        executor.wait_for("Count ..." if command == "restore" else "Read ...")
+        now.touch()
+        assert executor.wait() == 143
+
+
+def test_signals_are_the_main_thread_s_alone_and_programs(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    """Else another one takes what the main one holds off while it starts a program."""
+    stored(scene, archive(scene))
+    held, bits = sum(1 << number - 1 for number in backup_executor.SIGNALS), tmp_path / "bits"
+
+    def held_off(said: str) -> set[int]:
+        return {int(bits, 16) & held for bits in re.findall(r"SigBlk:\s(\w+)", said)}
+
+    programs(tmp_path / "programs", psql=f"""#!/bin/sh
+        while read line; do echo "$line"; done </proc/$$/status >>'{bits}'
+        exec '{client_programs()[0]}/psql' "$@"\n""")
+    path = f"{tmp_path}/programs:{reading(tmp_path, 'exec sleep 600')}"
+    with Executor({**scene.settings, "PATH": path}, "restore", "latest", "--database",
+                  new) as executor:
+        executor.wait_for("Count ...")
+        others = {*Path(f"/proc/{executor.pid}/task").glob("*/status")} - {
+            Path(f"/proc/{executor.pid}/task/{executor.pid}/status")}
+        becomes_true(lambda: held_off("".join(map(Path.read_text, others))) == {held})
+        assert executor.stop() == 143
+    assert held_off(bits.read_text()) == {0}
+
+
 @pytest.mark.parametrize("command", ["verify", "restore"])
 def test_a_thread_that_cannot_be_started_says_nothing_of_the_backup(
         scene: Scene, new: str, tmp_path: Path, command: str) -> None:
