@@ -2123,14 +2123,14 @@ def roles_left(s3: S3, new: str) -> list[str]:
     """Keys of roles whose archive is gone, by a crash or by hand, or comes yet; 100 at most.
 
     By the last listing. None that another executor's upload has just put: all are a day older than
-    the NEW ones, by the clock of S3.
+    the NEW ones, by the clock of S3. Raises S3Failure.
     """
-    there, put = s3.there, s3.there.get(new)
+    before, there = s3.call("head_object", Key=new)["LastModified"] - UNDER_WAY, s3.there
     left = [
         key
         for key, written in there.items()
         if key.endswith((ROLES, ROLES + AGE)) and archive_beside(key) not in there
-        if put and written and written < put - UNDER_WAY
+        if written and written < before
     ]
     return random.sample(left, min(HEADS, len(left)))
 
