@@ -425,11 +425,12 @@ def test_retention_does_what_the_contract_says_with_any_bucket(
         sorts[good].append(backup.key)
     beyond = {key for keys in sorts.values() for key in keys[:max(0, len(keys) - keep)]} - {made}
     assert gone & {x.key for x in mine} == beyond
+    newest = mine[-keep:]
     for x in found:
-        if x.key in gone and x not in mine:
-            assert x.metadata == {} and len([y for y in mine if y.seconds > x.seconds]) >= keep
-        elif x.metadata == {}:
-            assert x.key in gone or len([y for y in mine if y.seconds > x.seconds]) < keep
+        outgrown = len(newest) == keep and all(
+            y.seconds > x.seconds and y.size >= x.size / 2 for y in newest)
+        if x not in mine:
+            assert (x.key in gone) == (x.metadata == {} and outgrown)
 
 
 # ---- A restored database equals its source, and a verify proves that ---------------------------
