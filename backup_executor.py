@@ -1219,6 +1219,7 @@ class Backup(NamedTuple):
 # How a deleted object is not gone, in a bucket that keeps versions.
 HIDDEN = "hidden, not removed: the bucket keeps it as an old version"
 OLDER = "removed, but its name has an older version"
+LOCKED = "not removed: locked"
 
 
 def body(answer: Any) -> bytes:
@@ -2013,7 +2014,7 @@ def remove(s3: S3, old: Backup, patience: float | None) -> str:
     if not old.locked:
         old = s3.confirmed(old, patience)
     if old.locked:
-        return f"not removed: locked {old.locked}"
+        return f"{LOCKED} {old.locked}"
     still = s3.delete(old.key, old.version, patience)
     why = why_gone(old)
     if still:
@@ -2043,7 +2044,7 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
             kept[old.key] = still
         if still in ("", HIDDEN):
             gone.append(old)
-    locks = sum("locked" in kept.get(old.key, "") for old in backups)
+    locks = sum(kept.get(old.key, "").startswith(LOCKED) for old in backups)
     if locks:
         log("info", "Object Lock keeps old backups", Objects=locks)
     return gone
@@ -7851,7 +7852,7 @@ def prune_now(s: Settings, dry: bool) -> None:
         why = kept.get(each.key, why_gone(each) if each.key in going else other)
         say(f"{word:<5} {each.key} of {moment(each.seconds)}: {printable(why)}\n")
     left = [old.key for old in goes if old.key not in going]
-    stuck = sum("locked" not in kept.get(key, "") for key in left)
+    stuck = sum(not kept.get(key, "").startswith(LOCKED) for key in left)
     require(not stuck, f"{stuck} could not be removed")
 
 
