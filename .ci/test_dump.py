@@ -296,6 +296,7 @@ def test_a_server_that_has_no_session_left_for_a_moment_costs_no_backup(scene: S
             proxy.reply(b"", CROWDED)
             ran = scene.run("backup", **there)
             assert json.loads(ran.stdout)["role_passwords"], session
+            assert "Looking for what the dump lacks" not in ran.stdout
             proxy.clear()
         proxy.reply(b"", CROWDED, times=99)
         assert re.search("Looking at the database: .*too many clients", scene.failure(**there))

@@ -21,7 +21,7 @@ from hypothesis import strategies
 import backup_executor
 from backup_executor import Backup, Keep, by_database, judge, retained
 from colonies import FAILED
-from proxies import FORBIDDEN, Proxy, http_reply, through
+from proxies import FORBIDDEN, Proxy, http_answer, http_reply, through
 from restores import Proof
 from surroundings import GENERATIONS, Scene, Site, becomes_true, standin
 
@@ -510,8 +510,10 @@ def test_prune_does_what_a_backup_would_and_never_beside_one(scene: Scene) -> No
 
 def test_prune_says_what_it_cannot_remove_or_list(scene: Scene, meddler: Proxy) -> None:
     names = [scene.backup()["filename"] for _ in range(2)]
-    meddler.reply(rb"^DELETE ", FORBIDDEN, times=9)
+    refused = http_answer("403 Forbidden", "AccessDenied", "the account is locked")
+    meddler.reply(rb"^DELETE ", refused, times=9)
     ran = scene.run("prune", status=1, FULL_BACKUPS="1", **through(meddler))
+    assert "Object Lock" not in ran.stderr
     assert re.search(rf"stays \S*{names[0]} .*: not removed: .*AccessDenied", ran.stdout)
     assert "1 could not be removed" in ran.stderr and len(scene.objects()) == 2
     meddler.reply(rb"^GET \S*list-type", FORBIDDEN, times=9)

@@ -86,7 +86,8 @@ def test_of_verifies_at_once_all_verdicts_are_noted(
     assert not names and [*proof.verdicts().values()] == ["readable"] * 3
 
 
-@pytest.mark.parametrize("status", ["501 Not Implemented", "412 Precondition Failed"])
+@pytest.mark.parametrize("status", [
+    "400 Bad Request", "501 Not Implemented", "412 Precondition Failed"])
 def test_a_server_that_takes_no_condition_gets_the_verdict_without(
         proof: Proof, meddler: Proxy, status: str) -> None:
     """And one that compares another ETag than it shows."""
