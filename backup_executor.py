@@ -1060,7 +1060,7 @@ PLAIN = f"{UNHINDERED} -c search_path=pg_catalog"
 
 # A connection string, which leaves the rest to the environment. An index that is made says nothing
 # for long, and routers on the way forget who does that in minutes (AWS: in 350 s). Where a network
-# goes dead, a program ends 2 minutes later; by default TCP begins to ask after 2 hours.
+# goes dead, who waits for an answer ends 2 minutes later; by default TCP first asks in 2 hours.
 ALIVE = "keepalives_idle=60 keepalives_interval=15 keepalives_count=4"
 PSQL = ["psql", f"--dbname={ALIVE}", "-XAtqw", "-vON_ERROR_STOP=1"]
 
