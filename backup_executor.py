@@ -3356,8 +3356,8 @@ def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) 
 def upload(s3: S3, dump: Dump) -> list[Backup]:
     """Upload a sealed dump, prove that S3 has it, and note where; what else is in the bucket.
 
-    It begins after the dump: parts sent meanwhile made pg_dump hold the database for 1.4 times as
-    long (2 processors, S3 on them).
+    It begins after the dump: parts that are sent meanwhile slow pg_dump down, which holds locks and
+    a snapshot.
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
