@@ -4182,6 +4182,7 @@ class Executor:
         self.reachable = False  # whether Colonies answered the last time
         self.failures: collections.Counter[str] = collections.Counter()  # by function
         self.uploaded: int | None = None  # seconds of the last upload; None: since our start none
+        self.ended = 0  # jobs, since our start
 
     def take_keys(self, s: Settings) -> None:
         """Take the keys from settings: they may have changed since the start."""
@@ -4554,7 +4555,7 @@ class Executor:
 
         A backup that was killed begins anew after a pause, twice: the third time it has failed.
         """
-        self.job = None
+        self.job, self.ended = None, self.ended + 1
         process, status = job.process, job.child.returncode
         killer = signal_name(-status)
         if not process:
@@ -5031,7 +5032,7 @@ class Metrics:
         self.child: Job | None = None  # that looks at the bucket
         self.begun = 0.0  # when it last began, by the monotonic clock
         self.pause = 0.0  # from then until the next
-        self.seen: Job | None = None  # what the executor did last
+        self.seen: tuple[Job | None, int] = (None, 0)  # what the executor did last
 
     def serve(self) -> None:
         """Listen and answer, for ever."""
@@ -5107,8 +5108,8 @@ class Metrics:
         job, spent = self.us.job, time.monotonic() - self.begun
         if self.child and spent > LOOK_LIMIT * TIME_SCALE:
             stop(self.child.child, signal.SIGKILL)
-        if job is not self.seen:
-            self.seen, self.pause = job, 60
+        if (job, self.us.ended) != self.seen:
+            self.seen, self.pause = (job, self.us.ended), 60
         if not self.child and not job and (not self.begun or spent > self.pause * TIME_SCALE):
             self.begun, self.pause = time.monotonic(), 300
             self.child = Job(None, "survey")

@@ -235,18 +235,19 @@ KEEPALIVE = "02"  # of a socket's timers in /proc/net/tcp
 
 
 def asked_after(postgres: Postgres) -> dict[str, float]:
-    """Of each connection by TCP: its program's name, and in how many seconds Linux asks its peer
-    whether it is there, should it say nothing."""
-    ports = postgres.sql("""SELECT to_hex(client_port), pid || ' ' || application_name
-        FROM pg_stat_activity WHERE client_port > 0 AND pid <> pg_backend_pid()""")
-    names = dict(line.split("|") for line in ports.splitlines())
+    """Of each connection by TCP: its process at the server, and in how many seconds Linux asks its
+    peer whether it is there, should it say nothing; FOREVER: something else comes first."""
+    ports = postgres.sql("""SELECT to_hex(client_port), pid FROM pg_stat_activity
+        WHERE client_port > 0 AND pid <> pg_backend_pid()""")
+    processes = dict(line.split("|") for line in ports.splitlines())
     asked = {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, _, _, _, timer, *_ = line.split()
         kind, left = timer.split(":")
-        name = names.get(local.rpartition(":")[2].lstrip("0").lower())
-        if name:
-            asked[name] = int(left, 16) / os.sysconf("SC_CLK_TCK") if kind == KEEPALIVE else FOREVER
+        process = processes.get(local.rpartition(":")[2].lstrip("0").lower())
+        if process:
+            seconds = int(left, 16) / os.sysconf("SC_CLK_TCK")
+            asked[process] = seconds if kind == KEEPALIVE else FOREVER
     return asked
 
 
