@@ -39,7 +39,13 @@ def lacking() -> str:
     if not os.path.exists("/dev/net/tun"):
         return "/dev/net/tun"
     absent = [each for each in ("ip", "tc", "nsenter") if not shutil.which(each, path=PATH)]
-    return " and ".join(absent) and f"{' and '.join(absent)} (Debian: iproute2, util-linux)"
+    if absent:
+        return f"{' and '.join(absent)} (Debian: iproute2, util-linux)"
+    try:
+        with line((400, 0)):
+            return ""
+    except RuntimeError as error:  # root of a container may not
+        return f"what ip and tc are not allowed here: {error}"
 
 
 @contextmanager
