@@ -2086,6 +2086,7 @@ def misled(s3: S3, newest: list[Backup]) -> bool:
 
 ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
 AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
+AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
 UNDER_WAY = datetime.timedelta(days=1)  # how long roles may well be there before their archive is
 
 
@@ -3289,7 +3290,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
             sha256, size = digest_of(file), file.tell()
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
         roles = dump.roles_sql
-        if roles and not roles.startswith("-----BEGIN AGE"):  # as they are the second time
+        if roles and not roles.startswith(AGE_ARMOR):  # as they are the second time
             roles = sealed_text(dump.recipients, roles)
         dump.save(
             encryption="age",
@@ -3314,7 +3315,7 @@ def sealed_text(recipients: Iterable[str], text: str) -> str:
     """A text encrypted for them, in ASCII. Raises Failure."""
     argv = [*for_recipients(recipients), "-a"]
     sealed = run("Encrypting a text", argv, timeout=60, stdin=text.encode())
-    require("BEGIN AGE ENCRYPTED FILE" in sealed, "age on PATH is not the program that encrypts")
+    require(AGE_ARMOR in sealed, "age on PATH is not the program that encrypts")
     return sealed
 
 
@@ -6518,12 +6519,8 @@ def watching(target: Database, total: int) -> Callable[[], None]:
     return tick
 
 
-def part_by_part(
-    target: Database, archive: Archive, jobs: int, amiss: list[str] | None = None
-) -> Callable[..., None]:
+def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
     """What restores some of an archive's entries, as options of pg_restore say. It raises Failure.
-
-    amiss: if it is to go on after what the server refuses, that is added here.
 
     pg_restore 17 and 18 set transaction_timeout on servers before 17, too, which is no reason to
     stop. They count once that they could not; with workers once more, as they connect anew after
@@ -6531,8 +6528,6 @@ def part_by_part(
     """
     argv = ["pg_restore", f"--dbname={ALIVE}", "--no-password", "--verbose"]
     known = archive.pg_restore >= 17 and "transaction_timeout" not in target.options
-    if not known and amiss is None:
-        argv.append("--exit-on-error")
     # None of this has to outlast a crash of the server by itself: that is a Failure, and later a
     # commit which waits for the disk takes along what was written before.
     settings = f"{decisive_settings(target, archive)} -c synchronous_commit=off"
@@ -6541,13 +6536,19 @@ def part_by_part(
         on = target.options.replace("event_triggers=off", "event_triggers=on")
         target = target._replace(options=on)
 
-    def restore_part(entries: Iterable[str], *how: str, options: str = "") -> None:
-        """Restore these, as HOW says; options: of libpq."""
+    def restore_part(
+        entries: Iterable[str], *how: str, options: str = "", amiss: list[str] | None = None
+    ) -> None:
+        """Restore these, as HOW says; options: of libpq.
+
+        amiss: if it is to go on after what the server refuses, that is added here.
+        """
+        stops = [] if known or amiss is not None else ["--exit-on-error"]
         times = 2 if f"--jobs={jobs}" in how and jobs > 1 else 1
         options = f"{UNHINDERED} {settings} {options}"
         try:
             with listing(entries) as chosen:
-                what = [*how, chosen, *archive.options, archive.path]
+                what = [*stops, *how, chosen, *archive.options, archive.path]
                 run("Restoring", [*argv, *what], target, options, tick=tick)
         except Failure as error:
             ignored = str(error).rpartition("errors ignored on restore: ")[2]
@@ -6580,7 +6581,7 @@ def rebuild(
     """
     many, amiss = f"--jobs={jobs}", list[str]()
     restore_part = part_by_part(target, archive, jobs)
-    go_on = part_by_part(target, archive, jobs, amiss if keep else None)
+    go_on = functools.partial(restore_part, amiss=amiss if keep else None)
     without, unsure = refused(target, archive)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
     require(not complete or not left, "; ".join(left.values()))
