@@ -110,6 +110,10 @@ def test_a_program_ends_with_the_signal_that_it_gets_and_with_the_forker(
         first.wait(0.01)
     first.terminate()
     assert first.wait(60) == -signal.SIGTERM == first.poll()
+    with monkeypatch.context() as meanwhile:  # it ends after it was asked for
+        meanwhile.setattr(first, "returncode", None)
+        meanwhile.setattr(first, "poll", lambda: None)
+        first.kill()
     second, *_ = forked(command, {})
     forking.forker().program.kill()
     assert second.wait(60) == -signal.SIGKILL
