@@ -52,7 +52,8 @@ def dashboard(rendered: Rendered) -> dict[str, Any]:
 
 def queries(board: dict[str, Any]) -> list[str]:
     """What a dashboard asks Prometheus for."""
-    return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    return [target["expr"].replace("$__rate_interval", "30m")
+            for panel in board["panels"] for target in panel["targets"]]
 
 
 def metrics(expressions: list[str]) -> set[str]:
@@ -289,6 +290,21 @@ def chart_dashboard_asks_for_what_prometheus_takes_of_the_pods_that_are_chosen(
     places = [(panel["gridPos"]["x"] + x, panel["gridPos"]["y"] + y) for panel in board["panels"]
               for x in range(panel["gridPos"]["w"]) for y in range(panel["gridPos"]["h"])]
     assert len(places) == len(set(places)) and max(places)[0] == 23  # none lies on another
+
+
+def chart_dashboard_shows_a_run_that_is_over_before_the_next_point(
+        helm: Helm, tmp_path: Path) -> None:
+    """A point stands for 20 minutes of a fortnight, and a backup may take one."""
+    board = dashboard(helm.render(overlay(WHOLE, ALL)))
+    [asked] = [each for each in queries(board) if "colonies_backup_running" in each]
+    series = 'colonies_backup_running{namespace="prod", pod="db-0", function="backup"}'
+    test = {"interval": "1m", "input_series": [{"series": series, "values": "0x9 1 0x60"}],
+            "promql_expr_test": [{
+                "expr": asked.replace("$namespace", "prod").replace("$pod", ".*"),
+                "eval_time": f"{minutes}m", "exp_samples": [{"value": value, "labels": (
+                    '{namespace="prod",pod="db-0",function="backup"}')}]}
+                for minutes, value in ((5, 0), (20, 1), (60, 0))]}
+    promtool(tmp_path, "test rules", {"groups": []}, [test])
 
 
 # ---- The check ---------------------------------------------------------------------------------
