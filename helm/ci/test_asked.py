@@ -1,6 +1,7 @@
 """Tests of what the chart has for those who ask for it: off by default, or empty."""
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any
 
@@ -137,6 +138,17 @@ def chart_lets_its_pods_reach_their_peers_and_only_who_is_named_come(
     assert [(rule["ports"][0]["port"], rule["from"]) for rule in database] == (
         [(5432, [{"podSelector": pods}, shop])] if values is WHOLE else [])
     assert (metrics["ports"][0]["port"], metrics["from"]) == (9187, [shop])
+
+
+def chart_lets_its_pods_reach_who_gives_them_keys_by_either_protocol(helm: Helm) -> None:
+    """Of EKS Pod Identity: 169.254.170.23, and fd00:ec2::23 in a cluster of IPv6."""
+    rendered = helm.render(overlay(WHOLE, {
+        "backup.s3": {"bucket": "b", "ambient": True}, "networkPolicy.enabled": True}))
+    assert_valid(rendered)
+    _, _, agents = rendered.kind("NetworkPolicy")[0]["spec"]["egress"]
+    networks = [ipaddress.ip_network(to["ipBlock"]["cidr"]) for to in agents["to"]]
+    for address in "169.254.169.254", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23":
+        assert any(ipaddress.ip_address(address) in network for network in networks), address
 
 
 def chart_brings_what_is_extra(helm: Helm) -> None:

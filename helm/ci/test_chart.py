@@ -264,6 +264,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"backup.metricsPort": 0, "monitoring.rules": True}, "monitoring.rules takes backup.metricsP"),
     ({"monitoring.checkSchedule": "0 0 8 * * *"}, "'/monitoring/checkSchedule': '0 0 8 * * *' do"),
     ({"backup.path": "/tmp/"}, "backup.path: there is something else at /tmp"),
+    ({"backup.path": "/secrets/x"}, "backup.path: nothing can be mounted below /secrets, which is"),
+    ({"extraVolumes": [{"name": "a"}], "database.extraVolumeMounts": [
+        {"name": "a", "mountPath": "/secrets/a"}]}, "database.extraVolumeMounts: nothing can be m"),
+    ({"backup.metricsPort": 5432}, "backup.metricsPort: 5432 is the port of the database, in the"),
+    ({"database.persistence.existingClaim": "a", "backup.persistence.existingClaim": "a"},
+     "backup.persistence.existingClaim is the database's: dumps would fill its volume"),
     ({"backup.aliveFile": "/run/alive"}, "backup.aliveFile is on the read-only root"),
     # What the schema refuses. It does not repeat a secret.
     ({"database.pasword": "x"}, "'/database': additional properties 'pasword' not allowed"),
@@ -511,6 +517,18 @@ def chart_takes_the_longest_names_and_those_that_look_like_something_else(
         assert all(len(label) <= 63 for label in each["metadata"]["labels"].values())
         assert each["metadata"]["namespace"] == namespace
     assert_valid(helm.render(overlay(OTHERS, dict.fromkeys(EXISTING, "123"))))
+
+
+def chart_labels_are_cut_where_kubernetes_takes_them(helm: Helm, tmp_path: Path) -> None:
+    """After a letter or a digit: the name is an alias where a parent gives one."""
+    shutil.copytree(CHART, tmp_path / "long")
+    text = (CHART / "Chart.yaml").read_text()
+    for length in range(58, 64):
+        (tmp_path / "long/Chart.yaml").write_text(
+            re.sub("(?m)^name: .*", f"name: {length * 'x'}", text))
+        rendered = helm.render(overlay(WHOLE, {"nameOverride": "x"}), chart=tmp_path / "long")
+        for label in rendered.workload["metadata"]["labels"].values():
+            assert re.fullmatch("[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", label), label
 
 
 @pytest.mark.parametrize("values", [WHOLE, OTHERS, ALONE], ids=["own", "others", "alone"])

@@ -19,7 +19,7 @@
 {{- end }}
 
 {{- define "timescaledb.chart" -}}
-{{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
+{{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimAll "-._" }}
 {{- end }}
 
 {{/* Where the parents have this chart, `charts/ALIAS/`; empty without a parent. */}}

@@ -24,6 +24,14 @@ contradict each other.
 - database.host and database.port take database.enabled=false: else the chart's own database is
   backed up.
 {{- end }}
+{{- if and .enabled (eq (int $backup.metricsPort) 5432) }}
+- backup.metricsPort: 5432 is the port of the database, in the same pod.
+{{- end }}
+{{- with .persistence.existingClaim }}
+{{- if eq . ($backup.persistence.existingClaim | default "") }}
+- backup.persistence.existingClaim is the database's: dumps would fill its volume.
+{{- end }}
+{{- end }}
 {{- if and .enabled (not $backup.persistence.enabled) }}
 - backup.persistence.enabled=false takes database.enabled=false: when a folder on the node is full,
   the kubelet evicts the whole pod, with the database.
@@ -124,6 +132,9 @@ contradict each other.
 {{- if has (clean $backup.path) (list "/" "/app" "/tmp" "/secrets") }}
 - backup.path: there is something else at {{ clean $backup.path }}.
 {{- end }}
+{{- if hasPrefix "/secrets/" (clean $backup.path) }}
+- backup.path: nothing can be mounted below /secrets, which is read-only.
+{{- end }}
 {{- $ours := list "data" "backups" "secrets" "database-secret" "shm" "tmp" "backup-tmp" "run" }}
 {{- $paths := list $backup.path "/secrets" "/tmp" }}
 {{- if include "timescaledb.authorities" . }}
@@ -150,6 +161,9 @@ contradict each other.
 {{- $path := toString .mountPath | clean }}
 {{- if has $path $mounted }}
 - {{ $where }}.extraVolumeMounts: there is something else at {{ $path }}.
+{{- end }}
+{{- if hasPrefix "/secrets/" $path }}
+- {{ $where }}.extraVolumeMounts: nothing can be mounted below /secrets, which is read-only.
 {{- end }}
 {{- if not (has .name $volumes) }}
 - {{ $where }}.extraVolumeMounts: {{ .name }} is none of extraVolumes.
