@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from typing import Any
 
 import pytest
@@ -138,6 +139,17 @@ def chart_lets_its_pods_reach_their_peers_and_only_who_is_named_come(
     assert [(rule["ports"][0]["port"], rule["from"]) for rule in database] == (
         [(5432, [{"podSelector": pods}, shop])] if values is WHOLE else [])
     assert (metrics["ports"][0]["port"], metrics["from"]) == (9187, [shop])
+
+
+@pytest.mark.parametrize("values, named, warned", [
+    (WHOLE, {}, {"from", "metricsFrom"}), (WHOLE, {"from": [{}]}, {"metricsFrom"}),
+    (ALONE, {}, {"metricsFrom"}), (ALONE, {"metricsFrom": [{}]}, set()),
+    (WHOLE, {"enabled": False}, set())])
+def chart_warns_of_a_policy_that_lets_nobody_in(
+        helm: Helm, values: dict[str, Any], named: dict[str, Any], warned: set[str]) -> None:
+    said = helm("install", "db", str(CHART), "--dry-run=client",
+                **overlay(values, {"networkPolicy": {"enabled": True, **named}}))
+    assert {*re.findall(r"\nWARNING: networkPolicy\.(\w+) is empty: it lets no", said)} == warned
 
 
 def chart_lets_its_pods_reach_who_gives_them_keys_by_either_protocol(helm: Helm) -> None:
