@@ -5974,7 +5974,10 @@ def roles_of(s3: S3, backup: Backup) -> str:
     S3Failure: that is not known.
     """
     name, sha256 = beside(backup.key), backup.known.get("roles-sha256")
-    require(sha256, f"{s3.where}: {backup.key} brings no roles: see BACKUP_ROLES")
+    why = "brings no roles: see BACKUP_ROLES"
+    if backup.metadata == {}:
+        why = f"has no metadata, which name its roles: are they in {name}? psql runs that"
+    require(sha256, f"{s3.where}: {backup.key} {why}")
     data = b""
     with allowing(404):
         data = s3.call("get_object", Key=name)

@@ -550,6 +550,8 @@ def test_verify_looks_at_the_roles(shop: Scene) -> None:
     assert (report["verdict"], report["roles"]) == ("readable", "absent")
     assert "what no dump holds: other databases, roles" in report["not_proven"]
     assert "brings no roles" in refused(shop, bare, "--database", "again", "--roles")
+    shop.put(name, shop.objects()[name])  # as what copies objects without their metadata does
+    assert f"/{beside(name)}? psql" in refused(shop, name, "--database", "again", "--roles")
     ran = shop.run("restore", "--file", "/dev/null", "--database", "x", "--roles", status=2)
     assert "--roles" in ran.stderr and not ran.stdout
 
