@@ -25,6 +25,7 @@ import json
 import marshal
 import os
 import py_compile
+import runpy
 import select
 import signal
 import socket
@@ -98,6 +99,10 @@ def begin(program: str, scale: str | None) -> None:
 
 def become(order: dict[str, Any], given: list[int]) -> None:
     """In the copy: be the program that ORDER says, with these files as stdin, stdout, stderr."""
+    for kind in ("mnt", "uts") if order["inside"] else ():
+        with open(f"/proc/{order['inside']}/ns/{kind}") as space:
+            if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if order["session"]:
         os.setsid()
@@ -124,6 +129,9 @@ def be(arguments: list[str], env: dict[str, str]) -> None:
     shown = b"\0".join(map(os.fsencode, [sys.executable, *arguments])).ljust(last - first, b"\0")
     ctypes.memmove(first, shown, last - first)
     sys.path[0] = str(Path(program).parent)
+    for folder in filter(None, env.get("PYTHONPATH", "").split(":")):
+        sys.path.insert(1, folder)
+        runpy.run_path(f"{folder}/sitecustomize.py")
     if ready := BEGUN.get((program, env.get(SCALE))):
         main, code = ready.pop(), parts(program)[1]
     else:
@@ -280,12 +288,15 @@ class Forked:
     """What `Popen` is, as far as it is used here, for `python PROGRAM.pyc ARGUMENTS`."""
 
     def __init__(self, arguments: list[str], env: dict[str, str], output: list[int],
-                 session: bool = False) -> None:
-        """OUTPUT: descriptors for its stdout and its stderr. SESSION: it begins one."""
+                 session: bool = False, inside: int = 0) -> None:
+        """OUTPUT: descriptors for its stdout and its stderr. SESSION: it begins one.
+
+        INSIDE: a process whose mounts and host's name it has, which takes root.
+        """
         self.arguments, self.asking = arguments, threading.Lock()
         self.returncode: int | None = None
         self.answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        order = {"arguments": arguments[1:], "env": env, "session": session}
+        order = {"arguments": arguments[1:], "env": env, "session": session, "inside": inside}
         with theirs, open(os.devnull) as nothing:
             socket.send_fds(forker().orders, [json.dumps(order).encode()],
                             [nothing.fileno(), *output, theirs.fileno()])

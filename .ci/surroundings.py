@@ -505,7 +505,7 @@ class World(Site):
         below = handles_below(self.executor.pid)
         self.executor.process.kill()
         for handle in below:
-            assert select.select([handle], [], [], 60)[0], "something outlived the executor"
+            assert select.select([handle], [], [], PATIENCE)[0], "something outlived the executor"
             os.close(handle)
         self.executor.kill()
         self.go()

@@ -15,7 +15,7 @@ import pytest
 import forking
 from environment import EXECUTOR
 from forking import LOADED, SCALE, Forked, can_be_forked, compile_program
-from servers import BY_PATH, executor_environment
+from servers import BY_PATH, PATIENCE, executor_environment
 from surroundings import Scene
 
 TELLING = """import json, os, signal, sys, time
@@ -90,9 +90,9 @@ def test_a_copy_of_the_forker_is_what_a_new_python_is(
     assert can_be_forked(command, env)
     anew = subprocess.run(command, env=env, capture_output=True, check=False, cwd="/",
                           stdin=subprocess.DEVNULL, start_new_session=True)
-    forked(command, env | {SCALE: "7"})[0].wait(60)
+    forked(command, env | {SCALE: "7"})[0].wait(PATIENCE)
     program, out, err = forked(command, env)
-    assert program.wait(60) == anew.returncode == 7
+    assert program.wait(PATIENCE) == anew.returncode == 7
     for file, expected in ((out, anew.stdout), (err, anew.stderr)):
         with file:
             file.seek(0)
@@ -108,7 +108,7 @@ def test_a_program_that_starts_itself_again_is_what_a_new_python_is(
     anew = subprocess.run(command, env=env, capture_output=True, check=False, cwd="/",
                           stdin=subprocess.DEVNULL, start_new_session=True)
     program, out, err = forked(command, env)
-    assert program.wait(60) == anew.returncode == 0
+    assert program.wait(PATIENCE) == anew.returncode == 0
     with out, err:
         told = [file.seek(0) or file.read().decode() for file in (out, err)]
     assert "the inner one leaves" in told[0] and told[0] == anew.stdout.decode()
@@ -121,7 +121,7 @@ def test_a_program_that_fails_as_it_is_loaded_does_so_in_its_copy(tmp_path: Path
     command = compiled(tmp_path, "1 / 0\nif __name__ == '__main__':\n    print('not reached')")
     for _ in range(2):
         program, out, err = forked(command, {})
-        assert program.wait(60) == 1
+        assert program.wait(PATIENCE) == 1
         with out, err:
             assert [file.seek(0) or file.read().count(b"ZeroDivision") for file in (out, err)] == [
                 0, 1]
@@ -154,15 +154,15 @@ def test_a_program_ends_with_the_signal_that_it_gets_and_with_the_forker(
     with pytest.raises(subprocess.TimeoutExpired):
         first.wait(0.01)
     first.terminate()
-    assert first.wait(60) == -signal.SIGTERM == first.poll()
+    assert first.wait(PATIENCE) == -signal.SIGTERM == first.poll()
     with monkeypatch.context() as meanwhile:  # it ends after it was asked for
         meanwhile.setattr(first, "returncode", None)
         meanwhile.setattr(first, "poll", lambda: None)
         first.kill()
     second, *_ = forked(command, {})
     forking.forker().program.kill()
-    assert second.wait(60) == -signal.SIGKILL
-    forking.forker().program.wait(60)
+    assert second.wait(PATIENCE) == -signal.SIGKILL
+    forking.forker().program.wait(PATIENCE)
 
 
 def test_each_command_finds_in_a_new_python_what_it_needs(scene: Scene, new: str) -> None:
