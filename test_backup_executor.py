@@ -51,7 +51,7 @@ carries it lies in .ci, and what tests the chart with the chart:
     environment                        the private environment, by the standard library alone
     servers, colonies, proxies         programs, PostgreSQL and S3; the stand-in; what breaks things
     messages, listener                 what the stand-in reads and writes; how it is reached
-    forking                            starts of the executor for which boto3 is loaded already
+    forking                            starts of the executor for which all is loaded already
     timescale, machine                 the stand-in for the extension; disks, clocks and limits
     conftest, common                   what all of them share
     surroundings, restores             what tests set up, and what those of restores share

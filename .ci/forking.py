@@ -2,7 +2,9 @@
 
 A third of what a short command costs is that a new Python imports boto3. So one Python, the forker,
 imports it once, and forks for each start: the copy becomes what `python PROGRAM.pyc ARGUMENTS` is,
-with an environment, files and a session of its own. Nothing of the executor is loaded beforehand.
+with an environment, files and a session of its own. To load the executor is half of what is left:
+it is run beforehand as far as its last statement, for each value of the one variable that it has
+read by then.
 
 Where such a copy starts its own program again, as `serve` does for each job, it forks, too: that is
 its child, whose command line says what it is. What a copy cannot show is a new one's memory, and
@@ -11,7 +13,9 @@ its environment by /proc: tests of those start the program by `compiled()`.
 from __future__ import annotations
 
 import _posixsubprocess
+import ast
 import atexit
+import collections
 import contextlib
 import ctypes
 import functools
@@ -20,6 +24,8 @@ import importlib
 import json
 import marshal
 import os
+import py_compile
+import runpy
 import select
 import signal
 import socket
@@ -41,14 +47,65 @@ OF_ITS_START = ("PYTHON", "LC_", "LANG", "MALLOC_")
 LOADED = """argparse base64 collections ctypes concurrent.futures datetime email.utils fcntl heapq
     hmac http.client itertools json random resource select ssl subprocess tempfile threading
     traceback unicodedata urllib.request warnings boto3 s3transfer.utils"""
+SCALE = "BACKUP_TIME_SCALE"  # what the executor reads before it runs
 PR_SET_PDEATHSIG = 1
 LONGEST = 60_000  # bytes of an order
+
+
+# ---- Programs in two parts -----------------------------------------------------------------------
+
+def compile_program(source: Path, program: Path, whole: bool = False) -> None:
+    """Make PROGRAM, a .pyc; where it ends by `if __name__ …`, what is before and that beside it.
+
+    WHOLE: not so, for one that is started once or twice, or traces itself from its first line.
+    """
+    tree = ast.parse(source.read_bytes())
+    last = tree.body.pop()
+    if not whole and isinstance(last, ast.If) and "__name__" in ast.unparse(last.test):
+        parts = [compile(each, str(source), "exec", dont_inherit=True)
+                 for each in (tree, ast.Module([last], []))]
+        program.with_suffix(".parts").write_bytes(marshal.dumps(parts))
+    py_compile.compile(str(source), str(program), doraise=True)
+
+
+@functools.cache
+def parts(program: str) -> list[types.CodeType]:
+    """The two of a program; none: it has not two."""
+    file = Path(program).with_suffix(".parts")
+    return marshal.loads(file.read_bytes()) if file.exists() else []  # noqa: S302 - our own
+
+
+# By a program and what SCALE is: modules of which all but the end has run. Each is used once.
+BEGUN = collections.defaultdict[tuple[str, str | None], list[types.ModuleType]](list)
+
+
+def begin(program: str, scale: str | None) -> None:
+    """Have two such modules for a copy: for itself, and for what it starts again."""
+    ready = BEGUN[program, scale]
+    while parts(program) and len(ready) < 2:
+        kept, main = sys.modules["__main__"], types.ModuleType("__main__")
+        main.__file__, sys.modules["__main__"] = program, main
+        if scale is not None:
+            os.environ[SCALE] = scale
+        try:
+            exec(parts(program)[0], vars(main))  # noqa: S102 - the copy would do the same
+            ready.append(main)
+        except Exception:  # it is for the copy to say
+            parts(program).clear()
+        finally:
+            sys.modules["__main__"] = kept
+            os.environ.pop(SCALE, None)
+        gc.freeze()
 
 
 # ---- The forker ----------------------------------------------------------------------------------
 
 def become(order: dict[str, Any], given: list[int]) -> None:
     """In the copy: be the program that ORDER says, with these files as stdin, stdout, stderr."""
+    for kind in ("mnt", "uts") if order["inside"] else ():
+        with open(f"/proc/{order['inside']}/ns/{kind}") as space:
+            if ctypes.CDLL(None, use_errno=True).setns(space.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if order["session"]:
         os.setsid()
@@ -75,9 +132,16 @@ def be(arguments: list[str], env: dict[str, str]) -> None:
     shown = b"\0".join(map(os.fsencode, [sys.executable, *arguments])).ljust(last - first, b"\0")
     ctypes.memmove(first, shown, last - first)
     sys.path[0] = str(Path(program).parent)
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    main.__file__ = program
-    code = marshal.loads(Path(program).read_bytes()[16:])  # noqa: S302 - our own
+    for folder in filter(None, env.get("PYTHONPATH", "").split(":")):
+        sys.path.insert(1, folder)
+        runpy.run_path(f"{folder}/sitecustomize.py")
+    if ready := BEGUN.get((program, env.get(SCALE))):
+        main, code = ready.pop(), parts(program)[1]
+    else:
+        main = types.ModuleType("__main__")
+        main.__file__ = program
+        code = marshal.loads(Path(program).read_bytes()[16:])  # noqa: S302 - our own
+    sys.modules["__main__"] = main
     exec(code, vars(main))  # noqa: S102 - that is what it is for
 
 
@@ -177,9 +241,11 @@ def serve(orders: socket.socket) -> None:
             for handle in tell:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             return None
+        order = json.loads(data)
+        begin(order["arguments"][0], order["env"].get(SCALE))
         pid = os.fork()
         if not pid:
-            return become(json.loads(data), fds[:3])
+            return become(order, fds[:3])
         for fd in fds[:3]:
             os.close(fd)
         asker = socket.socket(fileno=fds[3])
@@ -225,12 +291,15 @@ class Forked:
     """What `Popen` is, as far as it is used here, for `python PROGRAM.pyc ARGUMENTS`."""
 
     def __init__(self, arguments: list[str], env: dict[str, str], output: list[int],
-                 session: bool = False) -> None:
-        """OUTPUT: descriptors for its stdout and its stderr. SESSION: it begins one."""
+                 session: bool = False, inside: int = 0) -> None:
+        """OUTPUT: descriptors for its stdout and its stderr. SESSION: it begins one.
+
+        INSIDE: a process whose mounts and host's name it has, which takes root.
+        """
         self.arguments, self.asking = arguments, threading.Lock()
         self.returncode: int | None = None
         self.answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        order = {"arguments": arguments[1:], "env": env, "session": session}
+        order = {"arguments": arguments[1:], "env": env, "session": session, "inside": inside}
         with theirs, open(os.devnull) as nothing:
             socket.send_fds(forker().orders, [json.dumps(order).encode()],
                             [nothing.fileno(), *output, theirs.fileno()])

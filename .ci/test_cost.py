@@ -12,7 +12,7 @@ import pytest
 
 import backup_executor
 from proxies import FORBIDDEN, PART, Proxy, http_reply, through
-from servers import RcloneS3, executor_environment
+from servers import PATIENCE, RcloneS3, executor_environment
 from surroundings import Scene
 
 INDEX = backup_executor.INDEX
@@ -260,7 +260,7 @@ def test_backups_that_nothing_is_known_of_are_looked_at_side_by_side(
     together = threading.Barrier(LOOKS)
 
     def answer(_: bytes) -> Iterator[bytes]:
-        together.wait(60)
+        together.wait(PATIENCE)
         yield http_reply("403 Forbidden", b"")
 
     meddler.reply(HEAD, answer, times=2 * LOOKS)

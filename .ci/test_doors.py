@@ -313,18 +313,17 @@ def test_a_crash_of_any_of_its_processes_leaves_no_core_file(site: Site, tmp_pat
     with site.locked(), Program([*OPEN_DOORS, str(EXECUTOR)], executor_environment(
             site.environ(), str(tmp_path), 17), cwd=here) as executor:
         site.waiting()
-        def lasting() -> list[int]:
+        def lasting() -> bool:
             """Not psql, which comes and goes, nor what is about to become another program."""
-            found = []
+            pids[1:] = []
             for pid in descendants(executor.pid):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     if Path(f"/proc/{pid}/comm").read_text() in (python, "pg_dump\n"):
-                        found.append(pid)
-            return found
+                        pids.append(pid)
+            return len(pids) == 3
 
-        python = Path(f"/proc/{executor.pid}/comm").read_text()
-        becomes_true(lambda: len(lasting()) == 2)
-        pids = [executor.pid, *lasting()]
+        pids, python = [executor.pid], Path(f"/proc/{executor.pid}/comm").read_text()
+        becomes_true(lasting)  # pg_dump and who runs it are there, so there is nothing else
         for pid in pids:
             # 1, not 0: the kernel pipes no core to a handler then, either (fs/coredump.c)
             assert re.search("Max core file size +1 +1 ", Path(f"/proc/{pid}/limits").read_text())

@@ -20,6 +20,7 @@ from restores import result_of, same_databases, with_little_room
 from servers import (
     ASKED,
     PASSING_ON,
+    PATIENCE,
     Executor,
     Postgres,
     SeaweedFS,
@@ -382,7 +383,7 @@ def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
         assert "one" in name and scene.database in name
         handles = handles_below(executor.pid)
         executor.kill()
-        assert handles and all(select.select([handle], [], [], 60)[0] for handle in handles)
+        assert handles and all(select.select([handle], [], [], PATIENCE)[0] for handle in handles)
         left = scene.files()
         assert left and not any(file.endswith(".bak") for file in left)
         assert {os.stat(scene.folder / file).st_mode & 0o777 for file in left} == {0o600}
@@ -393,7 +394,7 @@ def test_a_kill_during_the_dump_leaves_nothing_that_the_next_run_does_not_clear(
             other.kill()
         assert not select.select([waits], [], [], 0)[0]  # another's sessions are not ours to end
         with scene.start() as again:
-            assert select.select([waits], [], [], 60)[0]
+            assert select.select([waits], [], [], PATIENCE)[0]
             again.kill()
     assert scene.backup()["filename"] in scene.objects()
     assert len(scene.objects()) == 1 and scene.files() == []
@@ -417,7 +418,7 @@ def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
         session = os.pidfd_open(int(big.waiting()))
         assert executor.stop() == 143
         assert "Traceback" not in executor.log and big.files() == []
-        assert select.select([session], [], [], 60)[0]  # its session on the server has ended
+        assert select.select([session], [], [], PATIENCE)[0]  # its session on the server has ended
     meddler.cut(PART + b"1", 1000, times=10000)
     with big.start(**through(meddler)) as executor:
         meddler.wait_seen(PART + b"1", 2)

@@ -25,7 +25,7 @@ from restores import (
     same_databases,
     stored,
 )
-from servers import HELD_UP, Executor, descendants, error_lines, run
+from servers import HELD_UP, PATIENCE, Executor, descendants, error_lines, run
 from surroundings import Scene, asked_after, becomes_true, until_found
 
 # ---- Restores that fail or are stopped
@@ -80,7 +80,7 @@ def test_a_restore_that_is_stopped_leaves_nothing_that_looks_whole(
     with shut(scene, *lock) as release, Executor(
             {**scene.settings, **through(meddler)}, "restore", name, "--database", new) as executor:
         if stage == "download":
-            assert asked.wait(60)
+            assert asked.wait(PATIENCE)
         else:
             at_the_gate(scene)
         children = descendants(executor.pid)

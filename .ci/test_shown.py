@@ -25,7 +25,7 @@ import pytest
 import backup_executor
 from backup_executor import printable, short_time
 from proxies import PART, Proxy, through
-from servers import compiled, executor_environment, temporary_folder
+from servers import PATIENCE, compiled, executor_environment, temporary_folder
 from surroundings import Scene
 
 # ---- The table of `list` -----------------------------------------------------------------------
@@ -154,9 +154,10 @@ class Terminal:
 
     def wait_for(self, pattern: bytes) -> None:
         """Read until what was written last matches."""
-        seen, end = len(self.said), time.monotonic() + 60
+        seen, end = len(self.said), time.monotonic() + PATIENCE
         while not re.search(pattern, self.said[seen:]):
-            assert select.select([self.ours], [], [], 60)[0] and time.monotonic() < end, self.said
+            left = max(0, end - time.monotonic())
+            assert select.select([self.ours], [], [], left)[0], self.said
             self.said += os.read(self.ours, 65536)
 
     def read(self) -> None:
@@ -209,7 +210,7 @@ def test_the_bar_follows_a_terminal_that_is_made_narrower(big: Scene, meddler: P
     resized = threading.Event()
 
     def hold(answer: bytes) -> Iterator[bytes]:
-        resized.wait(60)
+        resized.wait(PATIENCE)
         yield answer
 
     meddler.change(PART + b"3", hold)  # the last one

@@ -30,6 +30,7 @@ from proxies import (
 from restores import same_databases
 from servers import (
     BY_PATH,
+    PATIENCE,
     Executor,
     RcloneS3,
     certificate,
@@ -156,7 +157,7 @@ def completing(meddler: Proxy) -> Iterator[threading.Event]:
     def hold(data: bytes) -> bytes:
         if re.match(COMPLETING, data):
             come.set()
-            go.wait(60)
+            go.wait(PATIENCE)
         return data
 
     meddler.request = hold
@@ -184,7 +185,7 @@ def test_a_backup_sends_each_part_once_and_asks_for_little_besides(
 
 def test_a_backup_reads_its_archive_three_times(big: Scene, meddler: Proxy) -> None:
     with completing(meddler) as come, big.start(**through(meddler)) as executor:
-        assert come.wait(60)
+        assert come.wait(PATIENCE)
         size = next(big.folder.glob("*.bak")).stat().st_size
         read = int(Path(f"/proc/{executor.pid}/io").read_text().split()[1])
     # for the SHA-256, for the parts' MD5s, and to send it; Python's own files come to some MB
@@ -198,10 +199,11 @@ def test_an_archives_size_does_not_show_in_the_memory(
         path = synthetic_programs(tmp_path / str(size), size)
         with Executor({**site.environ(PATH=path), **through(meddler)}, by=BY_PATH) as executor:
             site.standin.wait_call("assignprocessmsg", 0, len(peaks) + 1)
+            executor.wait_for("`check` has ended")  # which has memory of its own
             assert memory(executor.pid) <= 44
             with completing(meddler) as come:
                 process = site.submit()
-                assert come.wait(60)
+                assert come.wait(PATIENCE)
                 peaks.append(sum(memory(pid, "VmHWM") for pid in [
                     executor.pid, *descendants(executor.pid)]))
             assert site.succeeds(process)["size"] == size

@@ -18,6 +18,7 @@ from proxies import Proxy, http_reply, through
 from restores import RESTORED, Proof, holding, paused, tablespaces, verifying
 from servers import (
     HELD_UP,
+    PATIENCE,
     Executor,
     client_programs,
     descendants,
@@ -137,7 +138,7 @@ def test_what_a_verify_left_that_was_killed_while_it_is_dropped_by_the_next_one(
         proof.scratch.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                           f" WHERE {HELD_UP}")  # as if it had not come that far
         left = {name for name in proof.scratch.databases() if name.startswith("verify_")}
-        assert programs and all(select.select([pid], [], [], 60)[0] for pid in programs)
+        assert programs and all(select.select([pid], [], [], PATIENCE)[0] for pid in programs)
     assert proof.files() == [] and len(left) == 1
     assert proof.report()["verdict"] == RESTORED
     assert not left & proof.scratch.databases()
