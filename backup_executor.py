@@ -2526,6 +2526,8 @@ LOOK = """SELECT json_build_object('database', current_database(),
     FROM pg_extension WHERE extname = 'timescaledb'), 'other_databases', (SELECT count(*)
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
     'reads_passwords', has_table_privilege('pg_authid', 'SELECT'),
+    'rehashed', EXISTS (SELECT FROM pg_partitioned_table, pg_opclass o WHERE partstrat = 'h'
+        AND o.oid = ANY (partclass) AND opcname IN ('array_ops', 'record_ops', 'oid_ops')),
     'search_path', current_setting('search_path'))"""
 # What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
 # read mappings, too; others see none of their options, if they have any.
@@ -2580,6 +2582,7 @@ class Server(NamedTuple):
     pg_dump: str  # "17.2"
     other_databases: int | None = None  # of the server
     reads_passwords: bool = False  # whether our role may: their hashes
+    rehashed: bool = False  # partitions are by hashes of its oids, of enums or regclass
     search_path: str = ""  # of a session of ours
 
     @property
@@ -3204,6 +3207,8 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", f"--dbname={ALIVE}", "--no-password", "-Fc", "-f", dump.partial]
     command += ["--lock-wait-timeout=300s", f"--compress={dump.compression}"]
+    if server.rehashed:  # else rows come back to a partition that refuses them
+        command.append("--load-via-partition-root")
     options = gone_client(server)
     with compression_held_off(database, server) as release:
         # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
