@@ -66,7 +66,8 @@ query "CREATE DATABASE again TEMPLATE template0"
 "$bin/pg_dump" -Fc -f "$folder/archive"
 "$bin/pg_restore" -d again "$folder/archive" 2> "$folder/refused" && status=0 || status=$?
 echo "$("$bin/pg_dump" --version): $(wc -c < "$folder/said") bytes on stderr; before: $before;" \
-    "restored: $after; with the last view: exit status $status, $(grep -m 1 -o 'operator does.*' "$folder/refused")"
+    "restored: $after; with the last view: exit status $status," \
+    "$(grep -m 1 -o 'operator does.*' "$folder/refused")"
 [[ ! -s $folder/said && $before == '1 by ON, 1 by USING, distinct: f, the same case: t, 0 noted' &&
     $after == '1 by ON, 0 by USING, distinct: t, the same case: f, 1 noted' && $status == 1 ]]
 grep -q 'operator does not exist: integer public.= integer' "$folder/refused"
