@@ -1050,10 +1050,12 @@ def run(
 
 
 # Options of our sessions, against what the server, a role or a database sets: no limit but ours;
-# and nobody's functions in place of PostgreSQL's. A NULL in an array is none with array_nulls off.
+# and nobody's functions in place of PostgreSQL's. A NULL in an array is none with array_nulls off,
+# and a standby has no serializable transactions.
 UNHINDERED = (
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 "
-    "-c default_transaction_read_only=off -c array_nulls=on"
+    r"-c default_transaction_read_only=off -c default_transaction_isolation=read\ committed "
+    "-c array_nulls=on"
 )
 PLAIN = f"{UNHINDERED} -c search_path=pg_catalog"
 
@@ -3216,7 +3218,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     command += ["--lock-wait-timeout=300s", f"--compress={dump.compression}"]
     if server.rehashed:  # else rows come back to a partition that refuses them
         command.append("--load-via-partition-root")
-    options = gone_client(server)
+    options = f"{UNHINDERED} {gone_client(server)}"
     with compression_held_off(database, server) as release:
         # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
         window = open_window(database, options, not dump.made_again, release)
