@@ -1050,10 +1050,12 @@ def run(
 
 
 # Options of our sessions, against what the server, a role or a database sets: no limit but ours;
-# and nobody's functions in place of PostgreSQL's. A NULL in an array is none with array_nulls off.
+# and nobody's functions in place of PostgreSQL's. A NULL in an array is none with array_nulls off,
+# and a standby has no serializable transactions.
 UNHINDERED = (
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 "
-    "-c default_transaction_read_only=off -c array_nulls=on"
+    r"-c default_transaction_read_only=off -c default_transaction_isolation=read\ committed "
+    "-c array_nulls=on"
 )
 PLAIN = f"{UNHINDERED} -c search_path=pg_catalog"
 
@@ -2526,6 +2528,8 @@ LOOK = """SELECT json_build_object('database', current_database(),
     FROM pg_extension WHERE extname = 'timescaledb'), 'other_databases', (SELECT count(*)
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
     'reads_passwords', has_table_privilege('pg_authid', 'SELECT'),
+    'rehashed', EXISTS (SELECT FROM pg_partitioned_table, pg_opclass o WHERE partstrat = 'h'
+        AND o.oid = ANY (partclass) AND opcname IN ('array_ops', 'record_ops', 'oid_ops')),
     'search_path', current_setting('search_path'))"""
 # What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
 # read mappings, too; others see none of their options, if they have any.
@@ -2580,6 +2584,7 @@ class Server(NamedTuple):
     pg_dump: str  # "17.2"
     other_databases: int | None = None  # of the server
     reads_passwords: bool = False  # whether our role may: their hashes
+    rehashed: bool = False  # partitions are by hashes of its oids, of enums or regclass
     search_path: str = ""  # of a session of ours
 
     @property
@@ -2690,14 +2695,21 @@ def hold(
 
 
 TABLES = r"(?m)^\d+; \d+ (\d+) TABLE DATA (.*) \S+$"  # in a table of contents: its oid and name
+# What no lock of pg_dump's keeps as it is: schemas, by hashes of their names; enums' labels, and
+# which attributes rows within rows have, as values are written by them, whatever the snapshot.
+SCHEMAS = """(SELECT json_object_agg(what, state) FROM (
+        SELECT hashtextextended(nspname, 0)::text AS what, oid::bigint AS state
+            FROM pg_namespace WHERE nspname !~ '^pg_'
+        UNION ALL SELECT 'label ' || oid, hashtext(enumlabel) FROM pg_enum
+        UNION ALL SELECT 'row ' || c.oid, hashtext(string_agg(attnum::text, ' ' ORDER BY attnum))
+            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+            WHERE relkind = 'c' AND NOT attisdropped GROUP BY c.oid) AS loose)"""
 # Of each table that a dump may hold rows of, by its oid: its name for people, and its state, namely
 # its file node and its TOAST table's, and hashes of its name and columns, whatever their encoding
 # (md5() is not everywhere allowed). Materialized views are not among them: a dump has them
 # refreshed, and pg_dump 17 locks none.
-READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
-    'schemas', (SELECT coalesce(json_object_agg(hashtextextended(nspname, 0), oid), '{}')
-        FROM pg_namespace WHERE nspname !~ '^pg_'),
-    'tables', (SELECT coalesce(json_object_agg(c.oid, json_build_array(
+ALL_TABLES = """
+    (SELECT coalesce(json_object_agg(c.oid, json_build_array(
             format('%I.%I', nspname, c.relname), concat_ws(' ', c.relfilenode,
             coalesce(toast.relfilenode, 0),
             hashtextextended(format('%I.%I', nspname, c.relname), 0),
@@ -2706,7 +2718,10 @@ READ_TABLES = """SELECT json_build_object('time', clock_timestamp(),
                 WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)))), '{}')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
-        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384))"""
+        WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND c.oid >= 16384)"""
+READ = f"SELECT json_build_object('time', clock_timestamp(), 'schemas', {SCHEMAS}, 'tables', "
+READ_TABLES = f"{READ}{ALL_TABLES})"
+READ_SCHEMAS = f"{READ}'{{}}'::json)"
 # A session whose snapshot pg_dump shares, so that both see the same tables; and how many sessions
 # its role may have in this database: beside it there are pg_dump's, the one that holds compression
 # off, and the one that looks for locks. Standbys export snapshots, too, from 10 on.
@@ -2719,9 +2734,6 @@ EXPORT = (
 )
 SESSIONS = 4
 USERS_OIDS = 16384  # and above; below are those that initdb makes, which READ_TABLES leaves out
-READ_SCHEMAS = """SELECT json_build_object('time', clock_timestamp(), 'tables', '{}'::json,
-    'schemas', json_object_agg(hashtextextended(nspname, 0), oid))
-    FROM pg_namespace WHERE nspname !~ '^pg_'"""
 # pg_dump's session is ours and begins after the tables were read. A role sees its own sessions.
 READ_SESSIONS = """WITH ours AS (SELECT pid, query, backend_start FROM pg_stat_activity
         WHERE usename = user AND datname = current_database() AND pid <> pg_backend_pid()
@@ -2736,7 +2748,7 @@ class Catalog(NamedTuple):
     """What a database has, as READ_TABLES tells it; READ_SCHEMAS leaves the tables out."""
 
     time: str  # of the server
-    schemas: dict[str, int]  # oids by hashes of names
+    schemas: dict[str, int]  # and types: their states
     tables: dict[str, list[str]]  # name and state by oid
 
 
@@ -2885,13 +2897,13 @@ class Window:
             )
 
     def compare_schemas(self, now: Catalog) -> None:
-        """Raise Failure if one has taken another's name. No lock of pg_dump's keeps that out."""
+        """Raise Failure if one has taken another's name, or a type has changed: see SCHEMAS."""
         before = self.before.schemas
-        replaced = [name for name, oid in now.schemas.items() if before.get(name, oid) != oid]
-        if replaced:
+        changed = [what for what, state in now.schemas.items() if before.get(what, state) != state]
+        if changed:
             raise Failure(
-                f"{len(replaced)} schemas were replaced by others of their names while "
-                "pg_dump ran, rows may be missing",
+                f"{len(changed)} schemas or types were replaced or changed while pg_dump ran, rows "
+                "may be missing, or refused by a restore",
                 again=True,
             )
 
@@ -3204,7 +3216,9 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", f"--dbname={ALIVE}", "--no-password", "-Fc", "-f", dump.partial]
     command += ["--lock-wait-timeout=300s", f"--compress={dump.compression}"]
-    options = gone_client(server)
+    if server.rehashed:  # else rows come back to a partition that refuses them
+        command.append("--load-via-partition-root")
+    options = f"{UNHINDERED} {gone_client(server)}"
     with compression_held_off(database, server) as release:
         # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
         window = open_window(database, options, not dump.made_again, release)
@@ -8382,7 +8396,7 @@ phase and bytes while it runs:
 
 What no dump holds: the server's other databases; rows of foreign tables; what was added to
 PostgreSQL's own objects, or to an extension's tables. Nor does a backup see that a sequence's value
-changed meanwhile, or that a schema was swapped and swapped back within ten seconds.
+changed meanwhile, or that a schema or type was changed and changed back within ten seconds.
 
 With --keep-until a backup stays until that day is over, by TZ, or forever, and counts as none of
 FULL_BACKUPS and KEEP_…; then it is like any other. Label and day are in the object's metadata

@@ -185,7 +185,7 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
         slow.postgres.program.wait_for(stopped, count=before + 1)
         executor.wait_for("pg_dump has its locks")
         slow.sql(MOVED)
-        executor.wait_for("Making the dump again .*1 schemas were replaced")
+        executor.wait_for("Making the dump again .*1 schemas or types were replaced")
         go_on()
         assert executor.wait() == 0, executor.log
     result = result_of(executor)
@@ -193,6 +193,25 @@ def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_c
     restored = slow.restored(result["filename"])
     assert slow.postgres.sql("SELECT count(*) FROM truncated UNION ALL SELECT count(*) FROM"
                              " zone.moved", restored) == "40\n40"
+
+
+@pytest.mark.parametrize("sql", [
+    "ALTER TYPE kind RENAME VALUE 'a' TO 'b'", "ALTER TYPE pair ADD ATTRIBUTE z int",
+    "ALTER TYPE pair DROP ATTRIBUTE y"])
+def test_a_type_whose_values_change_their_form_while_pg_dump_copies_is_seen(
+        slow: Scene, sql: str) -> None:
+    slow.sql("""CREATE TYPE kind AS ENUM ('a'); CREATE TYPE pair AS (x int, y int);
+        CREATE TABLE "values" AS SELECT 'a'::kind AS k, (1, 2)::pair AS p; ANALYZE""")
+    with slow.stuck("t") as go_on, slow.start(LOG_LEVEL="debug") as executor:
+        executor.wait_for("pg_dump has its locks")
+        slow.sql(f"{sql}; ALTER TYPE kind ADD VALUE 'new'; CREATE TYPE other AS (x int)")
+        go_on()
+        assert executor.wait() == 0, executor.log
+    [why] = result_of(executor)["made_again"]
+    assert why.startswith("1 schemas or types were")
+    restored = slow.restored(result_of(executor)["filename"])
+    values = 'SELECT * FROM "values"'
+    assert slow.postgres.sql(values, restored) == slow.sql(values)
 
 
 def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_is_seen(

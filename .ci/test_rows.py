@@ -151,6 +151,23 @@ def test_the_rows_of_each_kind_of_table_are_compared_with_the_archives(
     assert report["compared"]["public.t"] == [500, 499] and report["rows"]["public.t"] == 499
 
 
+@pytest.mark.parametrize(("of", "a_row"), [
+    ("kind[]", "ARRAY[k]"), ("pair", "(k, 1)::pair"), ("regclass", "k::text::regclass")])
+def test_rows_come_back_whose_place_depends_on_numbers_of_the_server(
+        scene: Scene, new: str, of: str, a_row: str) -> None:
+    """All of them would be where they were once in 2**32 times."""
+    names = [f"table_{number}" for number in range(32)]
+    scene.sql("; ".join(f"CREATE TABLE {name} ()" for name in names))
+    scene.sql(f"""CREATE TYPE kind AS ENUM ('{"', '".join(names)}');
+        CREATE TYPE pair AS (k kind, i int); CREATE TABLE hashed (a {of}) PARTITION BY HASH (a);
+        CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        INSERT INTO hashed SELECT {a_row} FROM unnest(enum_range(NULL::kind)) k""")
+    scene.backup()
+    ran = restored(scene, "latest", "--database", new)
+    assert "32  public.hashed\n" in ran.stdout and "row for row in number" in ran.stdout
+
+
 def test_nothing_is_replaced_by_what_has_other_rows_than_its_archive(
         scene: Scene, tmp_path: Path) -> None:
     scene.given_backup()

@@ -227,9 +227,11 @@ def test_a_role_that_may_read_no_mappings_does_not_say_that_they_are_whole(scene
 
 
 def test_the_rows_that_a_standby_has_not_got_are_said_to_be_missing(scene: Scene) -> None:
+    """A standby refuses sessions of which a database says that they are serializable."""
     with temporary_folder() as folder, Postgres(folder / "primary") as primary:
         standby = Postgres(folder / "standby", password=primary.password)
         primary.sql(f"{FILLED}; CREATE UNLOGGED TABLE quick AS SELECT 1 AS i")
+        primary.sql("ALTER DATABASE postgres SET default_transaction_isolation = serializable")
         there = Scene(standby, scene.s3, scene.folder, "postgres", scene.prefix)
         here = Scene(primary, scene.s3, scene.folder, "postgres", scene.prefix)
         assert here.backup()["warnings"] == []
