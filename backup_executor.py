@@ -273,6 +273,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
 
 
+def amount(number: int, what: str) -> str:
+    """So many of it: "1 table", "2 tables"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def write(fd: int, text: str) -> None:
     """Write all of a text to a file descriptor. Raises OSError."""
     rest = text.encode("utf-8", "backslashreplace")
@@ -1008,12 +1013,14 @@ def run(
     tick: Callable[[], None] | None = None,
     heed: list[str] | None = None,
     stdin: bytes = b"",
+    errors: Any = subprocess.PIPE,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
     called each second meanwhile, more often at first; what it raises stops the program. heed: what
-    it warns of, if all goes well, is logged and added here. stdin: what it reads there.
+    it warns of, if all goes well, is logged and added here. stdin: what it reads there. errors: an
+    empty file for its stderr, which others may read meanwhile.
 
     Raises Failure, with the program's own words, unless it exits with 0.
     """
@@ -1022,8 +1029,7 @@ def run(
     with open(os.memfd_create("stdin"), "w+b") as given:
         given.write(stdin)
         given.seek(0)
-        env = environment(database, options)
-        program = start(argv, env, stderr=subprocess.PIPE, stdin=given)
+        program = start(argv, environment(database, options), stderr=errors, stdin=given)
     end, pause = time.monotonic() + timeout, 0.1
     try:
         while True:
@@ -1039,9 +1045,12 @@ def run(
             require(time.monotonic() <= end, text)
     finally:
         stop(program, signal.SIGINT)  # which has the server end what it does, too
+    if stderr is None:
+        errors.seek(0)
+        stderr = errors.read()
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
-    require(status == 0, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
+    require(not status, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
     warnings = excerpt(re.sub(CIRCULAR, b"", stderr))
     if heed is not None and warnings:
         log("warning", f"{argv[0]} warns", Step=step, Said=warnings)
@@ -2891,8 +2900,8 @@ class Window:
                 void.append(name)
         if void:
             raise Failure(
-                f"{len(void)} tables were truncated, rewritten or replaced before pg_dump had "
-                f"locked them, rows may be missing: {', '.join(sorted(void)[:5])}",
+                f"{amount(len(void), 'table')} truncated, rewritten or replaced before pg_dump had "
+                f"locked it, rows may be missing: {', '.join(sorted(void)[:5])}",
                 again=True,
             )
 
@@ -3113,8 +3122,14 @@ def compression(s: Settings, server: Server) -> str:
 # Seconds before a dump is made again, and once more. A policy that works through its chunks, or a
 # job that loads tables, may need as long to be over.
 PAUSES = (15, 60)
-# What a server says that has no session left; pg_dumpall (17) does not say why.
-CROWDED = "too many (connections|clients)|remaining connection slots|could not connect to database"
+# What is said where a server has no session left; pg_dumpall (17) does not say why.
+# pg_dump and psql show no SQLSTATE, and a server its own language to whom it lets in not yet: then
+# that is all but what is known to last.
+CROWDED = (
+    "too many (connections|clients)|could not connect to database|"
+    r"connection to server at .* failed: \S+:  (?!.*("
+    "authentication failed|does not exist|pg_hba|permi(ssion|tted)|parameter|not currently accept))"
+)
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
@@ -5685,7 +5700,7 @@ class Archive:
         }
         within = {part for part, whole in above if whole not in filled}
         empty = [".".join(table) for table in sorted(lost - filled - within)]
-        self.left_out += shortened(f"Empty, as not chosen: {len(empty)} tables", empty)
+        self.left_out += shortened(f"Empty, as not chosen: {amount(len(empty), 'table')}", empty)
         self.leave_out(rows, keys)
 
     def leave_out(self, rows: set[str], keys: Mapping[str, str]) -> None:
@@ -5728,7 +5743,7 @@ def facts_of(backup: Backup) -> str:
     """What one chooses a backup by, as `list` shows it."""
     return (
         f"{os.path.basename(backup.key)} ({moment(backup.seconds)}, {backup.size} bytes, "
-        f"{backup.known.get('tables', '?')} tables, server {backup.short_server or '?'})"
+        f"tables: {backup.known.get('tables', '?')}, server {backup.short_server or '?'})"
     )
 
 
@@ -6272,13 +6287,20 @@ def creation(cluster: Cluster, archive: Archive, locale: str = "") -> str:
     return create
 
 
-def require_locale(hub: Database, locale: str) -> None:
-    """Raise Failure where a server has no such locale of the C library."""
-    try:  # as CREATE DATABASE looks at it; for money it may be one of any encoding
-        psql(hub, "Locale", f"SELECT set_config('lc_monetary', {literal(locale)}, false)")
+def require_creation(hub: Database, create: str) -> None:
+    """Raise Failure where a server refuses what `creation` says, of locales for one.
+
+    It looks at all of that before the name: one that is taken is what it refuses last (14 to 18).
+    Its owner may be a role that is still to be made.
+    """
+    query = f"CREATE DATABASE {identifier(hub.name)} " + re.sub(f" OWNER {NAME}$", "", create)
+    argv = [*PSQL, "-vVERBOSITY=verbose"]
+    try:
+        run("Trying CREATE DATABASE", argv, hub, PLAIN, 120, stdin=script(query))
     except Failure as error:
-        text = f"the server lacks the locale {locale!r}; --locale takes another: {error}"
-        raise Failure(text) from None
+        said = str(error).partition("\nLOCATION")[0]
+        text = "where that is a locale, --locale takes another: C.UTF-8 with UTF8, C with all"
+        require(" 42P04: " in said, f"{said}; {text}")
 
 
 def require_needs(cluster: Cluster, archive: Archive) -> None:
@@ -6318,8 +6340,7 @@ def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) 
         "--no-tablespaces goes on without any",
     )
     create = creation(cluster, archive, locale)
-    for each in re.findall(" (?:LOCALE|LC_COLLATE|LC_CTYPE) = '([^']+)'", create):
-        require_locale(hub, each)
+    require_creation(hub, create)
     return create
 
 
@@ -6448,12 +6469,15 @@ def number_of(entry: str) -> str:
     return entry.partition(";")[0]
 
 
-def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str]]:
+def refused(
+    target: Database, archive: Archive, amiss: list[str] | None
+) -> tuple[dict[str, str], set[str]]:
     """The entries that a new database has to do without, each with why; and those to try last.
 
     The first are extensions whose own script refuses every database but one, as pg_cron's does, and
     all that depend on them; the second what may be about their members, which no archive lists.
-    Each extension is tried, and undone. Raises ServerLacks where it is refused for other reasons.
+    Each extension is tried, and undone. Where one is refused for other reasons, that is no whole
+    database: amiss gets a line; None: this raises ServerLacks.
     """
     why, members = dict[str, str](), {"_timescaledb_"}
     for extension in filter(None, map(EXTENSIONS.match, archive.entries)):
@@ -6464,7 +6488,9 @@ def refused(target: Database, archive: Archive) -> tuple[dict[str, str], set[str
             members |= {f" {member} " for member in made.splitlines()}
         except Failure as error:
             if not re.search("(?m) RAISE$", str(error)):
-                raise ServerLacks(str(error)) from None
+                if amiss is None:
+                    raise ServerLacks(f"{error}; restore --keep goes on without it") from None
+                amiss.append(f"the server lacks the extension {name}, and what depends on it")
             said = str(error).partition("\n")[0]  # its hint is about this database
             why[extension.string] = f"{said}; make it by hand, where it can be"
     if not why:
@@ -6500,20 +6526,81 @@ def restore_last(
     """Restore what a database is whole without; the entries that were refused, a line each.
 
     parts: entries, each with the option by which they are tried all at once. Where that fails, each
-    is tried by itself; a view is filled once more then.
+    is tried by itself; a view is filled once more then. None is any more where the server has no
+    room.
     """
-    left = dict[str, str]()
+    left, full = dict[str, str](), ""
     for how, entries in parts:
         try:
+            require(not full, full)
             if entries:
                 restore_part(entries, how, options=options)
         except Failure:
             for entry in entries:
                 try:
+                    require(not full, full)
                     restore_part([entry], options=options)
                 except Failure as error:
                     left[entry] = f"{entry_for_people(entry)}: {error}"
+                    if NO_ROOM.search(str(error)):
+                        full = "not tried, as the server has no room"
     return left
+
+
+# What ends a restore that goes on after what is refused: all else would be refused, too, and others
+# at that server with it. pg_restore tells no SQLSTATE (53, 57P, 58, 08): these are words of libpq,
+# and of the server, which speaks English to superusers: see `unhindered`.
+NO_ROOM = re.compile(
+    "No space left|Disk quota exceeded|out of (shared )?memory|Cannot allocate memory|"
+    "Too many open files|Input/output error|Read-only file system|read-only transaction"
+)
+USELESS = re.compile(
+    rf"{NO_ROOM.pattern}|\b(FATAL|PANIC):  |too many (clients|connections)|connection slots|"
+    "connection to server .*failed|no connection to the server|closed the connection|"
+    "could not (send|receive) data|SSL (error|SYSCALL)|lost synchronization|connection not open"
+)
+VALUE = re.compile(r'((?:: |\bvalue )").*"')  # a row's, for instance, as a message has it
+LONGEST_LINE = 400  # characters of a message
+MOST_REFUSED = 1000  # are named
+
+
+class Refusals:
+    """What a server refuses of an archive while pg_restore goes on, as that tells it."""
+
+    def __init__(self, archive: Archive, errors: IO[bytes]):
+        self.names = {number_of(entry): entry_for_people(entry) for entry in archive.entries}
+        self.errors = errors  # its stderr
+        self.at, self.rest = 0, b""  # how far that is read; the line that it ends amid
+        self.entry = "not restored"  # which one it is about
+        self.lines = list[str]()  # one for each
+
+    def look(self) -> None:
+        """Read what has come. Raises ServerLacks where going on is of no use."""
+        while block := os.pread(self.errors.fileno(), BLOCK, self.at):
+            self.at += len(block)
+            *lines, self.rest = (self.rest + block).split(b"\n")
+            for line in lines:
+                self.note(redacted(line.decode("utf-8", "replace")))
+
+    def all_of(self, said: str) -> list[str]:
+        """A line for each, at least one, when pg_restore has ended; it SAID how."""
+        self.look()
+        return self.lines or [said]
+
+    def note(self, line: str) -> None:
+        """Note what a line says. Others are a statement's, or the server's, perhaps about a row."""
+        entry = re.match(r"pg_restore: from TOC entry (\d+);", line)
+        error = re.match(r"(?:pg_restore: )+error: (?:could not execute query: )?(.*)", line)
+        if entry:
+            self.entry = self.names.get(entry[1], "not restored")
+        elif error:
+            if USELESS.search(re.sub('"[^"]*"', "", error[1])):
+                raise ServerLacks(f"{self.entry}: {error[1]}; it was stopped there")
+            said = VALUE.sub('\\1…"', error[1])[:LONGEST_LINE]
+            self.lines.append(f"{self.entry}: {said}")
+        elif line.startswith("Command was: SET transaction_timeout = ") and self.lines:
+            # No server before 17 has that, and pg_restore 17 sets it; it may be another worker's.
+            self.lines += [each for each in [self.lines.pop()] if "transaction_timeout" not in each]
 
 
 def watching(target: Database, total: int) -> Callable[[], None]:
@@ -6558,22 +6645,31 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
     ) -> None:
         """Restore these, as HOW says; options: of libpq.
 
-        amiss: if it is to go on after what the server refuses, that is added here.
+        amiss: if it is to go on after what the server refuses, that is added here, a line each.
+        Then it raises ServerLacks where that is of no use.
         """
         stops = [] if known or amiss is not None else ["--exit-on-error"]
         times = 2 if f"--jobs={jobs}" in how and jobs > 1 else 1
         options = f"{UNHINDERED} {settings} {options}"
-        try:
-            with listing(entries) as chosen:
-                what = [*stops, *how, chosen, *archive.options, archive.path]
-                run("Restoring", [*argv, *what], target, options, tick=tick)
-        except Failure as error:
-            ignored = str(error).rpartition("errors ignored on restore: ")[2]
-            if known and ignored == str(times):
-                return
-            if amiss is None or not ignored.isdecimal():
-                raise
-            amiss.append(str(error))
+        with listing(entries) as chosen, tempfile.TemporaryFile() as errors:
+            refusals = Refusals(archive, errors)
+
+            def look() -> None:
+                """Look after it."""
+                tick()
+                if amiss is not None:
+                    refusals.look()
+
+            what = [*stops, *how, chosen, *archive.options, archive.path]
+            try:
+                run("Restoring", [*argv, *what], target, options, tick=look, errors=errors)
+            except Failure as error:
+                ignored = str(error).rpartition("errors ignored on restore: ")[2]
+                if known and ignored == str(times):
+                    return
+                if amiss is None or not ignored.isdecimal():
+                    raise
+                amiss += refusals.all_of(str(error))
 
     return restore_part
 
@@ -6586,20 +6682,26 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
 
 
 def rebuild(
-    target: Database, archive: Archive, jobs: int, complete: bool = False, keep: bool = False
+    target: Database,
+    archive: Archive,
+    jobs: int,
+    amiss: list[str] | None = None,
+    complete: bool = False,
+    keep: bool = False,
 ) -> list[str]:
     """Restore an archive into a new database, with so many jobs at once. Raises Failure.
 
     What it is whole without, and was refused, a line each; complete: that raises Failure, too.
-    keep: what it is not whole without raises Failure when all else is restored.
+    amiss: gets a line for each statement that it is not whole without, and was refused; None: that
+    raises Failure. keep: an extension that the server lacks is among these.
 
     After a kill -9 of ours its workers, if there are several, end the table or index that they are
     at; the database is never named then.
     """
-    many, amiss = f"--jobs={jobs}", list[str]()
+    many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
-    go_on = functools.partial(restore_part, amiss=amiss if keep else None)
-    without, unsure = refused(target, archive)
+    go_on = functools.partial(restore_part, amiss=amiss)
+    without, unsure = refused(target, archive, amiss if keep else None)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
     require(not complete or not left, "; ".join(left.values()))
 
@@ -6615,8 +6717,7 @@ def rebuild(
     parts = [(many, refreshes), ("--single-transaction", rest)]
     left |= restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
     require(not complete or not left, "; ".join(left.values()))
-    require(not amiss, "; ".join(amiss))
-    if without:
+    if without and not amiss:
         archive.refused = left
 
     warn_of_subscriptions(target, rest)
@@ -6664,7 +6765,7 @@ def restore_timescaledb(
 
     adopted = JOBS if timescale.adopted else re.compile("$")
     catalog = itertools.filterfalse(adopted.match, entries)
-    restore_part(catalog, "--section=data", *OF_CATALOG)
+    restore_part(catalog, "--section=data", *OF_CATALOG, amiss=None)  # without it all is nothing
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
     psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
@@ -6881,7 +6982,7 @@ def absent(tables: list[Table], copied: dict[str, int]) -> Iterator[str]:
     """A line for each table that the archive has rows of, and that is not there."""
     for key in sorted(copied.keys() - {table.key for table in tables}):
         name = key.encode("latin-1").decode("utf-8", "replace")
-        yield f"the archive copies {copied[key]} rows into {name}, which is not there"
+        yield f"the archive copies {amount(copied[key], 'row')} into {name}, which is not there"
 
 
 def compare(
@@ -6905,10 +7006,11 @@ def compare(
         restored = sum(part.rows or 0 for part in parts)
         right = restored >= archived if parts[0].member else restored == archived
         if not right:
-            different.append(f"{name}: {archived} rows in the archive, {restored} restored")
+            before = amount(archived, "row")
+            different.append(f"{name}: {before} in the archive, {restored} restored")
         for top in parts[0].tops().values():
-            before = compared.get(top.place(), [0, 0])
-            compared[top.place()] = [before[0] + archived, before[1] + restored]
+            others = compared.get(top.place(), [0, 0])
+            compared[top.place()] = [others[0] + archived, others[1] + restored]
     return compared, different
 
 
@@ -6969,6 +7071,8 @@ class Target:
         self.replaces = False  # one that holds something
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
+        self.paused = ""  # the jobs of TimescaleDB that are off, as SQL
+        self.amiss = list[str]()  # what was refused that it is not whole without, a line each
         self.cron = False  # pg_cron's scheduler was in it, and was ended
         self.works = False  # TimescaleDB has been told to work in it, where it has that
         if self.taken:
@@ -7162,6 +7266,14 @@ def start_workers(there: Database) -> None:
     )
 
 
+def set_to_work(new: Target, there: Database, timescale: Timescale) -> None:
+    """Have TimescaleDB work in a database that was restored. Raises Failure."""
+    go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
+    psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
+    new.works = True
+    start_workers(there)
+
+
 def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> None:
     """Name what is whole, then, where TimescaleDB is to WORK in it, tell that so.
 
@@ -7174,11 +7286,7 @@ def hand_over(new: Target, archive: Archive, work: bool, left: list[str]) -> Non
             if archive.refused:
                 restore_refused(new, archive, left)
             if timescale and work:
-                there = new.hub.named(new.name)
-                go = f"SELECT {timescale.schema}.timescaledb_post_restore()"
-                psql(there, "timescaledb_post_restore()", go, FOREVER, PUBLIC)
-                new.works = True
-                start_workers(there)
+                set_to_work(new, new.hub.named(new.name), timescale)
     finally:
         if new.cron:
             with noting(left):
@@ -7207,7 +7315,7 @@ def swapping(new: Target, archive: Archive) -> Iterator[str]:
     Where renaming is refused, the old one is open again all the same.
     """
     old, before = unquoted(archive.database), new.before
-    if old in ("", new.name) or archive.left_out:
+    if old in ("", new.name) or archive.left_out or not (new.named or new.amiss):
         return
     if new.taken:  # that name is another's by now
         before += "_too"
@@ -7229,20 +7337,28 @@ def swapping(new: Target, archive: Archive) -> Iterator[str]:
             yield f"{START_WORKERS};"
 
 
-def tell(new: Target, archive: Archive, made: str, counted: Counted, paused: str) -> None:
+def naming_by_hand(new: Target, archive: Archive) -> Iterator[str]:
+    """What names a database that has no final name."""
+    how = "not whole. To name it all the same" if new.amiss else "whole. To name it"
+    yield f"It is {how}, while nobody is connected to it:"
+    yield from ("BEGIN;", *naming(new, archive), "COMMIT;")
+    if archive.timescaledb and new.works:
+        yield from (connecting(new.name), f"{START_WORKERS};")
+    if new.workers:
+        yield from (connecting(new.before), f"{START_WORKERS};")
+
+
+def tell(new: Target, archive: Archive, made: str, counted: Counted) -> None:
     """The command's answer: the rows, what was made, what is left to do by hand.
 
-    made: of what, and how. paused: the jobs of TimescaleDB that are off, as SQL. A terminal gets
-    nothing that it obeys; what is piped on, to psql for instance, is exact but for tables' names.
+    made: of what, and how. A terminal gets nothing that it obeys; what is piped on, to psql for
+    instance, is exact but for tables' names.
     """
     timescale = archive.timescaledb
     lines = [f"{number:>14}  {printable(table)}" for table, number in counted.rows.items()]
     lines += [made, *archive.left_out]
     if not new.named:
-        lines.append("It is whole. To name it, while nobody is connected to it:")
-        lines += ["BEGIN;", *naming(new, archive), "COMMIT;"]
-        if new.workers:
-            lines += [connecting(new.before), f"{START_WORKERS};"]
+        lines += naming_by_hand(new, archive)
     elif new.taken:
         lines.append(f"What had this name is called {new.before} now. To drop that, one day:")
         lines.append(f"DROP DATABASE {new.before};")
@@ -7251,12 +7367,14 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted, paused: str
             lines.append("It is whole. To have TimescaleDB's jobs run:")
         lines.append(connecting(new.name))
         lines.append(f"SELECT {timescale.schema}.timescaledb_post_restore();")
-    if timescale and paused:
+    if timescale and new.paused:
         switch_on = f"SELECT {timescale.schema}.alter_job(id, scheduled => true)"
         lines.append(f"To switch its jobs on, in {identifier(new.name)}:")
-        lines.append(f"{switch_on} FROM unnest('{paused}'::int[]) AS id;")
-    if new.named and new.works:
+        lines.append(f"{switch_on} FROM unnest('{new.paused}'::int[]) AS id;")
+    if new.works:
         lines += swapping(new, archive)
+    if new.amiss:
+        lines += ["To drop it:", f"DROP DATABASE {new.scratch} WITH (FORCE);"]
     text = "\n".join(lines)
     if os.isatty(1):
         text = "\n".join(map(printable, text.split("\n")))
@@ -7276,12 +7394,39 @@ class Source(NamedTuple):
 def in_short(new: Target, source: Source, counted: Counted, steps: Steps) -> str:
     """One line on what was made, of what, and how it is proven."""
     called = identifier(new.name) if new.named else new.scratch
-    facts = f"{source.archive.tables} tables"
+    facts = amount(source.archive.tables, "table")
     if counted.size:
-        rows, seconds = sum(counted.rows.values()), sum(steps.seconds.values())
-        facts += f", {rows} rows, {seconds:.0f} seconds, {counted.size} bytes"
+        rows, seconds = sum(counted.rows.values()), round(sum(steps.seconds.values()))
+        facts += f", {amount(rows, 'row')}, {amount(seconds, 'second')}, {counted.size} bytes"
     proof = f"checksum: {source.checksum}; {counted.verdict()}"
+    if new.amiss:
+        proof += "; not whole"
     return f"Restored {source.name} into {called}: {facts}; {proof}."
+
+
+def put_in_place(
+    new: Target, archive: Archive, pause: bool, counted: Counted, left: list[str]
+) -> None:
+    """Name it, if it is whole, and have TimescaleDB work in it, without jobs if they are to PAUSE.
+
+    What does not come about, a line each for `left`.
+    """
+    timescale, work = archive.timescaledb, True
+    there = new.hub._replace(name=new.scratch, options=f"{new.hub.options} -c role=none")
+    # What is not whole needs it, too, to show all rows; but nothing is to drop any.
+    if timescale and (pause or new.amiss):
+        work = False
+        with noting(left):
+            new.paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
+            work = True
+    if new.amiss:
+        if timescale and work:
+            with noting(left):
+                set_to_work(new, there, timescale)
+    elif new.replaces and counted.different:  # what is there may be worth more
+        left.append(f"{identifier(new.name)} is not replaced, as rows differ")
+    else:
+        hand_over(new, archive, work, left)
 
 
 def finish_restore(
@@ -7292,16 +7437,22 @@ def finish_restore(
     steps: Steps,
     left: list[str],
 ) -> None:
-    """Complete what is whole, name it, and tell so: also of what a signal leaves to do.
+    """Complete what was restored, name it if it is whole, and tell so: also what is left to do.
 
     copied: the rows in the archive, as `count_copied` has them. left: what did not come about
     before; what does not here is added. All of it is told, a line each.
     """
     archive = source.archive
-    log("info", "What was restored is whole", Database=new.scratch)
+    if new.amiss:
+        log("warning", "What was restored is not whole: it is kept", Database=new.scratch)
+        left[:0] = new.amiss[:MOST_REFUSED]
+        if more := len(new.amiss[MOST_REFUSED:]):
+            left.append(f"not restored: {more} more")
+    else:
+        log("info", "What was restored is whole", Database=new.scratch)
     role = f"{new.hub.options} -c role=none"  # the database may set one
     there = new.hub._replace(name=new.scratch, options=role)
-    counted, paused, work = Counted(), "", True
+    counted = Counted()
     new.works = not archive.timescaledb
     try:
         left += set_properties(new, archive)  # before anybody finds it under its name
@@ -7317,17 +7468,9 @@ def finish_restore(
         if counted.size and counted.compared is None:
             log("warning", "Rows not compared", Unknown=NOT_COMPARED)
         left += [*counted.missed, *counted.different]
-        if archive.timescaledb and options.pause_jobs:
-            work = False
-            with noting(left):
-                paused = psql(there, "Jobs not paused", PAUSE_JOBS, options=PUBLIC).strip()
-                work = True
-        if new.replaces and counted.different:  # what is there may be worth more
-            left.append(f"{identifier(new.name)} is not replaced, as rows differ")
-        else:
-            hand_over(new, archive, work, left)
+        put_in_place(new, archive, options.pause_jobs, counted, left)
     finally:
-        tell(new, archive, in_short(new, source, counted, steps), counted, paused)
+        tell(new, archive, in_short(new, source, counted, steps), counted)
         for text in left:
             log("error", text)
 
@@ -7391,8 +7534,6 @@ def restore(s: Settings, options: Options) -> int:
     require_possible(options)
     hub, cluster = examine_cluster(s.database(), options.database)
     new, steps = Target(hub, options.database, options.replace), Steps()
-    if options.locale:
-        require_locale(hub, options.locale)
     path = options.file
     with open(path, "rb") if path else tempfile.TemporaryFile(dir=s.backup_path) as file:
         source = obtain(s, options, hub, cluster, file, steps)
@@ -7406,8 +7547,15 @@ def restore(s: Settings, options: Options) -> int:
         with archive.counting() as copied:
             made = new_database(hub, new.scratch, source.create, options.keep)
             with made, steps.timed("restore"):
-                there = hub.named(new.scratch)
-                left += rebuild(there, archive, options.jobs, options.only_complete, options.keep)
+                amiss = None if options.only_complete else new.amiss
+                left += rebuild(
+                    hub.named(new.scratch),
+                    archive,
+                    options.jobs,
+                    amiss,
+                    options.only_complete,
+                    options.keep,
+                )
             # From here on nothing drops it.
             finish_restore(new, source, copied, options, steps, left)
     return 1 if left or unmade else 0
@@ -7534,7 +7682,7 @@ def not_restored(archive: Archive, counted: Counted) -> Iterator[str]:
     if archive.timescaledb:
         jobs = len(archive.timescaledb.jobs.rows)
         if jobs:
-            yield f"the owners of {jobs} jobs of TimescaleDB"
+            yield f"the owners of {amount(jobs, 'job')} of TimescaleDB"
         yield "timescaledb_post_restore(), which starts the policies"
 
 
@@ -8043,16 +8191,17 @@ def check_left_out(now: Checking) -> Lines:
         return
     s, dump = now.settings, Dump("")
     _, cluster = examine_cluster(s.database())
-    count = sum(not role.startswith("pg_") for role in cluster.roles)
-    text = f"no backup holds the server's {now.server.other_databases} other databases"
+    roles = sum(not role.startswith("pg_") for role in cluster.roles)
+    count, others = amount(roles, "role"), now.server.other_databases
+    text = f"no backup holds the server's {amount(others or 0, 'other database')}"
     without = take_roles(s, now.server, dump)
     if dump.roles_sql:
         passwords = "with" if dump.role_passwords else "without"
-        yield "ok", f"{text}; each brings its {count} roles, {passwords} their passwords"
+        yield "ok", f"{text}; each brings its {count}, {passwords} their passwords"
     elif without:
-        yield "warn", f"{text}, or its {count} roles: {without}"
+        yield "warn", f"{text}, or its {count}: {without}"
     else:
-        yield "ok", f"{text}, or its {count} roles (BACKUP_ROLES)"
+        yield "ok", f"{text}, or its {count} (BACKUP_ROLES)"
 
 
 def check_contents(now: Checking) -> Lines:
@@ -8132,8 +8281,8 @@ def check_encryption(now: Checking) -> Lines:
                     raise
             yield "ok", f"AGE_IDENTITY_FILE opens {newest.key}"
         return
-    sealed = sealed_text(recipients, text)
-    yield "ok", f"backups are encrypted for {len(recipients)} public keys of BACKUP_AGE_RECIPIENTS"
+    sealed, count = sealed_text(recipients, text), amount(len(recipients), "public key")
+    yield "ok", f"backups are encrypted for {count} of BACKUP_AGE_RECIPIENTS"
     if not s.age_identity_file:
         yield "note", "AGE_IDENTITY_FILE is not set: `verify` looks into none of them"
         return
@@ -8527,19 +8676,23 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
      whatever comes of the rest.
   2. It makes a database restore_NUMBER, where only superusers and its owner may connect, and
      restores into that. A line of the log each 30 seconds, or a bar, has its size, and what part
-     that is of the size at backup time, where the backup tells it. What fails, or is stopped, here
-     is dropped, or kept with --keep, which goes on after what the server refuses. After kill -9 or
+     that is of the size at backup time, where the backup tells it. After what the server refuses of
+     the archive it goes on, and names it, a line each, up to 1000. Then it is not whole: step 3 is
+     done, TimescaleDB's jobs are switched off, it stays as restore_NUMBER, and the statements that
+     name, swap or drop it are printed. A whole database, too, does without what is refused of
+     these: event triggers, publications, subscriptions (they are restored disabled), the filling
+     of materialized views, and extensions that one database alone can have (pg_cron), with what
+     depends on them. With --only-complete the first refusal of any is the end, and it is dropped.
+     So it is where the server has no room or memory, goes away, or lacks an extension, and where
+     this is stopped, but for --keep, which goes on without such an extension. After kill -9 or
      a power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's
-     workers, if there were several, still end the table or index that they are at. It goes on
-     without what is refused of these, unless --only-complete is given: event triggers,
-     publications, subscriptions (they are restored disabled), the filling of materialized views,
-     and extensions that one database alone can have (pg_cron), with what depends on them. Checks
+     workers, if there were several, still end the table or index that they are at. Checks
      mean what the database's own settings say (TimeZone, …); those of its server are in no backup:
      PGTZ sets the time zone.
-  3. "What was restored is whole", says the log. From here on nothing drops it. It gets the
-     database's own settings and privileges, and statistics; the rows of each table are counted, and
-     compared with the archive's. After a kill -9 here, name it yourself, and GRANT CONNECT ON
-     DATABASE … TO PUBLIC.
+  3. "What was restored is whole" (or "not whole"), says the log. From here on nothing drops it. It
+     gets the database's own settings and privileges, and statistics; the rows of each table are
+     counted, and compared with the archive's. After a kill -9 here, name it yourself, and GRANT
+     CONNECT ON DATABASE … TO PUBLIC.
   4. It gets the name NEW; the database that had it becomes before_restore_NUMBER, and nothing
      drops that. For the moment, at most 10 seconds, both are closed and sessions in them are ended,
      as far as the role may; a backup of it, too. Where some stay for a minute, or a prepared
@@ -8705,9 +8858,9 @@ def add_restore(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--pause-jobs", action="store_true", help=text)
     text = "take the name of a database that holds something; that stays, as before_restore_…"
     verb.add_argument("--replace", action="store_true", help=text)
-    text = "go on after what is refused, and keep what is not whole, as restore_…"
+    text = "keep, as restore_…, also what is stopped, or lacks an extension"
     verb.add_argument("--keep", action="store_true", help=text)
-    text = "fail, too, where something is refused that a database is whole without"
+    text = "all or nothing: stop at the first refusal, and drop it"
     verb.add_argument("--only-complete", action="store_true", help=text)
 
 

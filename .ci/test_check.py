@@ -223,7 +223,7 @@ def test_check_fails_where_the_role_may_not_read_all_that_pg_dump_does(scene: Sc
 def test_check_counts_the_databases_that_a_backup_counts_or_none(scene: Scene) -> None:
     others = scene.backup()["other_databases"]  # templates, as this server has one, are none
     [said] = lines_of(scene.run("check").stdout, "left out")
-    assert f"the server's {others} other databases" in said
+    assert f"the server's {others} other database" in said
     [said] = lines_of(scene.run("check", status=1, DB_PORT="1").stdout, "left out")
     assert said.startswith("- not looked at")
 

@@ -48,8 +48,8 @@ def test_latest_of_two_servers_names_both_and_asks_for_one(
     error = refused(scene, "latest", "--database", new)
     size = len(scene.objects()[fresh])
     for name, at, facts in (
-            (old, "2020-09-13", f"{len(scene.objects()[old])} bytes, 1 tables, server 012345"),
-            (fresh, "2023-11-14", f"{size} bytes, 0 tables, server {short(scene)}")):
+            (old, "2020-09-13", f"{len(scene.objects()[old])} bytes, tables: 1, server 012345"),
+            (fresh, "2023-11-14", f"{size} bytes, tables: 0, server {short(scene)}")):
         assert re.search(rf"{name} \({at}T[^ ,]*, {facts}\)", error), error
     assert passed not in error and ("doubtful" in error) == first_night
     assert "--server" in error

@@ -119,10 +119,10 @@ def test_rows_that_change_places_between_snapshot_and_locks_are_in_the_backup(ag
     executor = beside(aged, CHANGED + MOVED, "DROP TABLE b")
     result = result_of(executor)
     changed, dropped = result["made_again"]
-    assert changed.startswith("6 tables were ") and changed.endswith(  # and zone.moved
+    assert changed.startswith("6 tables truncated") and changed.endswith(  # and zone.moved
         ": public.renamed, public.replaced, public.rewritten, public.truncated, public.widened")
     assert re.search(r'relation "public\.b" does not exist', dropped)
-    executor.wait_for(r"level=warning .*6 tables were")
+    executor.wait_for(r"level=warning .*6 tables truncated")
     same_databases(aged, aged.restored(result["filename"]))
     assert aged.files() == []
 
@@ -231,7 +231,7 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
         go_on()
         assert executor.wait() == 0, executor.log
     [why] = result_of(executor)["made_again"]
-    assert why.startswith("1 tables were") and why.endswith(": public.truncated")
+    assert why.startswith("1 table truncated") and why.endswith(": public.truncated")
     restored = slow.restored(result_of(executor)["filename"])
     assert slow.postgres.sql("SELECT to_regclass('truncated') IS NULL", restored) == "t"
 

@@ -152,6 +152,19 @@ exec "$real" "$@\"""")
     assert "Verklemmung" in why
 
 
+@pytest.mark.parametrize(("said", "status"), [
+    ("FATAL:  es sind bereits zu viele Verbindungen offen", 0),
+    ('FATAL:  password authentication failed for user \\"x\\"', 1)], ids=["passes", "lasts"])
+def test_a_server_that_lets_nobody_in_is_asked_again_in_any_language_unless_that_lasts(
+        scene: Scene, tmp_path: Path, said: str, status: int) -> None:
+    path = program(tmp_path, "psql", f"""[ -e '{tmp_path}/once' ] || {{ touch '{tmp_path}/once'
+        echo 'psql: error: connection to server at "127.0.0.1", port 5432 failed: '"{said}" >&2
+        exit 2; }}
+exec "$real" "$@\"""")
+    ran = scene.run("backup", PATH=path, BACKUP_TIME_SCALE="0.01", status=status)
+    assert ("takes no session now, asking again" in ran.stderr) == (status == 0)
+
+
 def test_what_pg_dump_warns_of_is_in_log_and_result(scene: Scene, tmp_path: Path) -> None:
     path = program(tmp_path, "pg_dump", """"$real" "$@"
 [ "$1" = --version ] || cat >&2 << END

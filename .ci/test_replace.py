@@ -334,8 +334,8 @@ def test_a_locale_that_the_server_lacks_is_named_and_another_taken(scene: Scene,
     stored(source, body.replace(here, b"LOCALE = 'xx_XX8'"))
     scene.postgres.sql(f"DROP DATABASE {new}")
     error = before_the_download(scene, new)
-    assert "lacks the locale 'xx_XX8'" in error and "--locale" in error
-    assert "lacks the locale 'C.8'" in before_the_download(scene, new, "--locale", "C.8")
+    assert "xx_XX8" in error and "--locale takes another" in error
+    assert "C.8" in before_the_download(scene, new, "--locale", "C.8")
     restored(scene, "latest", "--database", new, "--locale", "C.utf8")
     assert scene.postgres.sql("""SELECT datcollate, datctype, one FROM pg_database, t
         WHERE datname = current_database()""", new) == "C.utf8|C.utf8|1"

@@ -137,7 +137,10 @@ def test_of_a_statement_that_is_refused_the_log_has_its_first_words(
     scene.sql(f"{UNFEED.format(feed)}; {WRAPPER.format(password)}")
     backup = stored(scene, archive(scene), 1700000001)
     said = without(restored(scene, backup, "--database", f"{new}_2", status=1), password)
-    assert "not here" in said and "Command was: CREATE USER MAPPING FOR public …" in said
+    assert "not restored: USER MAPPING - USER MAPPING public SERVER s: ERROR:  not here" in said
+    strict = (scene, backup, "--database", f"{new}_3", "--only-complete")
+    said = refused(*strict)
+    assert "Command was: CREATE USER MAPPING FOR public …" in said and password not in said
 
 
 def test_what_an_archive_has_for_a_statement_is_no_command_of_psqls(
@@ -255,10 +258,15 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
             FROM JSON_TABLE('[1]', '$[*]' COLUMNS (i int PATH '$'))""")
         file.write_bytes(archive(scene))
         before = older.sql("SELECT count(*) FROM pg_database")
-        said = there.run(*restore, f"{there.database}_2", clients=17, status=1).stderr
+        strict = [*restore, f"{there.database}_2", "--only-complete"]
+        said = there.run(*strict, clients=17, status=1).stderr
         assert "syntax error" in said and "Command was: CREATE VIEW public.v …" in said
         assert "transaction_timeout" not in said and said.count("TOC entry") == 1
         assert older.sql("SELECT count(*) FROM pg_database") == before
+        said = there.run(*strict[:-1], clients=17, status=1).stderr
+        [error] = errors(subprocess.CompletedProcess("", 1, "", said))
+        assert error.startswith("not restored: VIEW public v: ERROR:  syntax error")
+        assert f"{there.database}_2" not in older.sql("SELECT datname FROM pg_database")
 
 
 # ---- What a database is whole without ----------------------------------------------------------

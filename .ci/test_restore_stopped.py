@@ -134,6 +134,7 @@ def test_a_restore_that_fails_leaves_nothing(
     scene.sql(f"CREATE TABLE picky (i int CHECK (current_database() = '{scene.database}'));"
               " INSERT INTO picky VALUES (1)" if fault == "data" else GATE.format("COPY"))
     arguments = ["restore", stored(scene, archive(scene)), "--database", new, "--jobs", jobs]
+    arguments += ["--only-complete"] * (fault == "data")
     before = databases(scene.postgres)
     with Proxy(scene.postgres.port) as proxy, contextlib.ExitStack() as gate, Executor(
             {**scene.settings, "DB_PORT": str(proxy.port)}, *arguments) as executor:
@@ -166,7 +167,7 @@ def test_what_is_kept_of_a_failed_restore_is_all_but_what_was_refused_and_not_na
     name, before = stored(scene, archive(scene)), databases(scene.postgres)
     if there:
         scene.postgres.run("createdb", new)
-    said = restored(scene, name, "--database", new, "--keep", status=1).stderr
+    said = restored(scene, name, "--database", new, status=1).stderr
     [kept] = set(databases(scene.postgres)) - {*before, new}
     assert re.fullmatch(r"restore_\d+", kept) and "picky" in said
     assert re.search(f"level=warning .*not whole: it is kept.* Database={kept}", said)

@@ -1,0 +1,218 @@
+"""Tests of restores that go on after what a server refuses, and of those that had better not."""
+from __future__ import annotations
+
+import re
+import secrets
+import subprocess
+
+import pytest
+
+from restores import archive, databases, refused, restored, stored
+from servers import Executor, Postgres, SeaweedFS, error_lines
+from surroundings import Generations, Scene
+from test_restore_passes import extension_of, scene_at
+from test_restore_stopped import GATE, shut
+from timescale import Sensors, Timescale
+
+# It takes a search_path, and pg_restore sets none.
+EARLY = """CREATE FUNCTION there(int) RETURNS bool LANGUAGE plpgsql AS
+    $$ BEGIN RETURN EXISTS (SELECT FROM t WHERE id = $1); END $$;
+    CREATE TABLE a_first (a int CHECK (there(a))); INSERT INTO a_first SELECT 7 * i
+    FROM generate_series(1, 10) i;
+    CREATE TABLE child (i int REFERENCES t); INSERT INTO child VALUES (1)"""
+LATE = "not restored: TABLE DATA public a_first: "
+
+
+def left(ran: subprocess.CompletedProcess[str], server: Postgres, before: dict[str, int]) -> str:
+    """The one database that a restore has left, under no final name; it says so."""
+    [made] = set(databases(server)) - {*before}
+    assert re.fullmatch(r"restore_\d+", made) and made in ran.stdout
+    assert f'level=warning msg="What was restored is not whole: it is kept" Database={made}' in (
+        ran.stderr)
+    return made
+
+
+def statements(said: str, first: str, last: str) -> str:
+    """What a restore prints for psql, from the line behind FIRST on, up to LAST."""
+    return said.partition(first)[2].partition("\n")[2].partition(last)[0] + last
+
+
+@pytest.mark.parametrize(("version", "clients"), [(17, 17), (15, 15), (15, 18)])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_is_refused_is_named_and_all_else_is_there(
+        generations: Generations, s3: SeaweedFS, version: int, clients: int, jobs: str) -> None:
+    server = generations[version]
+    with scene_at(server, s3) as scene:
+        scene.sql(EARLY)
+        backup, new = stored(scene, archive(scene)), f"{scene.database}_new"
+        before = databases(server)
+        ran = restored(scene, backup, "--database", new, "--jobs", jobs, status=1, clients=clients)
+        made = left(ran, server, before)
+        assert len(error_lines(ran.stderr)) == 2, ran.stderr
+        assert LATE in ran.stderr and "public.a_first: 10 rows in the archive, 0 restored" in (
+            ran.stderr)
+        assert server.sql("SELECT count(*) FROM t", made) == "500"
+        assert server.sql("SELECT reltuples FROM pg_class WHERE relname = 't'", made) == "500"
+        assert server.sql("SELECT count(*) FROM pg_constraint WHERE contype = 'f'", made) == "1"
+        assert "500  public.t\n" in ran.stdout and "0  public.a_first\n" in ran.stdout
+        assert "not row for row; not whole." in ran.stdout
+        server.sql(statements(ran.stdout, "To name it all the same", "COMMIT;"))
+        swap = statements(ran.stdout, "To put it in the place of", "To drop it:")
+        server.sql(swap.removesuffix("To drop it:"))
+        assert scene.sql("SELECT count(*) FROM t, a_first") == "0"
+        assert server.sql("SELECT count(*) FROM a_first", f"before_{made}") == "10"
+
+
+def test_what_is_not_whole_replaces_nothing_and_what_drops_it_is_printed(
+        scene: Scene, new: str) -> None:
+    scene.sql(EARLY)
+    scene.postgres.sql(f"CREATE DATABASE {new}")
+    scene.postgres.sql("CREATE TABLE old ()", new)
+    backup, before = stored(scene, archive(scene)), databases(scene.postgres)
+    ran = restored(scene, backup, "--database", new, "--replace", status=1)
+    left(ran, scene.postgres, before)
+    assert not scene.postgres.sql("SELECT * FROM old", new)
+    scene.postgres.sql(ran.stdout.partition("To drop it:\n")[2])
+    assert databases(scene.postgres) == before
+
+
+def test_only_what_is_complete_is_kept_where_that_is_asked_for(scene: Scene, new: str) -> None:
+    scene.sql(EARLY)
+    assert "a_first" in refused(
+        scene, stored(scene, archive(scene)), "--database", new, "--only-complete")
+
+
+FULL = """CREATE FUNCTION full_up() RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+    IF current_database() ~ '^restore_' THEN RAISE disk_full USING MESSAGE =
+    'could not extend file "base/1": No space left on device'; END IF; RETURN true; END $$;
+    CREATE TABLE a_first (a int CHECK (public.full_up())); INSERT INTO a_first VALUES (1)"""
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["dropped", "kept"])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_where_the_server_has_no_room_nothing_else_is_tried(
+        scene: Scene, new: str, keep: bool, jobs: str) -> None:
+    """pg_restore would go on: what it is at by then waits for a lock, till it is stopped."""
+    scene.sql(f"{FULL}; {GATE.format('COPY')}")
+    name, before = stored(scene, archive(scene)), databases(scene.postgres)
+    with shut(scene), Executor(scene.settings, "restore", name, "--database", new, "--jobs", jobs,
+                               *["--keep"] * keep) as executor:
+        assert executor.wait() == 1, executor.log
+    [error] = error_lines(executor.log)
+    assert "a_first" in error and "No space left" in error and not executor.out
+    made = set(databases(scene.postgres)) - {*before}
+    assert len(made) == keep
+    assert all(scene.postgres.sql("SELECT count(*) FROM t", each) == "0" for each in made)
+
+
+def test_views_are_not_filled_one_by_one_where_there_is_no_room(scene: Scene, new: str) -> None:
+    scene.sql("""CREATE FUNCTION full_up(i int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() ~ '^restore_' THEN RAISE disk_full USING MESSAGE =
+        'No space left on device'; END IF; RETURN i; END $$;
+        CREATE MATERIALIZED VIEW a AS SELECT public.full_up(1);
+        CREATE MATERIALIZED VIEW b AS SELECT 1; CREATE PUBLICATION p FOR TABLE t""")
+    ran = restored(scene, stored(scene, archive(scene)), "--database", new, status=1)
+    [full, *others] = error_lines(ran.stderr)
+    assert "MATERIALIZED VIEW DATA public a: " in full and "No space left" in full
+    assert len(others) == 3 and all("not tried, as the server has no room" in x for x in others)
+    assert scene.postgres.sql("SELECT count(*) FROM t", new) == "500"
+
+
+def test_many_refusals_are_named_up_to_a_number_and_the_others_counted(
+        scene: Scene, new: str) -> None:
+    scene.sql("""CREATE FUNCTION picky(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() ~ '^restore_' THEN RAISE 'not here'; END IF; RETURN i; END $$;
+        CREATE TABLE one AS SELECT 1 AS i; DO $$ BEGIN FOR i IN 1 .. 1003 LOOP
+        EXECUTE format('CREATE INDEX "many %s" ON one (picky(i))', i); END LOOP; END $$""")
+    ran = restored(scene, stored(scene, archive(scene)), "--database", new, "--jobs", "1", status=1)
+    errors = error_lines(ran.stderr)
+    assert len(errors) == 1001 and "not restored: 3 more" in errors[-1]
+    assert sum("not restored: INDEX public many " in line for line in errors) == 1000
+    assert "500  public.t\n" in ran.stdout
+
+
+def test_neither_rows_nor_what_a_terminal_obeys_nor_statements_are_in_what_is_told(
+        scene: Scene, new: str) -> None:
+    row, body = (f"hush{secrets.token_hex(8)}" for _ in range(2))
+    scene.sql(f"""CREATE TABLE typed (word text, CHECK (current_database() !~ '^restore_'
+        OR word::int > 0)); INSERT INTO typed VALUES ('{row}');
+        CREATE TABLE odd (word text, CHECK (current_database() !~ '^restore_'));
+        INSERT INTO odd VALUES ('{row}');
+        CREATE TABLE "o\x1b[31m\nd" (word text CHECK (current_database() !~ '^restore_'));
+        INSERT INTO "o\x1b[31m\nd" VALUES ('{row}');
+        CREATE FUNCTION picky(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() ~ '^restore_' THEN RAISE E'no\n%pg_restore: error: {body}', i;
+        END IF; RETURN i; END $$; CREATE INDEX picked ON t (picky(id))""")
+    ran = restored(scene, stored(scene, archive(scene)), "--database", new, status=1)
+    said = ran.stdout + ran.stderr
+    assert row not in said and body not in said and "\x1b" not in said
+    assert 'invalid input syntax for type integer: \\"…\\"' in said
+    assert 'violates check constraint \\"odd_check\\"' in said
+    assert "not restored: INDEX public picked: ERROR:  no" in said
+    assert len(error_lines(ran.stderr)) == 4 + 3  # rows are counted, too
+
+
+def test_an_extension_that_the_server_lacks_is_said_at_once_and_can_be_done_without(
+        timescale: Timescale, s3: SeaweedFS) -> None:
+    with scene_at(timescale, s3) as scene:
+        new = f"{scene.database}_new"
+        with extension_of(timescale, "rare", "CREATE TABLE public.kept (i int);"):
+            scene.sql("CREATE EXTENSION rare; CREATE VIEW seen AS SELECT * FROM kept")
+            scene.backup()
+        before = databases(timescale)
+        error = refused(scene, "latest", "--database", new)
+        assert 'extension \\"rare\\" is not available' in error and "--keep goes on" in error
+        ran = restored(scene, "latest", "--database", new, "--keep", status=1)
+        made = left(ran, timescale, before)
+        assert "not restored: VIEW public seen: it depends on an extension" in ran.stderr
+        assert timescale.sql("SELECT count(*) FROM t", made) == "500"
+
+
+def test_what_is_not_whole_of_timescaledb_shows_all_rows_and_runs_no_job(
+        sensors: Sensors, target: str) -> None:
+    source, server = f"{target}_source", sensors.server
+    server.sql(f"CREATE DATABASE {source} TEMPLATE sensors")
+    scene = Scene(server, sensors.s3, sensors.folder, source, target)
+    scene.sql("""CREATE FUNCTION picky(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() ~ '^restore_' THEN RAISE 'not here'; END IF; RETURN i; END $$;
+        CREATE INDEX picked ON notes (picky(id)); UPDATE _timescaledb_config.bgw_job
+        SET statement = 'DELETE FROM public.readings WHERE at < 200' WHERE id = 1000""")
+    rows = scene.sql("SELECT count(*) FROM readings")
+    scene.backup()
+    before = databases(server)
+    ran = scene.run("restore", "latest", "--database", target, status=1)
+    made = left(ran, server, before)
+    [error] = error_lines(ran.stderr)
+    assert "not restored: INDEX public picked: " in error
+    assert server.sql("SELECT count(*) FROM readings", made) == rows
+    since = len(server.logged())
+    server.sql(statements(ran.stdout, "To name it all the same", "start_background_workers();"))
+    assert not server.idle(since)
+    assert server.sql("SELECT count(*) FROM readings", target) == rows
+    switch = statements(ran.stdout, "To switch its jobs on", "AS id;")
+    server.sql(switch, target)
+    assert server.sql("SELECT count(*) FROM _timescaledb_config.bgw_job WHERE scheduled AND"
+                      " id >= 1000", target) == "2"
+
+
+# ---- Locales -----------------------------------------------------------------------------------
+
+def test_a_locale_of_a_kind_that_the_server_does_not_know_is_said_before_the_download(
+        scene: Scene, generations: Generations, s3: SeaweedFS, new: str) -> None:
+    older = generations[16]
+    scene.postgres.sql(f"""CREATE DATABASE {new} TEMPLATE template0 LOCALE_PROVIDER builtin
+        BUILTIN_LOCALE 'C.UTF-8' LOCALE 'C'""")
+    source = Scene(scene.postgres, scene.s3, scene.folder, new, scene.prefix)
+    source.sql("CREATE TABLE t AS SELECT 1 AS one")
+    source.backup()
+    with scene_at(older, s3) as there:
+        there.settings |= {"AWS_S3_PREFIX": scene.prefix, "DB_DATABASE": new}
+        ran = there.run("restore", "latest", "--database", f"{new}_2", status=1, clients=17)
+        [error] = error_lines(ran.stderr)
+        assert "builtin" in error and "--locale takes another: C.UTF-8 with UTF8" in error
+        assert "Download" not in ran.stderr
+        for locale in ("C.UTF-8", "C"):
+            name = f"{new}_{len(locale)}"
+            there.run("restore", "latest", "--database", name, "--locale", locale, clients=17)
+            assert older.sql("SELECT datcollate, one FROM pg_database, t"
+                             " WHERE datname = current_database()", name) == f"{locale}|1"
