@@ -1144,6 +1144,7 @@ REMEDIES = {
     "IllegalLocationConstraintException": "AWS_S3_REGION",
     "RequestTimeTooSkewed": "this machine's clock, or S3's",
     "NoSuchBucket": "AWS_S3_BUCKET_NAME",
+    "NoSuchUpload": "does a rule, or somebody, remove the bucket's unfinished uploads?",
     "AccessDenied": "README, Least privileges",
     "403": "AWS_S3_ACCESS_KEY; README, Least privileges",
 }
@@ -3592,8 +3593,8 @@ class Sent(NamedTuple):
     md5: bytes  # of what was sent
 
 
-def send_part(s3: S3, dump: Dump, start: int, end: int) -> Sent:
-    """Send these bytes of a dump, a part of its upload, with their MD5, which S3 compares."""
+def send_part(s3: S3, dump: Dump, upload: Mapping[str, str], start: int, end: int) -> Sent:
+    """Send these bytes of a dump, a part of an UPLOAD, with their MD5, which S3 compares."""
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
 
     md5 = hashlib.md5(usedforsecurity=False)
@@ -3603,15 +3604,16 @@ def send_part(s3: S3, dump: Dump, start: int, end: int) -> Sent:
             md5.update(data)
         checksum = content_md5(md5.digest())
         answer = s3.call(
-            "upload_part", None, **dump.upload, PartNumber=number, Body=part, ContentMD5=checksum
+            "upload_part", None, **upload, PartNumber=number, Body=part, ContentMD5=checksum
         )
     return Sent(answer["ETag"], md5.digest())
 
 
-def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
+def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> dict[str, Any]:
     """Send all of a dump; what will complete the upload. Raises Failure.
 
-    The upload is noted before anything is sent, so that a later run can abort it.
+    The upload is noted before anything is sent, so that a later run can abort it. AGAIN: it is
+    begun anew, once, where S3 has it no more, or takes no part twice.
     """
     abort(s3, dump)
     dump.save(taken="")  # is there room to note what is begun?
@@ -3622,8 +3624,15 @@ def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     # Known at once: where noting it fails, it is aborted all the same.
     dump.upload = {"Key": key, "UploadId": made["UploadId"]}
     dump.save()
-    send = functools.partial(send_part, s3, dump)
-    sent: list[Sent] = list(slices("Upload in progress", dump.size, part_size(dump.size), send))
+    send = functools.partial(send_part, s3, dump, dump.upload)
+    sent = list[Sent]()
+    try:
+        sent += slices("Upload in progress", dump.size, part_size(dump.size), send)
+    except S3Failure as error:
+        if not again or error.status not in (404, 501):
+            raise
+        log("warning", "The upload is begun anew ...", Error=error)
+        return send_parts(s3, dump, key, again=False)
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
     plain = sum(part.etag.strip('"') == part.md5.hex() for part in sent)
     fits = plain in (0, len(sent))
