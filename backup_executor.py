@@ -2540,6 +2540,9 @@ LEFT_OUT = """SELECT json_build_object(
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
         WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
+# For what is about our own sessions: they are the login's, also where its settings have it take a
+# role, as which it may neither see nor end them.
+AS_LOGIN = "-c role=none"
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
@@ -2564,10 +2567,12 @@ def read_record(
     query: str,
     record: Callable[..., Answer],
     timeout: float = 120,
+    options: str = "",
     tick: Callable[[], None] | None = None,
 ) -> Answer:
     """What a query answers, as a record; see `psql` and `record_of`."""
-    return record_of(database, step, psql(database, step, query, timeout, tick=tick), record)
+    answer = psql(database, step, query, timeout, options, tick=tick)
+    return record_of(database, step, answer, record)
 
 
 class Server(NamedTuple):
@@ -2715,7 +2720,7 @@ EXPORT = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     """SELECT json_build_object('snapshot', pg_export_snapshot(), 'sessions',
     (SELECT least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1))
-    FROM pg_roles, pg_database WHERE rolname = user AND datname = current_database()))""",
+    FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()))""",
     READ_TABLES,
 )
 SESSIONS = 4
@@ -2852,7 +2857,8 @@ class Window:
         session that waits for ours, only we can end that.
         """
         query = READ_SESSIONS.format(self.before.time)
-        seen = read_record(self.database, "Looking at pg_dump", query, Sessions, 20, tick)
+        step = "Looking at pg_dump"
+        seen = read_record(self.database, step, query, Sessions, 20, AS_LOGIN, tick)
         if seen.copying:
             now = self.read("tables", READ_TABLES, tick=tick)
             self.compare(now, {})
@@ -2987,7 +2993,8 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         dump.after = os.path.basename(last.key)
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
-    patiently(psql, s.database(), "Ending sessions of an earlier run", END_SESSIONS)
+    step = "Ending sessions of an earlier run"
+    patiently(psql, s.database(), step, END_SESSIONS, options=AS_LOGIN)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
@@ -3186,6 +3193,8 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             require(most, f"its roles take more than {ROLES_MOST} bytes")
         except (Failure, OSError) as error:
             why = str(error)
+            if re.search(CROWDED, why):
+                break  # it was waited for
             continue
         dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
         return ""
