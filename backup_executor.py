@@ -8339,7 +8339,9 @@ after each job, and every hour. The chart has these as alerts:
   colonies_backup_newest_doubtful == 1
       the newest backup has less than half of the size of the last good one
   abs(time() - colonies_backup_verify_timestamp_seconds) > 9 * 86400
-      none was proven in time
+  unless (colonies_backup_verify_timestamp_seconds == 0
+  unless on (job) max_over_time(colonies_backup_verify_timestamp_seconds[2h] offset 9d))
+      none was proven in time; a new executor has as long for the first
   colonies_backup_verify_success == 0
       a backup is not whole
   sum(colonies_backup_verify_step_seconds) > 4 * 3600
