@@ -1784,7 +1784,8 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
     empty: an emptied database restores, too. It is by its rows, below a tenth; where nobody knows
     those of the time before, by its size, below a quarter. And whatever it is, also where rows tell
     that it is good, the last good one before stays until there is one of its size again. So nothing
-    that became normal by mistake costs it, nor does a second shrink.
+    that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
+    name it: so the new normal lasts when what made it so is gone.
     """
     good, run, before = list[Backup](), list[Backup](), list[Backup]()
     rows: Rows = {}
@@ -1806,7 +1807,20 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
         before = [old for old in before if smaller(old, good[-1], 2)]
         rows = rows_of(good[-1], verdicts) or rows
     doubts = {backup.key for backup in backups} - {backup.key for backup in good}
+    doubts -= since_shrinks(good, backups, before)
     return Judged(doubts, next(reversed(good), None), run, rows, before)
+
+
+def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
+    """Add to those BEFORE shrinks those that the last good one names; what is normal since them."""
+    normal = set[str]()
+    for each in backups:
+        last, told = good[-1], good[-1].known.get("before", "").split()
+        if os.path.basename(each.key) in told and smaller(each, last, 2) and each not in before:
+            before.append(each)
+        if each.known.get("after") in told and not smaller(last, each, 2):
+            normal.add(each.key)
+    return normal
 
 
 def is_steady(backup: Backup) -> bool:
@@ -2309,6 +2323,7 @@ class Dump:
     keep_until: str = ""  # the day until which it is kept by itself, or "forever"; "": like others
     compression: str = ""  # pg_dump's --compress; older journals have none
     after: str = ""  # the name of the last backup that was good when it was made; "": not known
+    before: str = ""  # the names of the last ones before shrinks that are normal
     steady_from: int | None = None  # the size from which on this one is as good; None: at none
 
     recipients: Sequence[str] = ()  # of age; (): it is not to be encrypted
@@ -2991,6 +3006,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     last = last_steady(s3, newest)
     if last:
         dump.after = os.path.basename(last.key)
+        dump.before = (newest if "before" in newest.known else last).known.get("before", "")
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     step = "Ending sessions of an earlier run"
@@ -3045,20 +3061,44 @@ def newest_backup(s3: S3, server: Server) -> Backup:
             log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
         if ours:
-            return as_steady(backup, names)
+            return vouched(s3, backup, names)
     return none
 
 
-def as_steady(newest: Backup, names: list[Backup]) -> Backup:
+def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: int) -> Backup:
     """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
 
     So it is where an older version made it, there was none before, or all that it was too small
-    beside are gone.
+    beside are gone, are other databases', or were before a shrink that is normal by now.
     """
     last = newest.known.get("after")
-    if any(os.path.basename(x.key) == last or x.size > 2 * newest.size for x in names):
+    for each in found:
+        large = each.size > 2 * newest.size or os.path.basename(each.key) == last
+        if large and not each.known.get("sha256"):
+            return newest  # it may be this database's
+    judged = judge(proven(found, newest.server, newest.database), verdicts, nights, time.time())
+    if newest.key in judged.doubts:
         return newest
-    return newest._replace(metadata=newest.known | {"steady": str(newest.size)})
+    before = [os.path.basename(each.key) for each in judged.before]
+    told = {"steady": str(newest.size), "before": " ".join(before[:20])}  # AWS has room for 2 kB
+    return newest._replace(metadata=newest.known | told)
+
+
+def vouched(s3: S3, newest: Backup, names: list[Backup]) -> Backup:
+    """The newest backup, as if it knew that it is good, by the names alone or by a closer look."""
+    steady = newest if is_steady(newest) else as_steady(newest, names, {}, 0)
+    if is_steady(steady):
+        return steady
+    try:
+        found = s3.backups()
+        steady = as_steady(newest, found, known_verdicts(s3) or {}, s3.s.full_backups)
+        for each in found:
+            if each.known and is_steady(steady):
+                s3.confirmed(each)  # the index is but a hint
+    except Failure as error:
+        log("warning", "Whether the newest backup is good is not known", Error=error)
+        return newest
+    return steady
 
 
 def last_steady(s3: S3, newest: Backup) -> Backup | None:
@@ -3589,6 +3629,8 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["steady"] = str(dump.size)
     elif dump.after:
         metadata["after"] = dump.after
+    if dump.before:
+        metadata["before"] = dump.before
     if dump.keep_until:
         metadata["keep-until"] = dump.keep_until
         metadata["label"] = urllib.parse.quote(dump.label, safe="")
