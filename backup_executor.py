@@ -1155,6 +1155,7 @@ REMEDIES = {
     "IllegalLocationConstraintException": "AWS_S3_REGION",
     "RequestTimeTooSkewed": "this machine's clock, or S3's",
     "NoSuchBucket": "AWS_S3_BUCKET_NAME",
+    "NoSuchUpload": "does a rule, or somebody, remove the bucket's unfinished uploads?",
     "AccessDenied": "README, Least privileges",
     "403": "AWS_S3_ACCESS_KEY; README, Least privileges",
 }
@@ -1794,7 +1795,8 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
     empty: an emptied database restores, too. It is by its rows, below a tenth; where nobody knows
     those of the time before, by its size, below a quarter. And whatever it is, also where rows tell
     that it is good, the last good one before stays until there is one of its size again. So nothing
-    that became normal by mistake costs it, nor does a second shrink.
+    that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
+    name it: so the new normal lasts when what made it so is gone.
     """
     good, run, before = list[Backup](), list[Backup](), list[Backup]()
     rows: Rows = {}
@@ -1816,7 +1818,20 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
         before = [old for old in before if smaller(old, good[-1], 2)]
         rows = rows_of(good[-1], verdicts) or rows
     doubts = {backup.key for backup in backups} - {backup.key for backup in good}
+    doubts -= since_shrinks(good, backups, before)
     return Judged(doubts, next(reversed(good), None), run, rows, before)
+
+
+def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
+    """Add to those BEFORE shrinks those that the last good one names; what is normal since them."""
+    normal = set[str]()
+    for each in backups:
+        last, told = good[-1], good[-1].known.get("before", "").split()
+        if os.path.basename(each.key) in told and smaller(each, last, 2) and each not in before:
+            before.append(each)
+        if each.known.get("after") in told and not smaller(last, each, 2):
+            normal.add(each.key)
+    return normal
 
 
 def is_steady(backup: Backup) -> bool:
@@ -2319,6 +2334,7 @@ class Dump:
     keep_until: str = ""  # the day until which it is kept by itself, or "forever"; "": like others
     compression: str = ""  # pg_dump's --compress; older journals have none
     after: str = ""  # the name of the last backup that was good when it was made; "": not known
+    before: str = ""  # the names of the last ones before shrinks that are normal
     steady_from: int | None = None  # the size from which on this one is as good; None: at none
 
     recipients: Sequence[str] = ()  # of age; (): it is not to be encrypted
@@ -2552,6 +2568,9 @@ LEFT_OUT = """SELECT json_build_object(
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
         WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
+# For what is about our own sessions: they are the login's, also where its settings have it take a
+# role, as which it may neither see nor end them.
+AS_LOGIN = "-c role=none"
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')"""
@@ -2576,10 +2595,12 @@ def read_record(
     query: str,
     record: Callable[..., Answer],
     timeout: float = 120,
+    options: str = "",
     tick: Callable[[], None] | None = None,
 ) -> Answer:
     """What a query answers, as a record; see `psql` and `record_of`."""
-    return record_of(database, step, psql(database, step, query, timeout, tick=tick), record)
+    answer = psql(database, step, query, timeout, options, tick=tick)
+    return record_of(database, step, answer, record)
 
 
 class Server(NamedTuple):
@@ -2738,7 +2759,7 @@ EXPORT = (
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
     """SELECT json_build_object('snapshot', pg_export_snapshot(), 'sessions',
     (SELECT least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1))
-    FROM pg_roles, pg_database WHERE rolname = user AND datname = current_database()))""",
+    FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()))""",
     READ_TABLES,
 )
 SESSIONS = 4
@@ -2872,7 +2893,8 @@ class Window:
         session that waits for ours, only we can end that.
         """
         query = READ_SESSIONS.format(self.before.time)
-        seen = read_record(self.database, "Looking at pg_dump", query, Sessions, 20, tick)
+        step = "Looking at pg_dump"
+        seen = read_record(self.database, step, query, Sessions, 20, AS_LOGIN, tick)
         if seen.copying:
             now = self.read("tables", READ_TABLES, tick=tick)
             self.compare(now, {})
@@ -3005,9 +3027,11 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     last = last_steady(s3, newest)
     if last:
         dump.after = os.path.basename(last.key)
+        dump.before = (newest if "before" in newest.known else last).known.get("before", "")
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
-    patiently(psql, s.database(), "Ending sessions of an earlier run", END_SESSIONS)
+    step = "Ending sessions of an earlier run"
+    patiently(psql, s.database(), step, END_SESSIONS, options=AS_LOGIN)
     log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
     log("info", "Backing up database ...")
     try:
@@ -3058,20 +3082,44 @@ def newest_backup(s3: S3, server: Server) -> Backup:
             log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
         if ours:
-            return as_steady(backup, names)
+            return vouched(s3, backup, names)
     return none
 
 
-def as_steady(newest: Backup, names: list[Backup]) -> Backup:
+def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: int) -> Backup:
     """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
 
     So it is where an older version made it, there was none before, or all that it was too small
-    beside are gone.
+    beside are gone, are other databases', or were before a shrink that is normal by now.
     """
     last = newest.known.get("after")
-    if any(os.path.basename(x.key) == last or x.size > 2 * newest.size for x in names):
+    for each in found:
+        large = each.size > 2 * newest.size or os.path.basename(each.key) == last
+        if large and not each.known.get("sha256"):
+            return newest  # it may be this database's
+    judged = judge(proven(found, newest.server, newest.database), verdicts, nights, time.time())
+    if newest.key in judged.doubts:
         return newest
-    return newest._replace(metadata=newest.known | {"steady": str(newest.size)})
+    before = [os.path.basename(each.key) for each in judged.before]
+    told = {"steady": str(newest.size), "before": " ".join(before[:20])}  # AWS has room for 2 kB
+    return newest._replace(metadata=newest.known | told)
+
+
+def vouched(s3: S3, newest: Backup, names: list[Backup]) -> Backup:
+    """The newest backup, as if it knew that it is good, by the names alone or by a closer look."""
+    steady = newest if is_steady(newest) else as_steady(newest, names, {}, 0)
+    if is_steady(steady):
+        return steady
+    try:
+        found = s3.backups()
+        steady = as_steady(newest, found, known_verdicts(s3) or {}, s3.s.full_backups)
+        for each in found:
+            if each.known and is_steady(steady):
+                s3.confirmed(each)  # the index is but a hint
+    except Failure as error:
+        log("warning", "Whether the newest backup is good is not known", Error=error)
+        return newest
+    return steady
 
 
 def last_steady(s3: S3, newest: Backup) -> Backup | None:
@@ -3212,6 +3260,8 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             require(most, f"its roles take more than {ROLES_MOST} bytes")
         except (Failure, OSError) as error:
             why = str(error)
+            if re.search(CROWDED, why):
+                break  # it was waited for
             continue
         dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
         return ""
@@ -3608,6 +3658,8 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["steady"] = str(dump.size)
     elif dump.after:
         metadata["after"] = dump.after
+    if dump.before:
+        metadata["before"] = dump.before
     if dump.keep_until:
         metadata["keep-until"] = dump.keep_until
         metadata["label"] = urllib.parse.quote(dump.label, safe="")
@@ -3621,8 +3673,8 @@ class Sent(NamedTuple):
     md5: bytes  # of what was sent
 
 
-def send_part(s3: S3, dump: Dump, start: int, end: int) -> Sent:
-    """Send these bytes of a dump, a part of its upload, with their MD5, which S3 compares."""
+def send_part(s3: S3, dump: Dump, upload: Mapping[str, str], start: int, end: int) -> Sent:
+    """Send these bytes of a dump, a part of an UPLOAD, with their MD5, which S3 compares."""
     from s3transfer.utils import ReadFileChunk  # boto3's own: a slice is read as it is sent
 
     md5 = hashlib.md5(usedforsecurity=False)
@@ -3632,15 +3684,16 @@ def send_part(s3: S3, dump: Dump, start: int, end: int) -> Sent:
             md5.update(data)
         checksum = content_md5(md5.digest())
         answer = s3.call(
-            "upload_part", None, **dump.upload, PartNumber=number, Body=part, ContentMD5=checksum
+            "upload_part", None, **upload, PartNumber=number, Body=part, ContentMD5=checksum
         )
     return Sent(answer["ETag"], md5.digest())
 
 
-def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
+def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> dict[str, Any]:
     """Send all of a dump; what will complete the upload. Raises Failure.
 
-    The upload is noted before anything is sent, so that a later run can abort it.
+    The upload is noted before anything is sent, so that a later run can abort it. AGAIN: it is
+    begun anew, once, where S3 has it no more, or takes no part twice.
     """
     abort(s3, dump)
     dump.save(taken="")  # is there room to note what is begun?
@@ -3651,8 +3704,15 @@ def send_parts(s3: S3, dump: Dump, key: str) -> dict[str, Any]:
     # Known at once: where noting it fails, it is aborted all the same.
     dump.upload = {"Key": key, "UploadId": made["UploadId"]}
     dump.save()
-    send = functools.partial(send_part, s3, dump)
-    sent: list[Sent] = list(slices("Upload in progress", dump.size, part_size(dump.size), send))
+    send = functools.partial(send_part, s3, dump, dump.upload)
+    sent = list[Sent]()
+    try:
+        sent += slices("Upload in progress", dump.size, part_size(dump.size), send)
+    except S3Failure as error:
+        if not again or error.status not in (404, 501):
+            raise
+        log("warning", "The upload is begun anew ...", Error=error)
+        return send_parts(s3, dump, key, again=False)
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
     plain = sum(part.etag.strip('"') == part.md5.hex() for part in sent)
     fits = plain in (0, len(sent))
@@ -8487,7 +8547,9 @@ after each job, and every hour. The chart has these as alerts:
   colonies_backup_newest_doubtful == 1
       the newest backup has less than half of the size of the last good one
   abs(time() - colonies_backup_verify_timestamp_seconds) > 9 * 86400
-      none was proven in time
+  unless (colonies_backup_verify_timestamp_seconds == 0
+  unless on (job) max_over_time(colonies_backup_verify_timestamp_seconds[2h] offset 9d))
+      none was proven in time; a new executor has as long for the first
   colonies_backup_verify_success == 0
       a backup is not whole
   sum(colonies_backup_verify_step_seconds) > 4 * 3600

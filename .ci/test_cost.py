@@ -222,6 +222,24 @@ def test_no_index_says_that_the_newest_backup_is_good(scene: Scene) -> None:
     assert "steady" not in scene.head(scene.backup(**few)["filename"])["Metadata"]
 
 
+@pytest.mark.parametrize("forged", [True, False])
+def test_no_index_says_that_what_is_larger_is_another_databases(scene: Scene, forged: bool) -> None:
+    [good], few = given(scene, 1), {"FULL_BACKUPS": "9"}
+    body, metadata = scene.objects()[good], scene.head(good)["Metadata"]
+    scene.put("backup_1700000002.bak", body[:len(body) // 4], **metadata)
+    given(scene, LOOKS + 2, first=10, database="another")
+    scene.sql("DELETE FROM t WHERE id > 1")
+    last = scene.backup(**few)["filename"]
+    scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{last}")
+    lines = index_of(scene)
+    lines[good][-1]["database"] = "another"
+    if not forged:
+        scene.put(good, body, **metadata | {"database": "another"})
+    forge(scene, lines)
+    told = scene.head(scene.backup(**few)["filename"])["Metadata"]
+    assert ("steady" in told) == (not forged)
+
+
 def test_the_latest_backup_is_not_one_that_only_the_index_knows(scene: Scene) -> None:
     ours = given(scene, 3)
     given(scene, 10, first=10, database="another")

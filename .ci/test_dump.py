@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import select
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,6 +235,30 @@ def test_a_table_that_was_truncated_and_dropped_when_the_tables_are_read_again_i
     assert why.startswith("1 table truncated") and why.endswith(": public.truncated")
     restored = slow.restored(result_of(executor)["filename"])
     assert slow.postgres.sql("SELECT to_regclass('truncated') IS NULL", restored) == "t"
+
+
+def test_a_role_that_takes_another_when_it_logs_in_sees_and_ends_its_own_sessions(
+        slow: Scene) -> None:
+    role, owner, word = f"in_{slow.database}", f"owner_{slow.database}", "a password"
+    slow.sql(f"CREATE ROLE {owner} IN ROLE pg_read_all_data; CREATE ROLE {role} LOGIN IN ROLE"
+             f" {owner} PASSWORD '{word}'; ALTER ROLE {role} SET role = {owner}")
+    us = {"DB_USER": role, "DB_PASSWORD": word}
+    with slow.stuck("t") as go_on, slow.start(LOG_LEVEL="debug", **us) as executor:
+        executor.wait_for("pg_dump has its locks")  # before it has ended
+        name = slow.sql("SELECT application_name FROM pg_stat_activity WHERE application_name"
+                        f" LIKE 'colonies-%' AND usename = '{role}' LIMIT 1")
+        go_on()
+        assert executor.wait() == 0, executor.log
+    env = slow.postgres._environment(
+        PGHOST="127.0.0.1", PGPORT=str(slow.postgres.port), PGUSER=role, PGPASSWORD=word,
+        PGDATABASE=slow.database, PGAPPNAME=name)
+    with subprocess.Popen([str(slow.postgres.bin / "psql"), "-XAtq"], env=env, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as left:
+        ask(left, "SELECT 'there';")
+        slow.run("backup", **us)
+        assert "terminating connection" in left.communicate("SELECT 'there still';")[1]
+    slow.sql(f"DROP ROLE {role}, {owner}")
 
 
 def test_a_session_that_is_cut_after_pg_dump_has_ended_costs_no_dump(scene: Scene) -> None:

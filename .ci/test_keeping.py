@@ -68,6 +68,19 @@ def name(backup: Backup) -> str:
     return backup.key.removeprefix("p/")
 
 
+def following(seconds: int, size: int, ours: list[Backup], verdicts: Any, keep: Keep,
+              **more: Any) -> Backup:
+    """The next backup, with what it tells of those before it, of which ours are the last ones."""
+    for newest in ours[-1:] if ours and backup_executor.is_steady(ours[-1]) else [
+            backup_executor.as_steady(each, ours, verdicts, keep.newest) for each in ours[-1:]]:
+        last = [newest] if backup_executor.is_steady(newest) else [
+            each for each in ours if name(each) == newest.known.get("after")]
+        for good in last:
+            more["before"] = {**good.known, **newest.known}.get("before", "")
+            more |= {"steady": size} if size * 2 >= good.size else {"after": name(good)}
+    return made(seconds, size, **more)
+
+
 # ---- Tiers -------------------------------------------------------------------------------------
 
 TIERS = Keep(3, 7, 4, 12, 3)
@@ -180,14 +193,8 @@ def test_400_nights_of_whatever_may_happen_leave_what_is_promised(
         elif left == 1 and chance.random() < .03:
             rows = max(2000, int(rows * chance.choice([.3, .45, .6, 1.5, 3])))
         rows += chance.randint(-1, 1)
-        new = made(max([clock, *(each.seconds + 1 for each in ours[-1:])]), int(10 + rows * left))
-        for newest in [backup_executor.as_steady(each, ours) for each in ours[-1:]]:
-            last = [newest] if backup_executor.is_steady(newest) else [
-                each for each in ours if name(each) == newest.known.get("after")]
-            for good in last:
-                steady = new.size * 2 >= good.size
-                new = made(new.seconds, new.size, **(
-                    {"steady": new.size} if steady else {"after": name(good)}))
+        new = following(max([clock, *(each.seconds + 1 for each in ours[-1:])]),
+                        int(10 + rows * left), ours, verdicts, keep)
         full |= {new.key} if left == 1 else set()
         every_one, known = [*ours, new], chance.random() > .02
         ours = kept(every_one, keep, verdicts) if known else every_one
@@ -216,10 +223,8 @@ def nights(sizes: list[int], keep: Keep, verify: Any = None, **more: Any) -> Ite
     ours: list[Backup] = []
     verdicts: dict[str, Any] = {}
     for night, size in enumerate(sizes):
-        steady = ours and "steady" in ours[-1].known and size * 2 >= ours[-1].size
-        flags = {"steady": str(size)} if steady or not ours else {}
-        ours = kept([*ours, made(at(FIRST + timedelta(night)), size, **flags, **more)],
-                    keep, verdicts)
+        day = at(FIRST + timedelta(night))
+        ours = kept([*ours, following(day, size, ours, verdicts, keep, **more)], keep, verdicts)
         judged = judge(ours, verdicts, keep.newest, 0)
         if verify:
             good = [each for each in ours if each.key not in judged.doubts]
@@ -274,6 +279,61 @@ def test_a_slow_shrink_makes_none_doubtful_though_old_large_ones_are_kept() -> N
     ours = there[-1][0]
     assert days(ours) == sorted(calendar(FIRST + timedelta(799), FIRST, TIERS))
     assert ours[0].size > 10 * ours[-1].size
+
+
+@pytest.mark.parametrize("keep", [Keep(3), Keep(1), TIERS])
+@pytest.mark.parametrize("first", [0, 10], ids=["its rows known", "its rows unknown"])
+def test_what_shrinks_on_after_a_shrink_that_became_normal_is_seldom_doubtful(
+        keep: Keep, first: int) -> None:
+    """Though the last one before is there, and by then is ten times as large."""
+    def proof(night: int, taken: Backup) -> dict[str, int] | None:
+        if night < first or night % 7 != 6:
+            return None
+        return {"public.t": taken.size} if taken.size > 5 else {}
+
+    sizes = [1000] * 10 + [450] * 20 + [int(450 * .99**night) for night in range(270)]
+    doubtful = 0
+    for ours, doubts, _ in nights(sizes, keep, proof):
+        doubtful += ours[-1].key in doubts
+        assert 1000 in [each.size for each in ours]
+    assert doubtful <= 12 and not doubts and ours[-1].size < 40
+    *_, (ours, doubts, _) = nights([*sizes, *[5] * 50], keep, proof)  # then somebody empties it
+    assert {each.size for each in ours if each.key in doubts} == {5}
+    assert {1000, sizes[-1]} < {each.size for each in ours}
+
+
+def test_what_becomes_normal_again_and_again_costs_none_of_those_before() -> None:
+    """1000, 450, 200, 90: and up again, where each is let go as one of its size is there."""
+    down = [size for size in (1000, 450, 200, 90) for _ in range(25)]
+    *_, (ours, doubts, _) = nights(down, Keep(2), sundays)
+    assert [each.size for each in ours][:3] == [1000, 450, 200] and not doubts
+    *_, (ours, doubts, _) = nights([*down, *[240] * 25], Keep(2), sundays)
+    assert [each.size for each in ours][:2] == [1000, 240] or ours[1].size == 450
+    *_, (ours, doubts, _) = nights([*down, *[510] * 25], Keep(2), sundays)
+    assert {each.size for each in ours} == {510} and not doubts
+
+
+def test_what_empties_just_as_a_shrink_has_become_normal_costs_not_the_last_one_before() -> None:
+    sizes = [1000] * 10 + [450] * 11 + [5] * 9 + [450] * 40
+    for empty in (0, 1, 9):
+        there = [*sizes[:21], *sizes[30 - empty:]]
+        for ours, doubts, _ in nights(there, Keep(2), lambda night, taken: {
+                20: {"public.t": 450}}.get(night)):
+            assert ours[0].size == 1000
+            assert all(each.size == 5 for each in ours if each.key in doubts) or len(ours) < 10
+        assert {each.size for each in ours if each.key in doubts} <= {5}
+
+
+def test_another_databases_larger_backups_say_nothing_of_this_one() -> None:
+    def told(*others: Backup) -> bool:
+        return backup_executor.is_steady(backup_executor.as_steady(
+            made(9, 400), sorted([*others, made(9, 400)]), {}, 3))
+    other = made(8, 1000)
+    assert told() and not told(other)
+    assert told(other._replace(metadata={**other.known, "database": "large"}))
+    assert told(other._replace(metadata={**other.known, "system-identifier": "2"}))
+    for unknown in (None, {}, {"database": "large"}):  # S3 may have forgotten, or show nothing
+        assert not told(other._replace(metadata=unknown))
 
 
 def test_another_compression_starts_anew_by_the_databases_own_size() -> None:
@@ -548,6 +608,8 @@ def test_a_lasting_shrink_is_the_new_normal_once_it_restores_and_an_emptied_one_
         said = [*last["warnings"], *re.findall("level=warning .*new normal", ran.stderr)]
         assert len(said) == (0 if night else 2), said
         assert large[1] in proof.objects() and large[0] not in proof.objects()
+        told = proof.head(last["filename"])["Metadata"]
+        assert (told["steady"], told["before"]) == (str(last["size"]), large[1])
     assert not any(row["doubtful"] for row in listed(proof).values())
     assert proof.report(**there)["object"].endswith(last["filename"])
     proof.sql("DELETE FROM t; VACUUM FULL t")
@@ -581,6 +643,13 @@ def test_a_backup_tells_what_says_later_whether_it_was_good(scene: Scene) -> Non
         if not row["doubtful"]:  # by hand
             scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{row['name']}")
     assert told() == ("zstd:1", "steady")
+
+
+def test_a_small_database_beside_a_large_one_knows_that_its_backups_are_good(scene: Scene) -> None:
+    first = scene.backup()
+    large = {**scene.head(first["filename"])["Metadata"], "database": "large"}
+    scene.put("backup_1700000000.bak", b"x" * 3 * first["size"], **large)
+    assert "steady" in scene.head(scene.backup()["filename"])["Metadata"]
 
 
 def test_neither_the_loss_of_the_last_good_one_nor_that_it_is_not_shown_makes_an_emptied_one_good(

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import backup_executor
 from environment import POSTGRESQL
 from proxies import COMPLETING, FORBIDDEN, SLOW, Proxy, http_answer, through
 from readme import least_privileges
@@ -202,6 +203,18 @@ def test_a_backup_does_without_roles_and_says_so(shop: Scene, tmp_path: Path, ho
     [line] = re.findall("(?m)^.* left out: .*", shop.run("check", **settings).stdout)
     assert line.startswith("ok" if how == "off" else "warn") and (said or "BACKUP_ROLES") in line
     assert json.loads(shop.run("list", "--json").stdout)[0]["roles"] is False
+
+
+def test_a_session_for_the_roles_is_waited_for_once_not_for_each_way_to_read_them(
+        shop: Scene, tmp_path: Path) -> None:
+    tried = tmp_path / "tried"
+    path = programs(tmp_path / "bin", pg_dumpall=f"""#!/bin/sh
+        echo "$*" >> '{tried}'
+        echo 'pg_dumpall: error: could not connect to database "x"' >&2; exit 1""")
+    ran = shop.run("backup", PATH=path, BACKUP_ROLES="auto", BACKUP_TIME_SCALE="0.001")
+    assert "could not connect" in warnings(ran)[-1]
+    assert len(tried.read_text().splitlines()) == 1 + len(backup_executor.PAUSES)
+    assert list(shop.objects()) == [json.loads(ran.stdout)["filename"]]
 
 
 def test_what_pg_dumpall_warns_of_is_in_the_log(shop: Scene, tmp_path: Path) -> None:

@@ -358,3 +358,57 @@ def test_an_object_that_appears_at_the_last_moment_is_not_overwritten(
     objects = scene.objects()
     assert sha256_of(objects.pop(result["filename"])) == result["sha256"] and objects == others
     assert not scene.uploads()
+
+
+# ---- An upload that is lost --------------------------------------------------------------------
+
+CREATING = rb"^POST \S*\?uploads"
+
+
+def cleaning(big: Scene, meddler: Proxy, times: int) -> None:
+    """Have somebody remove what is uploading, as a bucket's rule for unfinished uploads does."""
+    seen = 0
+
+    def clean(data: bytes) -> bytes:
+        nonlocal seen
+        if re.match(PART + b"2", data) and seen < times:
+            seen += 1
+            for each in big.uploads():
+                big.s3_client.abort_multipart_upload(
+                    Bucket="backup", Key=each["Key"], UploadId=each["UploadId"])
+        return data
+
+    meddler.request = clean
+
+
+def test_an_upload_that_somebody_removes_amid_its_parts_is_begun_anew(
+        big: Scene, meddler: Proxy) -> None:
+    cleaning(big, meddler, 1)
+    made = big.run("backup", **through(meddler))
+    assert re.search("level=warning .*begun anew.*NoSuchUpload", made.stderr)
+    result = json.loads(made.stdout)
+    [(name, body)] = big.objects().items()
+    assert name == result["filename"] and sha256_of(body) == result["sha256"]
+    assert meddler.seen(CREATING) == 2 and not big.uploads() and not big.files()
+
+
+def test_an_upload_that_is_removed_again_and_again_is_no_loop(big: Scene, meddler: Proxy) -> None:
+    cleaning(big, meddler, 99)
+    said = big.failure(**through(meddler))
+    assert re.search("NoSuchUpload.*unfinished uploads", said)
+    assert meddler.seen(CREATING) == 2 and not big.uploads() and not big.objects()
+    assert len(big.files()) == 2  # the dump stays
+    big.run("backup", "--resume")
+    assert len(big.objects()) == 1 and not big.files()
+
+
+def test_a_server_that_takes_no_part_a_second_time_gets_all_of_them_anew(
+        big: Scene, meddler: Proxy) -> None:
+    meddler.reply(PART + b"2", SLOW)
+    meddler.reply(PART + b"2", http_answer("501 Not Implemented", "NotImplemented"))
+    made = big.run("backup", **through(meddler, 0.05))
+    assert re.search(r"level=warning .*begun anew.*NotImplemented", made.stderr)
+    result = json.loads(made.stdout)
+    [(name, body)] = big.objects().items()
+    assert name == result["filename"] and sha256_of(body) == result["sha256"]
+    assert meddler.seen(CREATING) == 2 and not big.uploads() and not big.files()

@@ -216,6 +216,17 @@ def chart_alerts_leave_a_new_executor_its_first_night(helm: Helm, tmp_path: Path
             ({newest: "0+300x60 0x200"}, 310, {"TooOld"}))])  # somebody emptied the bucket
 
 
+def chart_alerts_leave_a_new_executor_the_days_until_its_first_verify(
+        helm: Helm, tmp_path: Path) -> None:
+    """It has one here, from the 5th hour on; what was verified, and is forgotten, has none."""
+    rules = alerts(helm.render(overlay(WHOLE, ALL | {"monitoring.maxVerifyDays": 1})))
+    proof = "verify_timestamp_seconds"
+    promtool(tmp_path, "test rules", {"groups": [{"name": "x", "rules": rules}]}, [
+        scenario({**WELL, proof: told}, minutes, firing) for told, minutes, firing in (
+            ("_x60 0x340", 310, set()), ("_x60 0x340", 1735, set()),
+            ("_x60 0x340", 1745, {"Unproven"}), ("0+300x60 0x340", 1445, {"Unproven"}))])
+
+
 def chart_alerts_are_of_the_one_release(helm: Helm, tmp_path: Path) -> None:
     rules = {"groups": [{"name": "x", "rules": alerts(helm.render(overlay(ALONE, ALL)))}]}
     promtool(tmp_path, "test rules", rules, [

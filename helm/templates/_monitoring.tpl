@@ -50,11 +50,14 @@ it is the same one after a restart, which has another address.
   description: Was the database emptied? The good backups stay; `list` shows them.
 {{- if $days }}
 - alert: Unproven
-  expr: abs(time() - colonies_backup_verify_timestamp_seconds) > {{ $days }} * 86400
+  expr: >-
+    abs(time() - colonies_backup_verify_timestamp_seconds) > {{ $days }} * 86400
+    unless (colonies_backup_verify_timestamp_seconds == 0 unless on (job)
+    max_over_time(colonies_backup_verify_timestamp_seconds[2h] offset {{ $days }}d))
   severity: warning
   summary: No backup was verified for {{ `{{ $value | humanizeDuration }}` }}
   description: >-
-    More than {{ $days }} days; 20,000: never. Is there a verifyCron, and did its last process
+    More than {{ $days }} days; 20,000: never, in so many. Is there a verifyCron, and did its last process
     succeed?
 {{- end }}
 - alert: NotWhole
