@@ -191,7 +191,7 @@ TAKEN_PORTS: set[int] = set()
 
 @functools.cache
 def in_memory() -> str | None:
-    """Where a test's servers have their files: in memory, where that has room; None: on the disk.
+    """Where tests' databases have their files: in memory, where that has room; None: on the disk.
 
     A database is 300 files, and for each ext4 without a journal looks through all that were removed
     lately: up to 0.12 s of work for a database, 0.01 s here. What is measured stays on the disk.
@@ -216,14 +216,19 @@ ROOM_IN_MEMORY = 8 * 10**9  # bytes; five processes have taken 3 GB
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
+def temporary_folder(where: str | None = None) -> Iterator[Path]:
     """A temporary folder that nobody may enter too (pytest's tmp_path is closed to others)."""
-    folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=in_memory())
+    folder = tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=where)
     os.chmod(folder, 0o711)
     try:
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def server_folder() -> contextlib.AbstractContextManager[Path]:
+    """A temporary folder for what a PostgreSQL keeps."""
+    return temporary_folder(in_memory())
 
 
 def tool(name: str) -> str:

@@ -37,6 +37,7 @@ from servers import (
     handles_below,
     memory,
     run,
+    server_folder,
     temporary_folder,
 )
 from vectors import VECTORS
@@ -49,7 +50,7 @@ BRISK = "0.016"  # a BACKUP_TIME_SCALE at which what happens each minute happens
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    with temporary_folder() as folder, Postgres(folder / "postgres") as server:
+    with server_folder() as folder, Postgres(folder / "postgres") as server:
         yield server
 
 
@@ -75,7 +76,7 @@ class Generations(dict[int, Postgres]):
 
 @pytest.fixture(scope="session")
 def generations(postgres: Postgres) -> Iterator[Generations]:
-    with temporary_folder() as folder, contextlib.ExitStack() as stack:
+    with server_folder() as folder, contextlib.ExitStack() as stack:
         yield Generations(folder, stack, postgres)
 
 

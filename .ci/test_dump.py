@@ -30,6 +30,7 @@ from servers import (
     descendants,
     error_lines,
     handles_below,
+    server_folder,
     temporary_folder,
 )
 from surroundings import (
@@ -299,7 +300,7 @@ exec '{real}/pg_dump' "$@"
 
 
 def test_a_dump_of_a_standby_that_recovery_ends_or_empties_is_made_again(scene: Scene) -> None:
-    with (temporary_folder() as folder, Postgres(folder / "primary") as primary):
+    with (server_folder() as folder, Postgres(folder / "primary") as primary):
         standby = Postgres(folder / "standby", password=primary.password)
         primary.sql(f"CREATE TABLE early (i int); INSERT INTO early VALUES (1); {FILLED}; {TABLES}")
         primary.run("pg_basebackup", "-D", str(standby.folder / "data"), "-R", "-cfast")

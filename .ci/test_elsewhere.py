@@ -9,7 +9,7 @@ import pytest
 
 from debian import Cron
 from restores import RESTORED, databases, restored, verifying
-from servers import Postgres, SeaweedFS, error_lines, temporary_folder
+from servers import Postgres, SeaweedFS, error_lines, server_folder
 from surroundings import FILLED, Scene, becomes_true
 from test_restore_passes import CRON, extension_of, scene_at
 from timescale import Timescale
@@ -27,7 +27,7 @@ FAR = """CREATE EXTENSION postgres_fdw; CREATE SERVER cold FOREIGN DATA WRAPPER 
 @pytest.mark.parametrize("away", [False, True], ids=["there", "away"])
 def test_rows_at_another_server_are_neither_asked_for_nor_counted(
         scene: Scene, new: str, away: bool) -> None:
-    with temporary_folder() as folder, Postgres(folder / "cold") as cold:
+    with server_folder() as folder, Postgres(folder / "cold") as cold:
         cold.sql("CREATE TABLE y2020 AS SELECT 2020 AS y, 'far' AS what FROM generate_series(1, 7)")
         scene.sql(FAR.format(port=cold.port, password=cold.password))
         assert scene.sql("SELECT count(*) FROM events") == "8"
@@ -70,7 +70,7 @@ def test_what_one_database_alone_can_have_comes_back_in_that_one(
 
 def test_pg_crons_jobs_come_back_and_that_its_scheduler_does_not_is_said(
         s3: SeaweedFS, tmp_path: Path) -> None:
-    with temporary_folder() as folder, Cron(folder) as server:
+    with server_folder() as folder, Cron(folder) as server:
         server.sql("CREATE DATABASE jobs")
         prefix = f"cron_{secrets.token_hex(4)}"
         scene = Scene(server, s3, tmp_path, "jobs", prefix)

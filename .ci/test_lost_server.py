@@ -9,7 +9,7 @@ from pathlib import Path
 
 from environment import EXECUTOR
 from readme import blocks, section
-from servers import executor_environment, temporary_folder
+from servers import executor_environment, server_folder
 from timescale import SENSORS_ROWS, Sensors, Timescale
 
 
@@ -25,7 +25,7 @@ def test_readmes_lines_lead_from_an_empty_server_to_policies_that_run(
     script = script.replace("python3 backup_executor.py", f"{sys.executable} {EXECUTOR}")
     script = script.replace("new.example.org", "127.0.0.1")
     script = script.replace("/secrets/postgres-password", "password")
-    with temporary_folder() as folder, Timescale(folder) as new:
+    with server_folder() as folder, Timescale(folder) as new:
         (tmp_path / "password").write_text(new.password + "\n")
         env = executor_environment({**sensors.settings, **settings}, str(tmp_path), 17)
         del env["DB_PASSWORD"]

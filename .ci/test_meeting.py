@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from restores import RESTORED, holding, restored, verifying
-from servers import Executor, Postgres, SeaweedFS, programs, temporary_folder
+from servers import Executor, Postgres, SeaweedFS, programs, server_folder
 from surroundings import FILLED, UNTIL, Scene, until_found
 from timescale import PAUSE, PAUSING, Sensors
 
@@ -138,7 +138,7 @@ def test_what_was_left_out_is_told_also_where_a_signal_ends_it(scene: Scene, new
 
 def test_the_lines_that_swap_the_database_postgres_are_run_in_another(
         scene: Scene, new: str) -> None:
-    with temporary_folder() as folder, Postgres(folder / "postgres") as server:
+    with server_folder() as folder, Postgres(folder / "postgres") as server:
         server.sql(FILLED)
         alone = Scene(server, scene.s3, scene.folder, "postgres", scene.prefix)
         alone.backup()
@@ -151,7 +151,7 @@ def test_the_lines_that_swap_the_database_postgres_are_run_in_another(
 def test_a_crash_of_the_server_as_it_fills_views_costs_nothing_else(
         backup_servers: tuple[Postgres, SeaweedFS], new: str) -> None:
     """What was not on its disk by then would be gone, and no error tells of that."""
-    with temporary_folder() as folder, Postgres(folder / "postgres") as server:
+    with server_folder() as folder, Postgres(folder / "postgres") as server:
         server.sql("ALTER SYSTEM SET wal_writer_delay = '10s'")
         server.sql("SELECT pg_reload_conf()")
         server.sql("CREATE DATABASE source")

@@ -28,7 +28,7 @@ from restores import (
     tablespaces,
     with_little_room,
 )
-from servers import Postgres, error_lines, run, temporary_folder
+from servers import Postgres, error_lines, run, server_folder
 from surroundings import FILLED, Generations, Scene, sha256_of
 
 
@@ -86,7 +86,7 @@ def test_each_table_is_counted_where_the_server_has_no_room_for_the_locks_of_all
         CREATE FOREIGN DATA WRAPPER none; CREATE SERVER away FOREIGN DATA WRAPPER none;
         CREATE FOREIGN TABLE cold PARTITION OF events FOR VALUES FROM (-9) TO (0) SERVER away""")
     (tmp_path / "a").write_bytes(archive(scene))
-    with temporary_folder() as folder, Postgres(folder / "small") as small:
+    with server_folder() as folder, Postgres(folder / "small") as small:
         for setting in ("max_connections = 10", "max_locks_per_transaction = 10",
                         "max_wal_senders = 0", "max_worker_processes = 0", "wal_level = minimal",
                         "autovacuum = off"):

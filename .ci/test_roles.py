@@ -28,6 +28,7 @@ from servers import (
     client_programs,
     error_lines,
     programs,
+    server_folder,
     temporary_folder,
 )
 from surroundings import FILLED, Generations, Scene, sha256_of
@@ -69,7 +70,7 @@ def as_backup(scene: Scene) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def lost() -> Iterator[Postgres]:
     """A server with a database and roles of its own."""
-    with temporary_folder() as folder, Postgres(folder / "postgres") as server:
+    with server_folder() as folder, Postgres(folder / "postgres") as server:
         server.sql("CREATE DATABASE shop; CREATE DATABASE other")
         server.sql(f"{FILLED}; {PEOPLE}", "shop")
         yield server
@@ -581,7 +582,7 @@ def roles(server: Postgres) -> dict[str, Any]:
 @pytest.mark.parametrize("version", [15, 16, 17])
 def test_the_roles_that_a_server_lacks_are_made_and_no_others(shop: Scene, version: int) -> None:
     name, theirs = shop.backup()["filename"], roles(shop.postgres)
-    with temporary_folder() as folder, Postgres(folder / "new", version) as server:
+    with server_folder() as folder, Postgres(folder / "new", version) as server:
         server.sql("CREATE ROLE stranger PASSWORD 'of here'; CREATE ROLE local")
         before = roles(server)
         ran = restored(shop, name, "--database", "shop", "--roles", **at(server),
@@ -635,7 +636,7 @@ DROP DATABASE shop;
 """
     name = shop.backup()["filename"]
     bring(shop, name, script)
-    with temporary_folder() as folder, Postgres(folder / "new") as server:
+    with server_folder() as folder, Postgres(folder / "new") as server:
         ran = restored(shop, name, "--database", "shop", "--roles", status=1, **at(server))
         errors = error_lines(ran.stderr)
         assert [re.findall(r'msg="(.*?): not done: (.*)"$', line) for line in errors] == [
@@ -665,7 +666,7 @@ def test_a_database_is_not_begun_where_a_role_that_it_takes_is_not_brought_or_re
     name = shop.backup()["filename"]
     app = "CREATE ROLE app;\nALTER ROLE app WITH LOGIN;\n"
     owner = "CREATE ROLE owner;\nALTER ROLE owner WITH TELEPATHY PASSWORD 'secret word';\n"
-    with temporary_folder() as folder, Postgres(folder / "new") as server:
+    with server_folder() as folder, Postgres(folder / "new") as server:
         before = roles(server)
         bring(shop, name, app)
         error = refused(shop, name, "--database", "shop", "--roles", **at(server))
@@ -683,7 +684,7 @@ def test_no_role_is_made_for_a_restore_that_cannot_be(shop: Scene) -> None:
     body, metadata = bytearray(shop.objects()[name]), shop.head(name)["Metadata"]
     body[-1] ^= 1
     shop.put(name, bytes(body), **metadata)
-    with temporary_folder() as folder, Postgres(folder / "new") as server:
+    with server_folder() as folder, Postgres(folder / "new") as server:
         before = roles(server)
         assert "damaged" in refused(shop, name, "--database", "shop", "--roles", **at(server))
         assert "lacks these roles" in refused(

@@ -29,7 +29,7 @@ from servers import (
     client_programs,
     error_lines,
     programs,
-    temporary_folder,
+    server_folder,
 )
 from surroundings import FILLED, Generations, Scene
 from test_going_on import program
@@ -228,7 +228,7 @@ def test_a_role_that_may_read_no_mappings_does_not_say_that_they_are_whole(scene
 
 def test_the_rows_that_a_standby_has_not_got_are_said_to_be_missing(scene: Scene) -> None:
     """A standby refuses sessions of which a database says that they are serializable."""
-    with temporary_folder() as folder, Postgres(folder / "primary") as primary:
+    with server_folder() as folder, Postgres(folder / "primary") as primary:
         standby = Postgres(folder / "standby", password=primary.password)
         primary.sql(f"{FILLED}; CREATE UNLOGGED TABLE quick AS SELECT 1 AS i")
         primary.sql("ALTER DATABASE postgres SET default_transaction_isolation = serializable")
@@ -315,7 +315,7 @@ def test_a_reason_is_told_however_many_tables_a_statement_names(scene: Scene) ->
 
 
 def test_check_warns_where_there_are_more_relations_than_room_for_locks(scene: Scene) -> None:
-    with temporary_folder() as folder, Postgres(folder / "small") as server:
+    with server_folder() as folder, Postgres(folder / "small") as server:
         server.sql("ALTER SYSTEM SET max_locks_per_transaction = 10")
         server.sql("ALTER SYSTEM SET max_connections = 12")
         server.stop()

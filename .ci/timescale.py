@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Postgres, S3Server, SeaweedFS, temporary_folder
+from servers import Postgres, S3Server, SeaweedFS, server_folder, temporary_folder
 from surroundings import Scene
 
 # No package registry has TimescaleDB. This extension of its name is awkward where it is: it wants
@@ -316,7 +316,7 @@ class Sensors(Scene):
 
 @pytest.fixture(scope="session")
 def timescale() -> Iterator[Timescale]:
-    with temporary_folder() as folder, Timescale(folder) as server:
+    with server_folder() as folder, Timescale(folder) as server:
         yield server
 
 
