@@ -8606,8 +8606,10 @@ phase and bytes while it runs:
                        hidden, not removed (the bucket keeps it as an old version)
 
 What no dump holds: the server's other databases; rows of foreign tables; what was added to
-PostgreSQL's own objects, or to an extension's tables. Nor does a backup see that a sequence's value
-changed meanwhile, or that a schema or type was changed and changed back within ten seconds.
+PostgreSQL's own objects, or to an extension's tables; by what citext is compared in JOIN … USING,
+IS DISTINCT FROM, NULLIF and CASE, as views, triggers and policies have them: restored, these heed
+case. Nor does a backup see that a sequence's value changed meanwhile, or that a schema or type was
+changed and changed back within ten seconds.
 
 With --keep-until a backup stays until that day is over, by TZ, or forever, and counts as none of
 FULL_BACKUPS and KEEP_…; then it is like any other. Label and day are in the object's metadata
