@@ -1004,6 +1004,14 @@ def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) ->
 CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (?!warning|error).*\n)*"
 
 
+def warned(step: str, program: str, stderr: bytes) -> list[str]:
+    """What a program that has done its work warns of, which is logged."""
+    said = excerpt(re.sub(CIRCULAR, b"", stderr))
+    if said:
+        log("warning", f"{program} warns", Step=step, Said=said)
+    return [said] if said else []
+
+
 def run(
     step: str,
     argv: Sequence[str],
@@ -1014,13 +1022,14 @@ def run(
     heed: list[str] | None = None,
     stdin: bytes = b"",
     errors: Any = subprocess.PIPE,
+    slowest: float = 1,
 ) -> str:
     """Run a program to its end; its stdout.
 
     database: where it connects to, if it does; options: of libpq there. timeout: seconds. tick: is
-    called each second meanwhile, more often at first; what it raises stops the program. heed: what
-    it warns of, if all goes well, is logged and added here. stdin: what it reads there. errors: an
-    empty file for its stderr, which others may read meanwhile.
+    called each second meanwhile (each SLOWEST), more often at first; what it raises stops the
+    program. heed: what it warns of, if all goes well, is logged and added here. stdin: what it
+    reads there. errors: an empty file for its stderr, which others may read meanwhile.
 
     Raises Failure, with the program's own words, unless it exits with 0.
     """
@@ -1037,7 +1046,7 @@ def run(
                 stdout, stderr = program.communicate(timeout=pause)
                 break
             except subprocess.TimeoutExpired:
-                pause = min(pause * 1.5, 1)
+                pause = min(pause * 1.5, slowest)
             if tick:
                 tick()
             where = f" from {database.host}:{database.port}" if database else ""
@@ -1051,10 +1060,8 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(not status, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
-    warnings = excerpt(re.sub(CIRCULAR, b"", stderr))
-    if heed is not None and warnings:
-        log("warning", f"{argv[0]} warns", Step=step, Said=warnings)
-        heed.append(warnings)
+    if heed is not None:
+        heed += warned(step, argv[0], stderr)
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
 
@@ -6720,9 +6727,10 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
                 if amiss is not None:
                     refusals.look()
 
-            what = [*stops, *how, chosen, *archive.options, archive.path]
+            what = [*argv, *stops, *how, chosen, *archive.options, archive.path]
             try:
-                run("Restoring", [*argv, *what], target, options, tick=look, errors=errors)
+                # Where there is no room, three workers had failed 200 times within a second.
+                run("Restoring", what, target, options, tick=look, errors=errors, slowest=0.03)
             except Failure as error:
                 ignored = str(error).rpartition("errors ignored on restore: ")[2]
                 if known and ignored == str(times):
@@ -7504,7 +7512,8 @@ def finish_restore(
     """
     archive = source.archive
     if new.amiss:
-        log("warning", "What was restored is not whole: it is kept", Database=new.scratch)
+        text = "What was restored is not whole: it is kept"
+        log("warning", text, Database=new.scratch, Refused=len(new.amiss))
         left[:0] = new.amiss[:MOST_REFUSED]
         if more := len(new.amiss[MOST_REFUSED:]):
             left.append(f"not restored: {more} more")

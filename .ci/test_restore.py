@@ -40,7 +40,7 @@ def test_the_summary_counts_what_is_there(scene: Scene, new: str) -> None:
               if "rows" in print_ and "split_" not in table}  # partitions count with their parent
     assert {**tables, "public.split": "1000"} == {
         table: count for count, table in re.findall(r"(?m)^ *(\d+)  (\S.*)$", said)}
-    for fact in (name, new, "6 tables", "4591 rows", "seconds", "checked"):
+    for fact in (name, new, "6 tables", "4591 rows", "second", "checked"):
         assert fact in said
     size = int(scene.postgres.sql("SELECT pg_database_size(current_database())", new))
     [told] = re.findall(r"(\d+) bytes", said)
