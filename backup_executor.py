@@ -1220,6 +1220,14 @@ class Backup(NamedTuple):
         return urllib.parse.unquote(self.known.get("label", ""))
 
     @property
+    def before(self) -> list[str]:
+        """Names of the last ones before shrinks that were normal when it was made, as few as fit.
+
+        Whatever somebody wrote there, it is passed on: AWS has room for 2 kB of metadata.
+        """
+        return re.findall(r"backup_[0-9]{1,18}\.bak(?:\.age)?", self.known.get("before", ""))[:12]
+
+    @property
     def encrypted(self) -> bool:
         """Whether it is, by its name."""
         return self.key.endswith(AGE)
@@ -1833,7 +1841,7 @@ def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup
     """Add to those BEFORE shrinks those that the last good one names; what is normal since them."""
     normal = set[str]()
     for each in backups:
-        last, told = good[-1], good[-1].known.get("before", "").split()
+        last, told = good[-1], good[-1].before
         if os.path.basename(each.key) in told and smaller(each, last, 2) and each not in before:
             before.append(each)
         if each.known.get("after") in told and not smaller(last, each, 2):
@@ -3034,7 +3042,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     last = last_steady(s3, newest)
     if last:
         dump.after = os.path.basename(last.key)
-        dump.before = (newest if "before" in newest.known else last).known.get("before", "")
+        dump.before = " ".join((newest if newest.before else last).before)
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     step = "Ending sessions of an earlier run"
@@ -3107,8 +3115,8 @@ def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: i
     judged = judge(proven(found, newest.server, newest.database), verdicts, nights, time.time())
     if newest.key in judged.doubts:
         return newest
-    before = [os.path.basename(each.key) for each in judged.before]
-    told = {"steady": str(newest.size), "before": " ".join(before[:20])}  # AWS has room for 2 kB
+    before = " ".join(os.path.basename(each.key) for each in judged.before)
+    told = {"steady": str(newest.size), "before": before}
     return newest._replace(metadata=newest.known | told)
 
 

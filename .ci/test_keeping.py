@@ -76,7 +76,7 @@ def following(seconds: int, size: int, ours: list[Backup], verdicts: Any, keep: 
         last = [newest] if backup_executor.is_steady(newest) else [
             each for each in ours if name(each) == newest.known.get("after")]
         for good in last:
-            more["before"] = {**good.known, **newest.known}.get("before", "")
+            more["before"] = " ".join((newest if newest.before else good).before)
             more |= {"steady": size} if size * 2 >= good.size else {"after": name(good)}
     return made(seconds, size, **more)
 
@@ -322,6 +322,23 @@ def test_what_empties_just_as_a_shrink_has_become_normal_costs_not_the_last_one_
             assert ours[0].size == 1000
             assert all(each.size == 5 for each in ours if each.key in doubts) or len(ours) < 10
         assert {each.size for each in ours if each.key in doubts} <= {5}
+
+
+def test_what_was_emptied_before_a_shrink_became_normal_stays_doubtful() -> None:
+    large, *rest = made(1, 1000, steady=1000), made(2, 450, after="backup_1.bak"), made(
+        3, 5, after="backup_1.bak"), made(4, 440, steady=440, before="backup_1.bak")
+    judged = judge([large, *rest], {}, 3, 0)
+    assert (judged.doubts, judged.before) == ({rest[1].key}, [large])
+
+
+def test_no_more_of_what_is_told_to_be_before_is_passed_on_than_fits(scene: Scene) -> None:
+    """Whatever an object's metadata say: S3 takes 2 kB of them."""
+    first = scene.backup()
+    told = {**scene.head(first["filename"])["Metadata"], "steady": str(first["size"])}
+    later, body = f"backup_{int(time.time()) + 9}.bak", scene.objects()[first["filename"]]
+    scene.put(later, body, **told | {"before": "backup_%s.bak " % ("9" * 18) * 30 + "x" * 300})
+    passed = scene.head(scene.backup()["filename"])["Metadata"]["before"]
+    assert passed.split() == [f"backup_{'9' * 18}.bak"] * 12
 
 
 def test_another_databases_larger_backups_say_nothing_of_this_one() -> None:
