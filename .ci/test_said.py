@@ -255,11 +255,11 @@ def test_what_s3_refuses_is_named_with_the_settings_to_look_at(
 
 
 @pytest.mark.parametrize(("how", "says"), [
-    ("__version__ = '1.35.99'", r"boto3 1\.35\.99 is too old: install boto3 1\.36 or later for /"),
+    ("__version__ = '1.35.99'", r"core 1\.35\.99 is too old: install boto3 1\.36 or later for /"),
     ("import nothing_like_it", r"No module named 'nothing_like_it': install boto3 1\.36 or later")])
 def test_a_boto3_that_is_too_old_or_missing_is_named_with_the_version_that_is_needed(
         scene: Scene, tmp_path: Path, how: str, says: str) -> None:
-    (tmp_path / "boto3.py").write_text(how)
+    (tmp_path / "botocore.py").write_text(how)
     said = one_error(scene.run("list", status=1, PYTHONPATH=str(tmp_path)))
     assert re.search(says, said), said
 
