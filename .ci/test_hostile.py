@@ -271,6 +271,21 @@ def test_something_else_that_answers_in_a_servers_place_is_named_with_the_step(
     assert scene.files() == [] and not scene.objects()
 
 
+def test_a_dump_beside_which_its_tables_could_not_be_read_is_made_again(
+        scene: Scene, tmp_path: Path) -> None:
+    """They are read while pg_dump runs: it has the snapshot by then."""
+    real = client_programs()[0]
+    path = programs(tmp_path / "odd", psql=f"""#!/bin/bash
+        asked=$(cat)
+        case $asked in *{asking("pg_export_snapshot")}*)
+            exec > >(sed -u '3s/.*/gateway/') ;; esac
+        {PASSING_ON.format(real)}""")
+    result = scene.backup(PATH=path, BACKUP_TIME_SCALE="0.01")
+    [why] = result["made_again"]
+    assert re.match("Reading the tables: .* cannot be read: 'gateway", why)
+    same_databases(scene, scene.restored(result["filename"]))
+
+
 ODD_METADATA = [{"database": "%0a%1b[31m%ff"}, {"sha256": ""}, {"pg-dump": "9" * 5000},
                 {"pg-dump": "%"}, {"tables": "x"}, {"timescaledb": "1'; SELECT 1; --"},
                 {"system-identifier": "\u00e9\u202e"}]
