@@ -992,11 +992,16 @@ def excerpt(stderr: bytes) -> str:
     return f"{said[:2048]} […] {said[-2048:]}"
 
 
-def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) -> bytes:
-    """What a program prints up to a word; less, if it ends, or says nothing for so many seconds."""
+def said_until(
+    program: subprocess.Popen[bytes], word: bytes, seconds: float, most: int = BLOCK
+) -> bytes:
+    """What a program prints up to a word; less, if it ends, or says nothing for so many seconds.
+
+    most: bytes to read at a time; 1 where it goes on behind the word.
+    """
     said, pipe = b"", program.stdout
     while pipe and not said.endswith(word) and select.select([pipe], [], [], seconds)[0]:
-        more = os.read(pipe.fileno(), BLOCK)
+        more = os.read(pipe.fileno(), most)
         if not more:
             break
         said += more
@@ -2705,7 +2710,7 @@ def hold(
         if session.stdin:
             with suppress(BrokenPipeError), session.stdin as pipe:
                 pipe.write(script(*statements, *then))
-        return session, said_until(session, HELD, patience)
+        return session, said_until(session, HELD, patience, 1)
     except BaseException:
         stop(session, signal.SIGINT)
         raise
