@@ -3295,7 +3295,8 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     database = s.database()
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", f"--dbname={ALIVE}", "--no-password", "-Fc", "-f", dump.partial]
-    command += ["--lock-wait-timeout=300s", f"--compress={dump.compression}"]
+    # Its locks are not to wait for the disk: `seal` does.
+    command += ["--no-sync", "--lock-wait-timeout=300s", f"--compress={dump.compression}"]
     if server.rehashed:  # else rows come back to a partition that refuses them
         command.append("--load-via-partition-root")
     options = f"{UNHINDERED} {gone_client(server)}"
@@ -3340,8 +3341,15 @@ def read_contents(dump: Dump) -> list[tuple[str, str]]:
     return re.findall(TABLES, listed)
 
 
+def flush(path: str) -> None:
+    """Have a file on the disk. Raises OSError."""
+    with placing(path), open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def seal(server: Server, dump: Dump, took: int, tables: int) -> None:
     """Note what the archive is: from now on no crash costs it. Raises OSError."""
+    flush(dump.partial)
     dump.save(
         exectime_backup=took,
         size=os.path.getsize(dump.partial),
@@ -3379,8 +3387,8 @@ def encrypt(s: Settings, dump: Dump) -> None:
             with suppress(OSError):
                 os.unlink(dump.draft)
             raise
+        flush(dump.draft)
         with open(dump.draft, "rb") as file:
-            os.fsync(file.fileno())
             sha256, size = digest_of(file), file.tell()
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
         roles = dump.roles_sql
@@ -3929,13 +3937,15 @@ def add(p: Point, q: Point) -> Point:
     return x, (slope * (px - x) - py) % FIELD
 
 
-# The generator times 1, 2, 4, …: with them a signature takes 6 ms, without 20.
-DOUBLES = list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
+@functools.cache
+def doubles() -> list[Point]:
+    """The generator times 1, 2, 4, …: with them a signature takes 2 ms, without 7."""
+    return list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
 
 
 def multiply(scalar: int) -> Point:
     """The generator times a number, 1 to ORDER - 1."""
-    return functools.reduce(add, [p for bit, p in enumerate(DOUBLES) if scalar >> bit & 1])
+    return functools.reduce(add, [p for bit, p in enumerate(doubles()) if scalar >> bit & 1])
 
 
 def identity(key: int) -> str:

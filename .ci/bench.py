@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import boto3
 
@@ -26,7 +26,7 @@ from colonies import SUCCESS, Standin
 from debian import unpacked
 from environment import FRONT, cache_lock, make_environment
 from link import FAR, lacking, line, speed_of
-from measuring import Ran, Watch, cpu_of, measured
+from measuring import Ran, Watch, by_turns, cpu_of, measured
 from proxies import FOREVER, PART, Proxy, through
 from readme import markdown
 from servers import (
@@ -110,7 +110,6 @@ def synthetic_programs(folder: Path, size: int) -> str:
 
 
 OURS = "ours"
-Answer = TypeVar("Answer")
 
 
 class Sample(NamedTuple):
@@ -428,7 +427,8 @@ def measure_whole(bench: Bench, size: float) -> Iterator[Sample]:
                     yield Sample(f"{size:g} GB: whole backup", ours.seconds, "s", build,
                                  bench.backup(server).seconds)
             assert ours.dumped
-            same = [each for each in ours.dumped.arguments if not each.startswith("--snapshot=")]
+            same = [each for each in ours.dumped.arguments
+                    if not each.startswith(("--snapshot=", "--no-sync"))]  # as people do it
             same[same.index("-f") + 1] = bench.archive
             [alone] = first or [bench.dump(*same)]
             yield from compare(bench, s3, f"{size:g} GB", ours, *alone)
@@ -619,13 +619,6 @@ def measure_tables(bench: Bench, _: float) -> Iterator[Sample]:
                          0 if other in bench.builds else 1.15)
     yield from opened(bench, "tables", f"{many} tables", bench.times(2))
     bench.postgres.run("dropdb", "tables")
-
-
-def by_turns(turn: int, ways: dict[str, Callable[[], Answer]]) -> dict[str, Answer]:
-    """What each of WAYS returns, each time another first: none has the quieter moment."""
-    names = [*ways]
-    first = turn % len(names)
-    return {name: ways[name]() for name in (*names[first:], *names[:first])}
 
 
 def whole_of_tables(bench: Bench, build: str) -> float:

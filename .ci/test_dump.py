@@ -172,6 +172,23 @@ os.register_at_fork(before=forking)
     assert "stopped by SIGTERM" in ran.stderr and scene.files() == [] and not scene.objects()
 
 
+def test_an_archive_is_on_the_disk_before_anything_vouches_for_it(
+        scene: Scene, tmp_path: Path) -> None:
+    """What the kernel could not write is known at this moment alone."""
+    (tmp_path / "sitecustomize.py").write_text("""import errno, os
+real = os.fsync
+def fsync(file):
+    name = os.readlink(f"/proc/self/fd/{file}")
+    if name.endswith(".bak.partial"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    real(file)
+os.fsync = fsync
+""")
+    ran = scene.run("backup", status=1, PYTHONPATH=str(tmp_path))
+    assert re.search(r"\.bak\.partial: Input/output error \(BACKUP_PATH", ran.stderr)
+    assert scene.files() == [] and not scene.objects()
+
+
 def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_copies_is_seen(
         slow: Scene) -> None:
     assert slow.postgres.program
