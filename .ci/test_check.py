@@ -151,6 +151,12 @@ def test_check_says_of_a_bucket_that_is_not_there_that_a_backup_makes_it(scene: 
         "check", "--max-age", "26", status=1, AWS_S3_BUCKET_NAME=name).stdout
 
 
+def test_check_warns_of_a_prefix_under_which_the_server_lists_nothing(scene: Scene) -> None:
+    said = scene.run("check", AWS_S3_PREFIX=f"{scene.prefix}\\db").stdout  # "/" to SeaweedFS
+    [line, _] = lines_of(said, "bucket")
+    assert line.startswith("warn") and "not in its listing: look at AWS_S3_PREFIX" in line
+
+
 def test_check_names_a_finished_dump_that_waits_for_s3(scene: Scene, meddler: Proxy) -> None:
     meddler.reply(COMPLETING, FORBIDDEN, 9)
     scene.failure(**through(meddler, 0.001))

@@ -19,8 +19,9 @@ INDEX = backup_executor.INDEX
 LOOKS = backup_executor.LOOKS
 HEAD = rb"^HEAD \S*/backup_\d+\.bak "
 # What each command asked for before there was an index, its parts aside: with the server's roles
-# and without, where the backup, or the proof, is of the newest of three.
-BEFORE = {"backup": 22, "list": 5, "verify": 9, "check": 7, "restore": 5}
+# and without, where the backup, or the proof, is of the newest of three. `check` has come to look
+# whether the listing shows what it wrote.
+BEFORE = {"backup": 22, "list": 5, "verify": 9, "check": 8, "restore": 5}
 ALONE = BEFORE | {"backup": 13, "verify": 8}
 
 

@@ -172,6 +172,21 @@ os.register_at_fork(before=forking)
     assert "stopped by SIGTERM" in ran.stderr and scene.files() == [] and not scene.objects()
 
 
+def test_no_session_of_a_backup_compiles_its_queries(scene: Scene) -> None:
+    """The sessions are seen by a trigger of the database's."""
+    scene.sql("""CREATE TABLE logins (who text, jit text);
+        CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF current_setting('application_name') LIKE 'colonies-%' THEN
+                INSERT INTO public.logins VALUES (current_setting('application_name'),
+                    current_setting('jit'));
+            END IF; END $$;
+        CREATE EVENT TRIGGER note ON login EXECUTE FUNCTION note()""")
+    scene.backup()
+    seen = scene.sql("SELECT DISTINCT jit FROM logins"), int(scene.sql(
+        "SELECT count(*) FROM logins"))
+    assert seen[0] == "off" and seen[1] > 5
+
+
 def test_an_archive_is_on_the_disk_before_anything_vouches_for_it(
         scene: Scene, tmp_path: Path) -> None:
     """What the kernel could not write is known at this moment alone."""
