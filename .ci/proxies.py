@@ -561,10 +561,10 @@ def s3_faults(elsewhere: int) -> list[Fault]:
         refused("403 Forbidden", "AccessDenied", 1, lasting=True),
         refused("501 Not Implemented", "NotImplemented", 2, lasting=True),
         # Once: then it is another upload's turn, or one without a condition, which a server may
-        # not know. A part is not sent again: its upload is for the next run to begin anew.
-        refused("404 Not Found", "NoSuchUpload", 1, "uploadId"),
-        refused("404 Not Found", "NoSuchUpload", 1, "partNumber", lasting=True),
-        refused("501 Not Implemented", "NotImplemented", 1, "uploadId")]
+        # not know. Of a part twice: the second upload is for the next run to begin anew.
+        refused("404 Not Found", "NoSuchUpload", 1, "uploadId|partNumber"),
+        refused("404 Not Found", "NoSuchUpload", 2, "partNumber", lasting=True),
+        refused("501 Not Implemented", "NotImplemented", 1, "uploadId|partNumber")]
 
 
 def colonies_faults(elsewhere: int) -> list[Fault]:

@@ -226,7 +226,7 @@ def test_any_small_number_of_open_files_is_enough_or_a_clear_failure(
         else:
             error = one_error(ran)
         assert re.search("Too many open files|Could not connect", error)
-        assert databases(scene.postgres) == before
+        assert databases(scene.postgres) == before, ran.stderr
     assert number > 6 and ran.returncode == 0
     names = [name for name in scene.objects() if name.endswith(".bak")]
     assert len(names) == (2 if command == ["backup"] else 1)
