@@ -3108,13 +3108,14 @@ def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: i
     """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
 
     So it is where an older version made it, there was none before, or all that it was too small
-    beside are gone, are other databases', or were before a shrink that is normal by now.
+    beside are gone, are of other names, or were before a shrink that is normal by now.
     """
     last = newest.known.get("after")
     for each in found:
         large = each.size > 2 * newest.size or os.path.basename(each.key) == last
-        if large and not each.known.get("sha256"):
-            return newest  # it may be this database's
+        other = each.database != newest.database or each.server == newest.server
+        if large and not (other and each.known.get("sha256")):
+            return newest  # it may be this database's, as a server that was lost had it
     judged = judge(proven(found, newest.server, newest.database), verdicts, nights, time.time())
     if newest.key in judged.doubts:
         return newest
