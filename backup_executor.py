@@ -2572,7 +2572,7 @@ LOOK = """SELECT json_build_object('database', current_database(),
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
     'reads_passwords', has_table_privilege('pg_authid', 'SELECT'),
     'rehashed', EXISTS (SELECT FROM pg_partitioned_table, pg_opclass o WHERE partstrat = 'h'
-        AND o.oid = ANY (partclass) AND opcname IN ('array_ops', 'record_ops', 'oid_ops')),
+        AND o.oid = ANY (partclass) AND opcname ~ '^(array|record|oid|(multi)?range)_ops'),
     'search_path', current_setting('search_path'))"""
 # What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
 # read mappings, too; others see none of their options, if they have any.
