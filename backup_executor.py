@@ -1841,11 +1841,11 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
 
 
 def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
-    """Add to those BEFORE shrinks those that the last good one names; what is normal since them."""
-    normal = set[str]()
+    """Add to those BEFORE shrinks those that good ones name; what is normal since them."""
+    normal, told = set[str](), {name for each in good for name in each.before}
     for each in backups:
-        last, told = good[-1], good[-1].before
-        if os.path.basename(each.key) in told and smaller(each, last, 2) and each not in before:
+        named, last = os.path.basename(each.key) in told, good[-1]
+        if named and smaller(each, last, 2) and each not in before:
             before.append(each)
         if each.known.get("after") in told and not smaller(last, each, 2):
             normal.add(each.key)
@@ -1853,8 +1853,11 @@ def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup
 
 
 def is_steady(backup: Backup) -> bool:
-    """Whether its metadata, not another's that were copied, say that it was good when made."""
-    return backup.known.get("steady") == str(backup.size)
+    """Whether its metadata, not another's that were copied, say that it was good when made.
+
+    Since a shrink by another word: older versions would let those before go.
+    """
+    return str(backup.size) in (backup.known.get("steady"), backup.known.get("normal"))
 
 
 def is_sound(before: Rows, rows: Rows | None) -> bool:
@@ -3681,7 +3684,7 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["compression"] = dump.compression
     size = dump.plain_size or dump.size
     if dump.steady_from is not None and size >= dump.steady_from:
-        metadata["steady"] = str(dump.size)
+        metadata["normal" if dump.before else "steady"] = str(dump.size)
     elif dump.after:
         metadata["after"] = dump.after
     if dump.before:
