@@ -3507,7 +3507,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
-    pauses, why = itertools.chain([0.0], backoff()), ""
+    pauses, why, again = itertools.chain([0.0], backoff()), "", True
     end = FOREVER  # for completing it there, from the first attempt on
     while True:
         key = s3.key(f"backup_{seconds}.bak{dump.ending}")
@@ -3522,7 +3522,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             if not roles_beside(s3, dump, key):
                 seconds += 1  # nor is that
                 continue
-            parts = send_parts(s3, dump, key)
+            parts, end = send_parts(s3, dump, key), FOREVER
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
@@ -3532,8 +3532,8 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             why = "S3 took it, and does not show it"
         except S3Failure as error:
             why = str(error)
-            if error.status == 404:
-                parts = {}  # it is gone: send again if no object is there
+            if error.status == 404:  # it is gone: send again, once, if no object is there
+                parts, again = {} if again else parts, False
             elif error.status == 501 and condition:
                 condition = {}  # this server knows none
             elif not error.again:
