@@ -1841,11 +1841,11 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
 
 
 def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
-    """Add to those BEFORE shrinks those that the last good one names; what is normal since them."""
-    normal = set[str]()
+    """Add to those BEFORE shrinks those that good ones name; what is normal since them."""
+    normal, told = set[str](), {name for each in good for name in each.before}
     for each in backups:
-        last, told = good[-1], good[-1].before
-        if os.path.basename(each.key) in told and smaller(each, last, 2) and each not in before:
+        named, last = os.path.basename(each.key) in told, good[-1]
+        if named and smaller(each, last, 2) and each not in before:
             before.append(each)
         if each.known.get("after") in told and not smaller(last, each, 2):
             normal.add(each.key)
@@ -1853,8 +1853,11 @@ def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup
 
 
 def is_steady(backup: Backup) -> bool:
-    """Whether its metadata, not another's that were copied, say that it was good when made."""
-    return backup.known.get("steady") == str(backup.size)
+    """Whether its metadata, not another's that were copied, say that it was good when made.
+
+    Since a shrink by another word: older versions would let those before go.
+    """
+    return str(backup.size) in (backup.known.get("steady"), backup.known.get("normal"))
 
 
 def is_sound(before: Rows, rows: Rows | None) -> bool:
@@ -2572,7 +2575,7 @@ LOOK = """SELECT json_build_object('database', current_database(),
     FROM pg_database WHERE NOT datistemplate AND datname <> current_database()),
     'reads_passwords', has_table_privilege('pg_authid', 'SELECT'),
     'rehashed', EXISTS (SELECT FROM pg_partitioned_table, pg_opclass o WHERE partstrat = 'h'
-        AND o.oid = ANY (partclass) AND opcname IN ('array_ops', 'record_ops', 'oid_ops')),
+        AND o.oid = ANY (partclass) AND opcname ~ '^(array|record|oid|(multi)?range)_ops'),
     'search_path', current_setting('search_path'))"""
 # What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
 # read mappings, too; others see none of their options, if they have any.
@@ -3505,7 +3508,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
     parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
-    pauses, why = itertools.chain([0.0], backoff()), ""
+    pauses, why, again = itertools.chain([0.0], backoff()), "", True
     end = FOREVER  # for completing it there, from the first attempt on
     while True:
         key = s3.key(f"backup_{seconds}.bak{dump.ending}")
@@ -3520,7 +3523,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             if not roles_beside(s3, dump, key):
                 seconds += 1  # nor is that
                 continue
-            parts = send_parts(s3, dump, key)
+            parts, end = send_parts(s3, dump, key), FOREVER
             continue
         require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
@@ -3530,8 +3533,8 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             why = "S3 took it, and does not show it"
         except S3Failure as error:
             why = str(error)
-            if error.status == 404:
-                parts = {}  # it is gone: send again if no object is there
+            if error.status == 404:  # it is gone: send again, once, if no object is there
+                parts, again = {} if again else parts, False
             elif error.status == 501 and condition:
                 condition = {}  # this server knows none
             elif not error.again:
@@ -3682,7 +3685,7 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["compression"] = dump.compression
     size = dump.plain_size or dump.size
     if dump.steady_from is not None and size >= dump.steady_from:
-        metadata["steady"] = str(dump.size)
+        metadata["normal" if dump.before else "steady"] = str(dump.size)
     elif dump.after:
         metadata["after"] = dump.after
     if dump.before:

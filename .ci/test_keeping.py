@@ -77,7 +77,8 @@ def following(seconds: int, size: int, ours: list[Backup], verdicts: Any, keep: 
             each for each in ours if name(each) == newest.known.get("after")]
         for good in last:
             more["before"] = " ".join((newest if newest.before else good).before)
-            more |= {"steady": size} if size * 2 >= good.size else {"after": name(good)}
+            word = "normal" if more["before"] else "steady"
+            more |= {word: size} if size * 2 >= good.size else {"after": name(good)}
     return made(seconds, size, **more)
 
 
@@ -329,6 +330,19 @@ def test_what_was_emptied_before_a_shrink_became_normal_stays_doubtful() -> None
         3, 5, after="backup_1.bak"), made(4, 440, steady=440, before="backup_1.bak")
     judged = judge([large, *rest], {}, 3, 0)
     assert (judged.doubts, judged.before) == ({rest[1].key}, [large])
+
+
+def test_what_an_older_version_makes_after_a_shrink_costs_not_the_last_one_before() -> None:
+    """It knows no word but `steady`, and tells nothing of a shrink."""
+    ours = [made(1, 1000, steady=1000), made(2, 450, after="backup_1.bak"),
+            made(3, 450, normal=450, before="backup_1.bak"), made(4, 450)]
+    judged = judge(ours, {}, 2, 0)
+    assert (judged.doubts, judged.before, judged.last) == (set(), ours[:1], ours[3])
+    older = [each._replace(metadata={word: text for word, text in each.known.items()
+                                     if word not in ("normal", "before")}) for each in ours]
+    for verdicts in {}, {"backup_3.bak": verdict()}:
+        whys = retained(older, verdicts, Keep(1), 0)
+        assert whys["p/backup_1.bak"]
 
 
 def test_no_more_of_what_is_told_to_be_before_is_passed_on_than_fits(scene: Scene) -> None:
@@ -626,7 +640,8 @@ def test_a_lasting_shrink_is_the_new_normal_once_it_restores_and_an_emptied_one_
         assert len(said) == (0 if night else 2), said
         assert large[1] in proof.objects() and large[0] not in proof.objects()
         told = proof.head(last["filename"])["Metadata"]
-        assert (told["steady"], told["before"]) == (str(last["size"]), large[1])
+        assert (told["normal"], told["before"]) == (str(last["size"]), large[1])
+        assert "steady" not in told  # to an older version, which would let the large one go
     assert not any(row["doubtful"] for row in listed(proof).values())
     assert proof.report(**there)["object"].endswith(last["filename"])
     proof.sql("DELETE FROM t; VACUUM FULL t")

@@ -152,14 +152,17 @@ def test_the_rows_of_each_kind_of_table_are_compared_with_the_archives(
 
 
 @pytest.mark.parametrize(("of", "a_row"), [
-    ("kind[]", "ARRAY[k]"), ("pair", "(k, 1)::pair"), ("regclass", "k::text::regclass")])
+    ("kind[]", "ARRAY[k]"), ("pair", "(k, 1)::pair"), ("regclass", "k::text::regclass"),
+    ("kinds", "kinds(k, k, '[]')"), ("kindss", "kindss(kinds(k, k, '[]'))")])
 def test_rows_come_back_whose_place_depends_on_numbers_of_the_server(
         scene: Scene, new: str, of: str, a_row: str) -> None:
     """All of them would be where they were once in 2**32 times."""
     names = [f"table_{number}" for number in range(32)]
     scene.sql("; ".join(f"CREATE TABLE {name} ()" for name in names))
     scene.sql(f"""CREATE TYPE kind AS ENUM ('{"', '".join(names)}');
-        CREATE TYPE pair AS (k kind, i int); CREATE TABLE hashed (a {of}) PARTITION BY HASH (a);
+        CREATE TYPE pair AS (k kind, i int);
+        CREATE TYPE kinds AS RANGE (SUBTYPE = kind, MULTIRANGE_TYPE_NAME = kindss);
+        CREATE TABLE hashed (a {of}) PARTITION BY HASH (a);
         CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
         CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1);
         INSERT INTO hashed SELECT {a_row} FROM unnest(enum_range(NULL::kind)) k""")

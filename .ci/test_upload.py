@@ -365,13 +365,13 @@ def test_an_object_that_appears_at_the_last_moment_is_not_overwritten(
 CREATING = rb"^POST \S*\?uploads"
 
 
-def cleaning(big: Scene, meddler: Proxy, times: int) -> None:
+def cleaning(big: Scene, meddler: Proxy, times: int, at: bytes = PART + b"2") -> None:
     """Have somebody remove what is uploading, as a bucket's rule for unfinished uploads does."""
     seen = 0
 
     def clean(data: bytes) -> bytes:
         nonlocal seen
-        if re.match(PART + b"2", data) and seen < times:
+        if re.match(at, data) and seen < times:
             seen += 1
             for each in big.uploads():
                 big.s3_client.abort_multipart_upload(
@@ -392,9 +392,21 @@ def test_an_upload_that_somebody_removes_amid_its_parts_is_begun_anew(
     assert meddler.seen(CREATING) == 2 and not big.uploads() and not big.files()
 
 
-def test_an_upload_that_is_removed_again_and_again_is_no_loop(big: Scene, meddler: Proxy) -> None:
-    cleaning(big, meddler, 99)
-    said = big.failure(**through(meddler))
+def test_an_upload_that_is_removed_as_it_is_completed_is_completed_the_second_time(
+        big: Scene, meddler: Proxy) -> None:
+    """Also where to send it takes longer than S3 is waited for."""
+    cleaning(big, meddler, 1, COMPLETING)
+    result = json.loads(big.run("backup", **through(meddler, 0.0001)).stdout)
+    [(name, body)] = big.objects().items()
+    assert name == result["filename"] and sha256_of(body) == result["sha256"]
+    assert meddler.seen(CREATING) == 2 and not big.uploads() and not big.files()
+
+
+@pytest.mark.parametrize("at", [PART + b"2", COMPLETING], ids=["amid", "completed"])
+def test_an_upload_that_is_removed_again_and_again_is_no_loop(
+        big: Scene, meddler: Proxy, at: bytes) -> None:
+    cleaning(big, meddler, 99, at)
+    said = big.failure(**through(meddler, 0.001))
     assert re.search("NoSuchUpload.*unfinished uploads", said)
     assert meddler.seen(CREATING) == 2 and not big.uploads() and not big.objects()
     assert len(big.files()) == 2  # the dump stays

@@ -227,6 +227,19 @@ def chart_alerts_leave_a_new_executor_the_days_until_its_first_verify(
             ("_x60 0x340", 1745, {"Unproven"}), ("0+300x60 0x340", 1445, {"Unproven"}))])
 
 
+def chart_alerts_that_none_was_verified_though_prometheus_forgets_in_ten_days(
+        helm: Helm, tmp_path: Path) -> None:
+    """The Operator's stack does: what was there for longer would be new for ever."""
+    rules = alerts(helm.render(overlay(WHOLE, ALL | {"monitoring.maxVerifyDays": 32})))
+    [asked] = [rule["expr"] for rule in rules if rule["alert"].endswith("Unproven")]
+    series = "colonies_backup_verify_timestamp_seconds"
+    later = {"series": series, "values": f"_x{23 * 288} 0x2880"}
+    test = {"interval": "5m", "input_series": [later], "promql_expr_test": [
+        {"expr": asked, "eval_time": f"{days}d", "exp_samples": [
+            {"labels": "{}", "value": days * 86400}] if days == 33 else []} for days in (31, 33)]}
+    promtool(tmp_path, "test rules", {"groups": []}, [test])
+
+
 def chart_alerts_are_of_the_one_release(helm: Helm, tmp_path: Path) -> None:
     rules = {"groups": [{"name": "x", "rules": alerts(helm.render(overlay(ALONE, ALL)))}]}
     promtool(tmp_path, "test rules", rules, [

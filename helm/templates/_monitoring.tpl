@@ -53,12 +53,12 @@ it is the same one after a restart, which has another address.
   expr: >-
     abs(time() - colonies_backup_verify_timestamp_seconds) > {{ $days }} * 86400
     unless (colonies_backup_verify_timestamp_seconds == 0 unless on (job)
-    max_over_time(colonies_backup_verify_timestamp_seconds[2h] offset {{ $days }}d))
+    max_over_time(colonies_backup_verify_timestamp_seconds[2h] offset {{ min 9 $days }}d))
   severity: warning
   summary: No backup was verified for {{ `{{ $value | humanizeDuration }}` }}
   description: >-
-    More than {{ $days }} days; 20,000: never, in so many. Is there a verifyCron, and did its last process
-    succeed?
+    More than {{ $days }} days; 20,000: never, in {{ min 9 $days }}, as long as each Prometheus
+    remembers. Is there a verifyCron, and did its last process succeed?
 {{- end }}
 - alert: NotWhole
   expr: colonies_backup_verify_success == 0
