@@ -6528,7 +6528,7 @@ def drop(hub: Database, name: str) -> None:
         if psql(hub, step, SUBSCRIPTIONS.format("count(*)", literal(name))).strip() != "0":
             psql(hub.named(name), step, UNSUBSCRIBE)
         psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
-    except Failure as error:
+    except (Failure, OSError) as error:
         log("error", f"{name} is left on the server: {error}")
 
 
@@ -6657,7 +6657,7 @@ PIECES = "(?:pg_restore:|error:| )*"
 ABOUT = re.compile(rf"{PIECES}from TOC entry (\d+); \d+ \d+ ")
 FAILED = re.compile(
     rf"(?:{PIECES}(?:could not execute query: |(?=COPY failed for ))|"
-    "(?:pg_restore: )+error: (?!pg_restore:))(.*)"
+    r"(?:pg_restore: )+error: (?!pg_restore:|\w+ing |finished ))(.*)"
 )
 LONGEST_LINE = 400  # characters of a message
 MOST_REFUSED = 1000  # are named

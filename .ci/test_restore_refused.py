@@ -105,7 +105,8 @@ def test_what_workers_say_in_pieces_is_named_all_the_same(
 said=$(mktemp); {client_programs()[0]}/pg_restore "$@" 2> $said; status=$?
 sed -e 's/^pg_restore: from TOC/ pg_restore: from TOC/' -e '/two/s/^ pg_re.*from TOC/from TOC/' \\
     -e 's/^pg_restore: error: COPY/error: pg_restore: COPY/' \\
-    -e 's/^pg_restore: error: could/pg_restore: pg_restore:error:  could/' $said >&2
+    -e 's/^pg_restore: error: could/pg_restore: pg_restore:error:  could/' \\
+    -e 's/^pg_restore: finished/pg_restore: error: finished/' $said >&2
 rm $said; exit $status""")
     backup, before = stored(scene, archive(scene)), databases(scene.postgres)
     ran = restored(scene, backup, "--database", new, "--jobs", "2", PATH=path, status=1)
