@@ -113,7 +113,7 @@ def errors(stderr: str) -> list[str]:
 
 def different(of: dict[str, int]) -> set[str]:
     """What is said of tables that have one row less than these."""
-    return {f"{name}: {rows} rows in the archive, {rows - 1} restored"
+    return {f"{name}: {rows} row{'s' * (rows > 1)} in the archive, {rows - 1} restored"
             for name, rows in of.items()}
 
 
