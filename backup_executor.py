@@ -6385,7 +6385,8 @@ def require_creation(hub: Database, create: str) -> None:
     It looks at all of that before the name: one that is taken is what it refuses last (14 to 18).
     Its owner may be a role that is still to be made.
     """
-    query = f"CREATE DATABASE {identifier(hub.name)} " + re.sub(f" OWNER {NAME}$", "", create)
+    create = re.sub(rf" OWNER {NAME}( LOCALE_|$)", r"\1", create)
+    query = f"CREATE DATABASE template0 {create}"  # a pooler may have another name for ours
     argv = [*PSQL, "-vVERBOSITY=verbose"]
     try:
         run("Trying CREATE DATABASE", argv, hub, PLAIN, 120, stdin=script(query))
@@ -6531,7 +6532,7 @@ def drop(hub: Database, name: str) -> None:
         if psql(hub, step, SUBSCRIPTIONS.format("count(*)", literal(name))).strip() != "0":
             psql(hub.named(name), step, UNSUBSCRIBE)
         psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
-    except Failure as error:
+    except (Failure, OSError) as error:
         log("error", f"{name} is left on the server: {error}")
 
 
@@ -6641,9 +6642,10 @@ def restore_last(
 
 # What ends a restore that goes on after what is refused: all else would be refused, too, and others
 # at that server with it. pg_restore tells no SQLSTATE (53, 57P, 58, 08): these are words of libpq,
-# and of the server, which speaks English to superusers: see `unhindered`.
+# and of the server, which speaks English to superusers: see `unhindered`. "… to N bytes: No space"
+# is /dev/shm's, which a container has 64 MB of, and for a parallel plan alone.
 NO_ROOM = re.compile(
-    "No space left|Disk quota exceeded|out of (shared )?memory|Cannot allocate memory|"
+    "(?<! bytes: )No space left|Disk quota exceeded|out of (shared )?memory|Cannot allocate memory|"
     "Too many open files|Input/output error|Read-only file system|read-only transaction"
 )
 USELESS = re.compile(
@@ -6651,7 +6653,16 @@ USELESS = re.compile(
     "connection to server .*failed|no connection to the server|closed the connection|"
     "could not (send|receive) data|SSL (error|SYSCALL)|lost synchronization|connection not open"
 )
-VALUE = re.compile(r'((?:: |\bvalue )").*"')  # a row's, for instance, as a message has it
+# A row's, for instance, as a message has it; it may go on in the next line.
+VALUE = re.compile(r'((?::\s+|\bvalue )["„“«»]).*?(?=" is out of range|"?$)')
+# Workers write each message in pieces, amid others': of 720 that six made, 15 came so. Its end is
+# one piece, whole. Which of two it is about that come at once is not told.
+PIECES = "(?:pg_restore:|error:| )*"
+ABOUT = re.compile(rf"{PIECES}from TOC entry (\d+); \d+ \d+ ")
+FAILED = re.compile(
+    rf"(?:{PIECES}(?:could not execute query: |(?=COPY failed for ))|"
+    r"(?:pg_restore: )+error: (?!pg_restore:|\w+ing |finished ))(.*)"
+)
 LONGEST_LINE = 400  # characters of a message
 MOST_REFUSED = 1000  # are named
 
@@ -6664,6 +6675,7 @@ class Refusals:
         self.errors = errors  # its stderr
         self.at, self.rest = 0, b""  # how far that is read; the line that it ends amid
         self.entry = "not restored"  # which one it is about
+        self.next = list[str]()  # the ones that it said it is about next
         self.lines = list[str]()  # one for each
 
     def look(self) -> None:
@@ -6677,18 +6689,19 @@ class Refusals:
     def all_of(self, said: str) -> list[str]:
         """A line for each, at least one, when pg_restore has ended; it SAID how."""
         self.look()
-        return self.lines or [said]
+        return self.lines + self.next or [said]
 
     def note(self, line: str) -> None:
         """Note what a line says. Others are a statement's, or the server's, perhaps about a row."""
-        entry = re.match(r"pg_restore: from TOC entry (\d+);", line)
-        error = re.match(r"(?:pg_restore: )+error: (?:could not execute query: )?(.*)", line)
+        entry, error = ABOUT.match(line), FAILED.match(line)
         if entry:
-            self.entry = self.names.get(entry[1], "not restored")
+            self.next.append(self.names.get(entry[1], "not restored"))
         elif error:
+            if self.next:
+                self.entry = self.next.pop(0)
             if USELESS.search(re.sub('"[^"]*"', "", error[1])):
                 raise ServerLacks(f"{self.entry}: {error[1]}; it was stopped there")
-            said = VALUE.sub('\\1…"', error[1])[:LONGEST_LINE]
+            said = VALUE.sub(r"\1…", error[1])[:LONGEST_LINE]
             self.lines.append(f"{self.entry}: {said}")
         elif line.startswith("Command was: SET transaction_timeout = ") and self.lines:
             # No server before 17 has that, and pg_restore 17 sets it; it may be another worker's.
@@ -7467,7 +7480,10 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted) -> None:
     if new.works:
         lines += swapping(new, archive)
     if new.amiss:
-        lines += ["To drop it:", f"DROP DATABASE {new.scratch} WITH (FORCE);"]
+        lines.append("To drop it:")
+        if any(map(SUBSCRIPTION.match, archive.entries)):
+            lines += [connecting(new.scratch), f"{UNSUBSCRIBE};", connecting(new.hub.name)]
+        lines.append(f"DROP DATABASE {new.scratch} WITH (FORCE);")
     text = "\n".join(lines)
     if os.isatty(1):
         text = "\n".join(map(printable, text.split("\n")))

@@ -4,13 +4,21 @@ from __future__ import annotations
 import re
 import secrets
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from restores import archive, databases, refused, restored, stored
-from servers import Executor, Postgres, SeaweedFS, error_lines
+from servers import (
+    Executor,
+    Postgres,
+    SeaweedFS,
+    client_programs,
+    error_lines,
+    programs,
+)
 from surroundings import Generations, Scene
-from test_restore_passes import extension_of, scene_at
+from test_restore_passes import FEED, UNFEED, extension_of, scene_at
 from test_restore_stopped import GATE, shut
 from timescale import Sensors, Timescale
 
@@ -76,6 +84,38 @@ def test_what_is_not_whole_replaces_nothing_and_what_drops_it_is_printed(
     assert databases(scene.postgres) == before
 
 
+def test_what_drops_it_is_not_refused_for_a_subscription(
+        scene: Scene, new: str) -> None:
+    scene.sql(f"{EARLY}; {FEED.format('feed', 'x')}")
+    backup, before = stored(scene, archive(scene)), databases(scene.postgres)
+    scene.sql(UNFEED.format("feed"))
+    ran = restored(scene, backup, "--database", new, status=1)
+    left(ran, scene.postgres, before)
+    scene.postgres.sql(ran.stdout.partition("To drop it:\n")[2])
+    assert databases(scene.postgres) == before
+
+
+def test_what_workers_say_in_pieces_is_named_all_the_same(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    """As six of them wrote it when each failed; here each time, as one of seven hundred did."""
+    scene.sql(f"""{EARLY}; CREATE FUNCTION picky(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+        BEGIN IF current_database() ~ '^restore_' THEN RAISE 'not here'; END IF; RETURN i; END $$;
+        CREATE INDEX one ON t (picky(id)); CREATE INDEX two ON t (picky(id + 1))""")
+    path = programs(tmp_path / "odd", pg_restore=f"""#!/bin/sh
+said=$(mktemp); {client_programs()[0]}/pg_restore "$@" 2> $said; status=$?
+sed -e 's/^pg_restore: from TOC/ pg_restore: from TOC/' -e '/two/s/^ pg_re.*from TOC/from TOC/' \\
+    -e 's/^pg_restore: error: COPY/error: pg_restore: COPY/' \\
+    -e 's/^pg_restore: error: could/pg_restore: pg_restore:error:  could/' \\
+    -e 's/^pg_restore: finished/pg_restore: error: finished/' $said >&2
+rm $said; exit $status""")
+    backup, before = stored(scene, archive(scene)), databases(scene.postgres)
+    ran = restored(scene, backup, "--database", new, "--jobs", "2", PATH=path, status=1)
+    left(ran, scene.postgres, before)
+    assert LATE in ran.stderr and len(error_lines(ran.stderr)) == 4, ran.stderr
+    for index in ("one", "two"):
+        assert f"not restored: INDEX public {index}: ERROR:  not here" in ran.stderr
+
+
 def test_only_what_is_complete_is_kept_where_that_is_asked_for(scene: Scene, new: str) -> None:
     scene.sql(EARLY)
     assert "a_first" in refused(
@@ -103,6 +143,16 @@ def test_where_the_server_has_no_room_nothing_else_is_tried(
     made = set(databases(scene.postgres)) - {*before}
     assert len(made) == keep
     assert all(scene.postgres.sql("SELECT count(*) FROM t", each) == "0" for each in made)
+
+
+def test_where_shared_memory_was_too_small_for_a_plan_all_else_is_restored(
+        scene: Scene, new: str) -> None:
+    scene.sql(FULL.replace('extend file "base/1":', 'resize segment "/x" to 8 bytes:'))
+    backup, before = stored(scene, archive(scene)), databases(scene.postgres)
+    ran = restored(scene, backup, "--database", new, status=1)
+    made = left(ran, scene.postgres, before)
+    assert "TABLE DATA public a_first: " in ran.stderr and "No space left" in ran.stderr
+    assert scene.postgres.sql("SELECT count(*) FROM t", made) == "500"
 
 
 def test_views_are_not_filled_one_by_one_where_there_is_no_room(scene: Scene, new: str) -> None:
@@ -150,6 +200,23 @@ def test_neither_rows_nor_what_a_terminal_obeys_nor_statements_are_in_what_is_to
     assert 'violates check constraint \\"odd_check\\"' in said
     assert "not restored: INDEX public picked: ERROR:  no" in said
     assert len(error_lines(ran.stderr)) == 4 + 3  # rows are counted, too
+
+
+@pytest.mark.parametrize("said", [
+    "invalid input syntax for type integer: \"{}\nmore", "ungültige Eingabe für int: »{}«",
+    "syntaxe en entrée invalide pour int : « {} »", "\"{}\" is out of range for type real",
+    "value \"{}\" is out of range for type integer"])
+def test_a_row_is_not_told_that_goes_on_in_the_next_line_or_by_a_server_of_another_language(
+        scene: Scene, new: str, said: str) -> None:
+    row = f"hush{secrets.token_hex(8)}"
+    scene.sql(f"""CREATE FUNCTION never(w text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+        IF current_database() ~ '^restore_' THEN RAISE '%', replace(E'{said}', '{{}}', w); END IF;
+        RETURN true; END $$; CREATE TABLE typed (word text CHECK (public.never(word)));
+        INSERT INTO typed VALUES ('{row}')""")
+    ran = restored(scene, stored(scene, archive(scene)), "--database", new, status=1)
+    assert row not in ran.stdout + ran.stderr
+    assert re.search("not restored: TABLE DATA public typed: .*ERROR:  .*…", ran.stderr)
+    assert said.partition("{}")[2].partition("\n")[0].strip('"« »') in ran.stderr
 
 
 def test_an_extension_that_the_server_lacks_is_said_at_once_and_can_be_done_without(

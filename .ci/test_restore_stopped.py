@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import signal
 import subprocess
 import threading
@@ -115,6 +116,21 @@ def test_a_restore_that_waits_asks_after_the_server_within_a_minute(
         becomes_true(lambda: asked_after(scene.postgres).get(waiting, FOREVER) <= 60)
         release()
         assert executor.wait() == 0, executor.log
+
+
+def test_what_cannot_be_dropped_for_want_of_open_files_is_named(scene: Scene, new: str) -> None:
+    scene.sql(GATE.format(GATES["restore"]))
+    name, before = stored(scene, archive(scene)), databases(scene.postgres)
+    with shut(scene), Executor(scene.settings, "restore", name, "--database", new) as executor:
+        waiting = at_the_gate(scene)
+        _, hard = resource.prlimit(executor.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(executor.pid, resource.RLIMIT_NOFILE, (5, hard))
+        scene.postgres.sql(f"SELECT pg_terminate_backend({waiting})")
+        assert executor.wait() == 1, executor.log
+    [made] = set(databases(scene.postgres)) - set(before)
+    left, why = error_lines(executor.log)
+    assert f"{made} is left on the server: " in left and "Too many open files" in left
+    assert "terminating connection" in why
 
 
 def test_kill_9_leaves_no_program_that_goes_on_restoring(scene: Scene, new: str) -> None:

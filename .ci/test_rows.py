@@ -113,7 +113,7 @@ def errors(stderr: str) -> list[str]:
 
 def different(of: dict[str, int]) -> set[str]:
     """What is said of tables that have one row less than these."""
-    return {f"{name}: {rows} row{'s' * (rows != 1)} in the archive, {rows - 1} restored"
+    return {f"{name}: {rows} row{'s' * (rows > 1)} in the archive, {rows - 1} restored"
             for name, rows in of.items()}
 
 
@@ -152,17 +152,14 @@ def test_the_rows_of_each_kind_of_table_are_compared_with_the_archives(
 
 
 @pytest.mark.parametrize(("of", "a_row"), [
-    ("kind[]", "ARRAY[k]"), ("pair", "(k, 1)::pair"), ("regclass", "k::text::regclass"),
-    ("kinds", "kinds(k, k, '[]')"), ("kindss", "kindss(kinds(k, k, '[]'))")])
+    ("kind[]", "ARRAY[k]"), ("pair", "(k, 1)::pair"), ("regclass", "k::text::regclass")])
 def test_rows_come_back_whose_place_depends_on_numbers_of_the_server(
         scene: Scene, new: str, of: str, a_row: str) -> None:
     """All of them would be where they were once in 2**32 times."""
     names = [f"table_{number}" for number in range(32)]
     scene.sql("; ".join(f"CREATE TABLE {name} ()" for name in names))
     scene.sql(f"""CREATE TYPE kind AS ENUM ('{"', '".join(names)}');
-        CREATE TYPE pair AS (k kind, i int);
-        CREATE TYPE kinds AS RANGE (SUBTYPE = kind, MULTIRANGE_TYPE_NAME = kindss);
-        CREATE TABLE hashed (a {of}) PARTITION BY HASH (a);
+        CREATE TYPE pair AS (k kind, i int); CREATE TABLE hashed (a {of}) PARTITION BY HASH (a);
         CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
         CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1);
         INSERT INTO hashed SELECT {a_row} FROM unnest(enum_range(NULL::kind)) k""")
