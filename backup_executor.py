@@ -2951,8 +2951,8 @@ class Window:
         changed = [what for what, state in now.schemas.items() if before.get(what, state) != state]
         if changed:
             raise Failure(
-                f"{len(changed)} schemas or types were replaced or changed while pg_dump ran, rows "
-                "may be missing, or refused by a restore",
+                f"schemas or types replaced or changed while pg_dump ran: {len(changed)}; rows may "
+                "be missing, or refused by a restore",
                 again=True,
             )
 
@@ -8353,7 +8353,7 @@ def check_bucket(now: Checking) -> Lines:
     server, many = now.server, "its backups were not looked at, since which database is not known"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)
-        many = f"{len(now.backups)} proven backups of this database"
+        many = f"{amount(len(now.backups), 'proven backup')} of this database"
     how = f"{still} (README, Retention)" if still else "deleted"
     yield "note" if still else "ok", f"{s3.where}: written, read, {how}; {many}"
 

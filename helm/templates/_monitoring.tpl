@@ -57,8 +57,8 @@ it is the same one after a restart, which has another address.
   severity: warning
   summary: No backup was verified for {{ `{{ $value | humanizeDuration }}` }}
   description: >-
-    More than {{ $days }} days; 20,000: never, in so many. Is there a verifyCron, and did its last process
-    succeed?
+    More than {{ $days }} days; 20,000: never, in so many. Is there a verifyCron, and did its last
+    process succeed?
 {{- end }}
 - alert: NotWhole
   expr: colonies_backup_verify_success == 0
