@@ -4484,10 +4484,16 @@ class Executor:
 
     def known(self) -> bool:
         """Whether the colony knows us; it also is our sign of life."""
-        with allowing(403):
+        try:
             self.assign(timeout=-1, availablecpu="-1m")  # nothing needs less than no CPU
-            return True
-        return False
+        except ColoniesFailure as error:
+            if "executor not found" in str(error):  # whoever asks may, as a member
+                text = f"{error}; is COLONIES_EXECUTOR_PRVKEY (or COLONIES_PRVKEY) a user's key?"
+                raise ColoniesFailure(text, error.status, error.again) from None
+            if error.status != 403:
+                raise
+            return False
+        return True
 
     def assign(self, **fields: Any) -> bool:
         """Take in a process, if one comes, asked for or not; we may have it already.
