@@ -2954,8 +2954,8 @@ class Window:
         changed = [what for what, state in now.schemas.items() if before.get(what, state) != state]
         if changed:
             raise Failure(
-                f"{len(changed)} schemas or types were replaced or changed while pg_dump ran, rows "
-                "may be missing, or refused by a restore",
+                f"schemas or types replaced or changed while pg_dump ran: {len(changed)}; rows may "
+                "be missing, or refused by a restore",
                 again=True,
             )
 
@@ -4488,10 +4488,16 @@ class Executor:
 
     def known(self) -> bool:
         """Whether the colony knows us; it also is our sign of life."""
-        with allowing(403):
+        try:
             self.assign(timeout=-1, availablecpu="-1m")  # nothing needs less than no CPU
-            return True
-        return False
+        except ColoniesFailure as error:
+            if "executor not found" in str(error):  # whoever asks may, as a member
+                text = f"{error}; is COLONIES_EXECUTOR_PRVKEY (or COLONIES_PRVKEY) a user's key?"
+                raise ColoniesFailure(text, error.status, error.again) from None
+            if error.status != 403:
+                raise
+            return False
+        return True
 
     def assign(self, **fields: Any) -> bool:
         """Take in a process, if one comes, asked for or not; we may have it already.
@@ -8373,7 +8379,7 @@ def check_bucket(now: Checking) -> Lines:
     server, many = now.server, "its backups were not looked at, since which database is not known"
     if server:
         now.backups = proven(s3.backups(), server.system_identifier, server.database)
-        many = f"{len(now.backups)} proven backups of this database"
+        many = f"{amount(len(now.backups), 'proven backup')} of this database"
     how = f"{still} (README, Retention)" if still else "deleted"
     yield "note" if still else "ok", f"{s3.where}: written, read, {how}; {many}"
 

@@ -147,10 +147,6 @@ class Proxy(Server):
         """Deliver the next matching requests, answer with what HOW makes of the answers."""
         self._add(which, "change", how, times)
 
-    def double(self, which: Which, times: float = 1) -> None:
-        """Deliver the next matching requests twice; the second answers count."""
-        self._add(which, "double", None, times)
-
     def refuse(self, which: Which, seconds: float, times: float = 1) -> None:
         """At the next matching requests cut all connections, and take none for so long."""
         self._add(which, "refuse", seconds, times)

@@ -61,6 +61,14 @@ def test_an_owners_key_of_another_colony_is_a_clear_failure(site: Site) -> None:
 
 
 @standin(*GENERATIONS)
+def test_a_users_key_in_place_of_the_executors_is_named(site: Site) -> None:
+    """As COLONIES_PRVKEY the colony's own command line takes it."""
+    with site.serve(COLONIES_PRVKEY=USER_KEY) as executor:
+        executor.wait_for(r"level=error .*executor not found.* COLONIES_PRVKEY\) a user's key\?")
+        assert USER_KEY not in executor.log
+
+
+@standin(*GENERATIONS)
 def test_a_registration_whose_answers_get_lost_is_completed(site: Site) -> None:
     with Proxy(site.where.port) as proxy:
         for kind in (b"addexecutormsg", b"approveexecutormsg", b"addfunctionmsg"):

@@ -209,35 +209,37 @@ def test_no_index_makes_retention_take_what_is_kept_for_good(
     assert meddler.seen(HEAD) < 2 * LOOKS
 
 
-def test_no_index_says_that_the_newest_backup_is_good(scene: Scene) -> None:
-    good, few = given(scene, 1), {"FULL_BACKUPS": "9"}
-    body, metadata = scene.objects()[good[0]], scene.head(good[0])["Metadata"]
-    scene.put("backup_1700000002.bak", body[:len(body) // 4], **metadata)
+SMALL = "backup_1700000002.bak"
+
+
+def shrunk(scene: Scene) -> tuple[str, dict[str, list[Any]]]:
+    """Have a backup, SMALL of a quarter of it, and others' that are newer; its name, the index."""
+    [good] = given(scene, 1)
+    body, metadata = scene.objects()[good], scene.head(good)["Metadata"]
+    scene.put(SMALL, body[:len(body) // 4], **metadata)
     given(scene, LOOKS + 2, first=10, database="another")
     scene.sql("DELETE FROM t WHERE id > 1")
-    last = scene.backup(**few)["filename"]
+    last = scene.backup(FULL_BACKUPS="9")["filename"]
     scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{last}")
-    lines = index_of(scene)
-    lines["backup_1700000002.bak"][-1]["steady"] = str(len(body) // 4)
+    return good, index_of(scene)
+
+
+def test_no_index_says_that_the_newest_backup_is_good(scene: Scene) -> None:
+    _, lines = shrunk(scene)
+    lines[SMALL][-1]["steady"] = str(scene.head(SMALL)["ContentLength"])
     forge(scene, lines)
-    assert "steady" not in scene.head(scene.backup(**few)["filename"])["Metadata"]
+    assert "steady" not in scene.head(scene.backup(FULL_BACKUPS="9")["filename"])["Metadata"]
 
 
 @pytest.mark.parametrize("forged", [True, False])
 def test_no_index_says_that_what_is_larger_is_another_databases(scene: Scene, forged: bool) -> None:
-    [good], few = given(scene, 1), {"FULL_BACKUPS": "9"}
-    body, metadata = scene.objects()[good], scene.head(good)["Metadata"]
-    scene.put("backup_1700000002.bak", body[:len(body) // 4], **metadata)
-    given(scene, LOOKS + 2, first=10, database="another")
-    scene.sql("DELETE FROM t WHERE id > 1")
-    last = scene.backup(**few)["filename"]
-    scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{last}")
-    lines = index_of(scene)
+    good, lines = shrunk(scene)
     lines[good][-1]["database"] = "another"
     if not forged:
-        scene.put(good, body, **metadata | {"database": "another"})
+        metadata = scene.head(good)["Metadata"]
+        scene.put(good, scene.objects()[good], **metadata | {"database": "another"})
     forge(scene, lines)
-    told = scene.head(scene.backup(**few)["filename"])["Metadata"]
+    told = scene.head(scene.backup(FULL_BACKUPS="9")["filename"])["Metadata"]
     assert ("steady" in told) == (not forged)
 
 

