@@ -232,11 +232,12 @@ def chart_alerts_that_none_was_verified_though_prometheus_forgets_in_ten_days(
     """The Operator's stack does: what was there for longer would be new for ever."""
     rules = alerts(helm.render(overlay(WHOLE, ALL | {"monitoring.maxVerifyDays": 32})))
     [asked] = [rule["expr"] for rule in rules if rule["alert"].endswith("Unproven")]
-    series = "colonies_backup_verify_timestamp_seconds"
-    later = {"series": series, "values": f"_x{23 * 288} 0x2880"}
+    whose = f'{{namespace="prod", pod="{POD}"}}'
+    later = {"series": f"colonies_backup_verify_timestamp_seconds{whose}",
+             "values": f"_x{23 * 288} 0x2880"}
     test = {"interval": "5m", "input_series": [later], "promql_expr_test": [
         {"expr": asked, "eval_time": f"{days}d", "exp_samples": [
-            {"labels": "{}", "value": days * 86400}] if days == 33 else []} for days in (31, 33)]}
+            {"labels": whose, "value": days * 86400}] if days == 33 else []} for days in (31, 33)]}
     promtool(tmp_path, "test rules", {"groups": []}, [test])
 
 
