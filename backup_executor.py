@@ -8803,15 +8803,15 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
      the archive it goes on, and names it, a line each, up to 1000. Then it is not whole: step 3 is
      done, TimescaleDB's jobs are switched off, it stays as restore_NUMBER, and the statements that
      name, swap or drop it are printed. A whole database, too, does without what is refused of
-     these: event triggers, publications, subscriptions (they are restored disabled), the filling
-     of materialized views, and extensions that one database alone can have (pg_cron), with what
+     these: event triggers, publications, subscriptions (they are restored disabled), the filling of
+     materialized views, and extensions that one database alone can have (pg_cron), with what
      depends on them. With --only-complete the first refusal of any is the end, and it is dropped.
      So it is where the server has no room or memory, goes away, or lacks an extension, and where
-     this is stopped, but for --keep, which goes on without such an extension. After kill -9 or
-     a power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's
-     workers, if there were several, still end the table or index that they are at. Checks
-     mean what the database's own settings say (TimeZone, …); those of its server are in no backup:
-     PGTZ sets the time zone.
+     this is stopped, but for --keep, which goes on without such an extension. After kill -9 or a
+     power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's
+     workers, if there were several, still end the table or index that they are at. Checks mean what
+     the database's own settings say (TimeZone, …); those of its server are in no backup: PGTZ sets
+     the time zone.
   3. "What was restored is whole" (or "not whole"), says the log. From here on nothing drops it. It
      gets the database's own settings and privileges, and statistics; the rows of each table are
      counted, and compared with the archive's. After a kill -9 here, name it yourself, and GRANT
