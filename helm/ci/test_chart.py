@@ -335,18 +335,19 @@ def chart_keeps_a_text_that_looks_like_something_else_a_text(helm: Helm, odd: st
     odds = ("database.password", "database.name", "database.user", "backup.s3.secretAccessKey",
             "backup.s3.bucket", "backup.s3.prefix", "backup.colonies.colonyName",
             "backup.colonies.executorType", "backup.cronName", "database.image.tag",
-            "backup.image.tag", "backup.persistence.existingClaim",
-            "database.persistence.existingClaim", "podLabels.odd", "commonAnnotations.odd")
+            "backup.image.tag", "podLabels.odd", "commonAnnotations.odd")
     rendered = helm.render(overlay(WHOLE, dict.fromkeys(odds, odd)))
     assert {"DB_PASSWORD": odd, "AWS_S3_SECRET_ACCESS_KEY": odd, "DB_DATABASE": odd,
             "BACKUP_CRON_NAME": odd, "COLONIES_COLONY_NAME": odd}.items() <= (
                 rendered.settings().items())
     for container in rendered.pod["containers"]:
         assert container["image"].endswith(f":{odd}")
-    assert [each["persistentVolumeClaim"]["claimName"] for each in rendered.pod["volumes"]
-            if "persistentVolumeClaim" in each] == [odd, odd]
     assert rendered.template["metadata"]["labels"]["odd"] == odd
     assert {each["metadata"]["annotations"]["odd"] for each in rendered.objects} == {odd}
+    for part in ("database", "backup"):
+        own = helm.render(overlay(WHOLE, {f"{part}.persistence.existingClaim": odd})).pod
+        assert odd in [each["persistentVolumeClaim"]["claimName"] for each in own["volumes"]
+                       if "persistentVolumeClaim" in each]
 
 
 def chart_takes_no_number_for_a_text_but_each_number_for_a_number(helm: Helm) -> None:
