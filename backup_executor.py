@@ -2589,8 +2589,8 @@ LEFT_OUT = """SELECT json_build_object(
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
         WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
-# For what is about our own sessions: they are the login's, also where its settings have it take a
-# role, as which it may neither see nor end them.
+# As the login, also where its settings or a database's have it take a role; as which it may neither
+# see nor end sessions of ours, for one.
 AS_LOGIN = "-c role=none"
 END_SESSIONS = """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = user
     AND datname = current_database() AND pid <> pg_backend_pid()
@@ -6677,12 +6677,17 @@ class Refusals:
     """What a server refuses of an archive while pg_restore goes on, as that tells it."""
 
     def __init__(self, archive: Archive, errors: IO[bytes]):
-        self.names = {number_of(entry): entry_for_people(entry) for entry in archive.entries}
+        self.archive = archive
         self.errors = errors  # its stderr
         self.at, self.rest = 0, b""  # how far that is read; the line that it ends amid
         self.entry = "not restored"  # which one it is about
         self.next = list[str]()  # the ones that it said it is about next
         self.lines = list[str]()  # one for each
+
+    @functools.cached_property
+    def names(self) -> dict[str, str]:
+        """Entries for people, by number. Of some 100,000 it takes a while: where any is refused."""
+        return {number_of(entry): entry_for_people(entry) for entry in self.archive.entries}
 
     def look(self) -> None:
         """Read what has come. Raises ServerLacks where going on is of no use."""
@@ -6690,7 +6695,7 @@ class Refusals:
             self.at += len(block)
             *lines, self.rest = (self.rest + block).split(b"\n")
             for line in lines:
-                self.note(redacted(line.decode("utf-8", "replace")))
+                self.note(line.decode("utf-8", "replace").strip())
 
     def all_of(self, said: str) -> list[str]:
         """A line for each, at least one, when pg_restore has ended; it SAID how."""
@@ -6705,9 +6710,10 @@ class Refusals:
         elif error:
             if self.next:
                 self.entry = self.next.pop(0)
-            if USELESS.search(re.sub('"[^"]*"', "", error[1])):
-                raise ServerLacks(f"{self.entry}: {error[1]}; it was stopped there")
-            said = VALUE.sub(r"\1…", error[1])[:LONGEST_LINE]
+            said = redacted(error[1])
+            if USELESS.search(re.sub('"[^"]*"', "", said)):
+                raise ServerLacks(f"{self.entry}: {said}; it was stopped there")
+            said = VALUE.sub(r"\1…", said)[:LONGEST_LINE]
             self.lines.append(f"{self.entry}: {said}")
         elif line.startswith("Command was: SET transaction_timeout = ") and self.lines:
             # No server before 17 has that, and pg_restore 17 sets it; it may be another worker's.
@@ -6768,13 +6774,13 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
             def look() -> None:
                 """Look after it."""
                 tick()
-                if amiss is not None:
-                    refusals.look()
+                refusals.look()
 
             what = [*argv, *stops, *how, chosen, *archive.options, archive.path]
+            # Where there is no room, three workers had failed 200 times within a second.
+            watch, pause = (tick, 1.0) if amiss is None else (look, 0.03)
             try:
-                # Where there is no room, three workers had failed 200 times within a second.
-                run("Restoring", what, target, options, tick=look, errors=errors, slowest=0.03)
+                run("Restoring", what, target, options, tick=watch, errors=errors, slowest=pause)
             except Failure as error:
                 ignored = str(error).rpartition("errors ignored on restore: ")[2]
                 if known and ignored == str(times):
@@ -7413,7 +7419,7 @@ def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
 
     The lines of what comes about are taken from `left`. Its jobs run from then on.
     """
-    there = new.hub._replace(name=new.name, options=f"{new.hub.options} -c role=none")
+    there = new.hub._replace(name=new.name, options=f"{new.hub.options} {AS_LOGIN}")
     parts = [("--single-transaction", [*filter(archive.refused.__contains__, archive.entries)])]
     with noting(left):
         still = restore_last(parts, part_by_part(there, archive, 1), LASTING)
@@ -7520,14 +7526,13 @@ def in_short(new: Target, source: Source, counted: Counted, steps: Steps) -> str
 
 
 def put_in_place(
-    new: Target, archive: Archive, pause: bool, counted: Counted, left: list[str]
+    new: Target, there: Database, archive: Archive, pause: bool, counted: Counted, left: list[str]
 ) -> None:
     """Name it, if it is whole, and have TimescaleDB work in it, without jobs if they are to PAUSE.
 
-    What does not come about, a line each for `left`.
+    there: where it is by now. What does not come about, a line each for `left`.
     """
     timescale, work = archive.timescaledb, True
-    there = new.hub._replace(name=new.scratch, options=f"{new.hub.options} -c role=none")
     # What is not whole needs it, too, to show all rows; but nothing is to drop any.
     if timescale and (pause or new.amiss):
         work = False
@@ -7566,7 +7571,7 @@ def finish_restore(
             left.append(f"not restored: {more} more")
     else:
         log("info", "What was restored is whole", Database=new.scratch)
-    role = f"{new.hub.options} -c role=none"  # the database may set one
+    role = f"{new.hub.options} {AS_LOGIN}"  # the database may set one
     there = new.hub._replace(name=new.scratch, options=role)
     counted = Counted()
     new.works = not archive.timescaledb
@@ -7584,7 +7589,7 @@ def finish_restore(
         if counted.size and counted.compared is None:
             log("warning", "Rows not compared", Unknown=NOT_COMPARED)
         left += [*counted.missed, *counted.different]
-        put_in_place(new, archive, options.pause_jobs, counted, left)
+        put_in_place(new, there, archive, options.pause_jobs, counted, left)
     finally:
         tell(new, archive, in_short(new, source, counted, steps), counted)
         for text in left:
