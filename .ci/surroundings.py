@@ -242,10 +242,11 @@ def asked_after(postgres: Postgres) -> dict[str, float]:
     processes = dict(line.split("|") for line in ports.splitlines())
     asked = {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, _, _, timer, *_ = line.split()
+        _, local, remote, _, _, timer, *_ = line.split()
         kind, left = timer.split(":")
         process = processes.get(local.rpartition(":")[2].lstrip("0").lower())
-        if process:
+        # The same port may be in use towards another server, too.
+        if process and int(remote.rpartition(":")[2], 16) == postgres.port:
             seconds = int(left, 16) / os.sysconf("SC_CLK_TCK")
             asked[process] = seconds if kind == KEEPALIVE else FOREVER
     return asked
