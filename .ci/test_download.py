@@ -61,6 +61,6 @@ def test_no_download_is_of_two_objects(
 
     meddler.shear(GETTING, 300_000)
     meddler.request = replace
-    ran = big.run("verify", *[name] * (which != "latest"), status=1, **through(meddler, 0.01))
+    ran = big.run("verify", *[name] * (which != "latest"), status=1, **through(meddler))
     assert f"{name}: another object has this name by now" in one_error(ran)
     assert not ran.stdout and list(big.objects()) == [name]  # nor is any verdict noted
