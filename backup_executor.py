@@ -8909,90 +8909,83 @@ class Options:
     dry_run: bool = False
 
 
+# The commands, each with an example and what it does; below it its options, each with what follows
+# it and what it is for. What is not given is as Options has it.
+COMMAND_LINE = """
+serve|serve|wait for processes from Colonies and run them (the default)
+backup|backup|one backup now, no Colonies; prints the result
+  --resume||make no dump, only finish what earlier runs left
+  --label|TEXT|what to call it, in at most 200 bytes; it takes --keep-until
+  --keep-until|DATE|its last day, YYYY-MM-DD, or forever; till then it does not count
+prune|prune --dry-run|remove what retention lets go of, without a new backup
+  --dry-run||only say what would go, and why
+list|list --json|the backups in the bucket, newest first
+  --json||all that is known, exactly
+check|check --max-age 26|try every setting and every peer
+  --max-age|HOURS|fail if the newest proven one is older
+  --no-volume||leave the staging volume out: it is not here
+  --json||a list of mark, about and text
+verify|verify backup_1685968191.bak|prove a backup
+  name|NAME|its name in the bucket, or latest (the default)
+restore|restore latest --database sensors_restored|restore a backup into a new database at DB_HOST
+  --database|NEW|the database to make
+  --server|ID|its server, as `list` shows it: the end of the system identifier
+  --table|SCHEMA.TABLE|restore the rows of this table alone, and the whole schema; may be repeated
+  --jobs|JOBS|so many at once (default: 4)
+  --no-owner||leave owners and privileges out; TimescaleDB's jobs become the restoring role's
+  --no-tablespaces||put all into the default tablespace, where the server lacks the archive's
+  --locale|LOCALE|the C library's, which sorts texts, where the server lacks the archive's
+  --roles||make the roles that the server lacks, as the backup brings them
+  --pause-jobs||leave TimescaleDB's jobs off, also users' own, and print what switches them on
+  --replace||take the name of a database that holds something; that stays, as before_restore_…
+  --keep||keep, as restore_…, also what is stopped, or lacks an extension
+  --only-complete||all or nothing: stop at the first refusal, and drop it
+"""
+# Of what follows them: how argparse is told that it is more than a text.
+FOLLOWING: dict[str, dict[str, Any]] = {
+    "NAME": {"nargs": "?"},
+    "HOURS": {"type": float},
+    "JOBS": {"type": int},
+    "NEW": {"required": True},
+    "SCHEMA.TABLE": {"action": "append"},
+}
+
+
 def command_line() -> argparse.ArgumentParser:
-    """The commands and their options. An idle executor does without the 1.6 MB of argparse."""
+    """The parser of COMMAND_LINE. An idle executor does without the 1.6 MB of argparse."""
     import argparse
 
+    plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "backup_executor.py",
         description=(__doc__ or "").partition("\n")[0],
         epilog=settings_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=plain,
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
-
-    def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
-        """Add a command, with what it does and how it is called."""
-        return verbs.add_parser(
-            name,
-            help=what,
-            description=f"{what}\n{HELP.get(name, '')}",
-            epilog=f"example: backup_executor.py {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    command("serve", "wait for processes from Colonies and run them (the default)", "serve")
-    verb = command("backup", "one backup now, no Colonies; prints the result", "backup")
-    add_backup(verb)
-    text = "remove what retention lets go of, without a new backup"
-    verb = command("prune", text, "prune --dry-run")
-    verb.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
-    verb = command("list", "the backups in the bucket, newest first", "list --json")
-    verb.add_argument("--json", action="store_true", help="all that is known, exactly")
-    verb = command("check", "try every setting and every peer", "check --max-age 26")
-    text = "fail if the newest proven one is older"
-    verb.add_argument("--max-age", type=float, default=FOREVER, metavar="HOURS", help=text)
-    text = "leave the staging volume out: it is not here"
-    verb.add_argument("--no-volume", action="store_true", help=text)
-    verb.add_argument("--json", action="store_true", help="a list of mark, about and text")
-    verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
-    text = "its name in the bucket, or latest (the default)"
-    verb.add_argument("name", nargs="?", default="latest", help=text)
-    verbs.add_parser("survey")  # for Metrics; it shows nowhere
-    text = "restore a backup into a new database at DB_HOST"
-    add_restore(command("restore", text, "restore latest --database sensors_restored"))
-    return parser
-
-
-def add_backup(verb: argparse.ArgumentParser) -> None:
-    """The options of `backup`."""
-    text = "make no dump, only finish what earlier runs left"
-    verb.add_argument("--resume", action="store_true", help=text)
-    text = "what to call it, in at most 200 bytes; it takes --keep-until"
-    verb.add_argument("--label", metavar="TEXT", help=text)
-    text = "the last day on which it is kept, YYYY-MM-DD, or forever; till then it does not count"
-    verb.add_argument("--keep-until", metavar="DATE", help=text)
-
-
-def add_restore(verb: argparse.ArgumentParser) -> None:
-    """The options of `restore`."""
-    which = verb.add_mutually_exclusive_group(required=True)
-    which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
+    for row in COMMAND_LINE.strip().splitlines():
+        name, follows, text = row.strip().split("|")
+        if not row.startswith(" "):
+            verb = verbs.add_parser(
+                name,
+                help=text,
+                description=f"{text}\n{HELP.get(name, '')}",
+                epilog=f"example: backup_executor.py {follows}",
+                formatter_class=plain,
+                argument_default=argparse.SUPPRESS,
+            )
+        elif follows:
+            verb.add_argument(name, metavar=follows, help=text, **FOLLOWING.get(follows, {}))
+        else:
+            verb.add_argument(name, action="store_true", help=text)
+    which = verbs.choices["restore"].add_mutually_exclusive_group(required=True)
+    text = "its name in the bucket, or latest"
+    which.add_argument("name", metavar="NAME", nargs="?", default=None, help=text)
     text = "a local archive: it takes no settings for S3, and no checksum of it is known"
     which.add_argument("--file", metavar="PATH", help=text)
-    verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
-    text = "its server, as `list` shows it: the end of the system identifier"
-    verb.add_argument("--server", default="", metavar="ID", help=text)
-    text = "restore the rows of this table alone, and the whole schema; may be repeated"
-    verb.add_argument("--table", action="append", metavar="SCHEMA.TABLE", help=text)
-    verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
-    text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
-    verb.add_argument("--no-owner", action="store_true", help=text)
-    text = "put all into the default tablespace, where the server lacks the archive's"
-    verb.add_argument("--no-tablespaces", action="store_true", help=text)
-    text = "the C library's, in place of the archive's, where the server lacks that; it sorts texts"
-    verb.add_argument("--locale", default="", help=text)
-    text = "make the roles that the server lacks, as the backup brings them"
-    verb.add_argument("--roles", action="store_true", help=text)
-    text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
-    verb.add_argument("--pause-jobs", action="store_true", help=text)
-    text = "take the name of a database that holds something; that stays, as before_restore_…"
-    verb.add_argument("--replace", action="store_true", help=text)
-    text = "keep, as restore_…, also what is stopped, or lacks an extension"
-    verb.add_argument("--keep", action="store_true", help=text)
-    text = "all or nothing: stop at the first refusal, and drop it"
-    verb.add_argument("--only-complete", action="store_true", help=text)
+    verbs.add_parser("survey")  # for Metrics; it shows nowhere
+    return parser
 
 
 signals: list[int] = []  # that have come
