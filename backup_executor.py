@@ -292,6 +292,11 @@ def say(text: str) -> None:
         write(1, text)
 
 
+def say_json(answer: object) -> None:
+    """Print an answer as JSON. Raises OSError."""
+    say(json.dumps(answer, indent=4) + "\n")
+
+
 def log(level: str, message: str, **fields: object) -> None:
     """A line on stderr as logrus writes it; in a child of the executor also a line for that.
 
@@ -7599,20 +7604,6 @@ def finish_restore(
             log("error", text)
 
 
-def require_possible(options: Options) -> None:
-    """Raise WrongSettings where the command line asks for what can't be restored."""
-    name = options.database
-    if options.jobs < 1:
-        raise WrongSettings(f"--jobs {options.jobs}: it takes 1 or more")
-    if not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
-        text = "it takes a name of 1 to 63 bytes; databases are made from postgres and template1"
-        raise WrongSettings(f"--database {name!r}: {text}")
-    if options.table and options.replace:
-        raise WrongSettings(
-            "--replace puts nothing in a place whose tables are left empty: --table"
-        )
-
-
 def chosen_parts(options: Options) -> list[str]:
     """The options by which pg_restore leaves out what the command line does not want."""
     without = [*NO_OWNER] if options.no_owner else []
@@ -7655,7 +7646,6 @@ def obtain(
 
 def restore(s: Settings, options: Options) -> int:
     """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
-    require_possible(options)
     hub, cluster = examine_cluster(s.database(), options.database)
     new, steps = Target(hub, options.database, options.replace), Steps()
     path = options.file
@@ -7991,35 +7981,10 @@ def doubtful_anywhere(
     doubts, now = set[str](), time.time()
     of_name: dict[str, list[Backup]] = {}
     for (_, name), backups in whose.items():
-        doubts |= judge(backups, verdicts, s.full_backups, now).doubts
         of_name.setdefault(name, []).extend(backups)
-    for backups in of_name.values():
-        doubts |= judge(sorted(backups), verdicts, s.full_backups, now).doubts
+    for backups in [*whose.values(), *map(sorted, of_name.values())]:
+        doubts |= judge(backups, verdicts, s.full_backups, now).doubts
     return doubts
-
-
-class Row(NamedTuple):
-    """What `list --json` shows of a backup. None: it is not known."""
-
-    name: str
-    time: str
-    size: int  # bytes
-    checksum: bool
-    doubtful: bool
-    verified: dict[str, Any] | None
-    change: float | None  # per cent of the size of the one before it, of this server and database
-    change_bytes: int | None  # likewise, in bytes
-    exectime_backup: int | None  # seconds, as in a backup's result
-    exectime_upload_s3: int | None
-    tables: int | None
-    server: str | None  # the end of its system identifier
-    postgresql: str | None
-    timescaledb: str | None
-    database: str | None
-    roles: bool  # whether it brings its server's
-    label: str | None
-    keep_until: str | None  # as its metadata have it
-    encrypted: bool
 
 
 def upload_seconds(backups: list[Backup]) -> dict[str, int]:
@@ -8043,37 +8008,38 @@ def upload_seconds(backups: list[Backup]) -> dict[str, int]:
 
 def as_row(
     backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Mapping[str, Any]
-) -> Row:
-    """A backup's row. before: the size of the one before it; 0: there is none. took: to upload."""
+) -> dict[str, Any]:
+    """What `list --json` shows of a backup. None: it is not known.
+
+    before: the size of the one before it, of this server and database; 0: there is none. took: the
+    seconds of its upload.
+    """
     metadata, name = backup.known, os.path.basename(backup.key)
-    return Row(
-        name,
-        moment(backup.seconds),
-        backup.size,
-        "sha256" in metadata,
-        backup.key in doubts,
-        verdicts.get(name),
-        round(100 * (backup.size / before - 1), 1) if before else None,
-        backup.size - before if before else None,
-        number_in(metadata, "exectime-backup"),
-        took,
-        number_in(metadata, "tables"),
-        backup.short_server or None,
-        metadata.get("postgresql", "").partition(" ")[0] or None,
-        metadata.get("timescaledb"),
-        backup.database or None,
-        "roles-sha256" in metadata,
-        backup.label or None,
-        metadata.get("keep-until"),
-        backup.encrypted,
-    )
+    return {
+        "name": name,
+        "time": moment(backup.seconds),
+        "size": backup.size,  # bytes
+        "checksum": "sha256" in metadata,
+        "doubtful": backup.key in doubts,
+        "verified": verdicts.get(name),
+        "change": round(100 * (backup.size / before - 1), 1) if before else None,  # per cent
+        "change_bytes": backup.size - before if before else None,
+        "exectime_backup": number_in(metadata, "exectime-backup"),  # seconds, as in a result
+        "exectime_upload_s3": took,
+        "tables": number_in(metadata, "tables"),
+        "server": backup.short_server or None,
+        "postgresql": metadata.get("postgresql", "").partition(" ")[0] or None,
+        "timescaledb": metadata.get("timescaledb"),
+        "database": backup.database or None,
+        "roles": "roles-sha256" in metadata,  # whether it brings its server's
+        "label": backup.label or None,
+        "keep_until": metadata.get("keep-until"),
+        "encrypted": backup.encrypted,
+    }
 
 
-LIST_ROW = "{:<21} {:>3} {:>5} {:>6} {:>4} {:>6} {:<8} {:<12} {:<6} {} {}"
-LIST_HEAD = (
-    "NAME                  AGE  SIZE CHANGE DUMP UPLOAD KIND     VERIFIED     SERVER"
-    " DATABASE VERSIONS"
-)
+LIST_ROW = "{:<{wide}} {:>3} {:>5} {:>6} {:>4} {:>6} {:<8} {:<12} {:<6} {} {}"
+LIST_HEAD = "NAME AGE SIZE CHANGE DUMP UPLOAD KIND VERIFIED SERVER DATABASE VERSIONS"
 
 
 def list_backups(s: Settings, as_json: bool) -> None:
@@ -8089,41 +8055,40 @@ def list_backups(s: Settings, as_json: bool) -> None:
         for each in reversed(backups)
     ]
     if as_json:
-        say(json.dumps([row._asdict() for row in rows], indent=4) + "\n")
+        say_json(rows)
         return
-    wide = 25 if any(row.encrypted for row in rows) else 21  # their names are longer
-    lines = [as_line(row._replace(name=row.name.ljust(wide))) for row in rows]
-    head = narrow(LIST_HEAD[:21].ljust(wide) + LIST_HEAD[21:])
-    say("".join(f"{line}\n" for line in [head, *lines]))
+    wide = 25 if any(row["encrypted"] for row in rows) else 21  # their names are longer
+    lines = [LIST_ROW.format(*LIST_HEAD.split(), wide=wide)]
+    for row in rows:
+        lines += lines_of(row, wide)
+    say("".join(f"{narrow(line)}\n" for line in lines))
 
 
-def as_line(row: Row) -> str:
-    """What the table of `list` shows of a row."""
-    change, verdict = row.change, ""
-    if row.verified:
-        words = row.verified["verdict"]
+def lines_of(row: Mapping[str, Any], wide: int) -> Iterator[str]:
+    """What the table of `list` shows of a row, whose names are as WIDE."""
+    change, verdict = row["change"], ""
+    if row["verified"]:
+        words = row["verified"]["verdict"]
         kind = "not all" if ", not all" in words else re.split("[,:]", words)[0]
-        verdict = f"{kind[:8]} {age(row.verified['time'])}"
+        verdict = f"{kind[:8]} {age(row['verified']['time'])}"
     cells = [
-        row.name,
-        age(row.time),
-        short_size(row.size),
+        row["name"],
+        age(row["time"]),
+        short_size(row["size"]),
         "" if change is None else f"{min(change, 999):+.3g}%",
-        *("" if n is None else f"{n}s" for n in (row.exectime_backup, row.exectime_upload_s3)),
-        "doubtful" if row.doubtful else "proven" if row.checksum else "unproven",
+        *(
+            "" if row[n] is None else f"{row[n]}s"
+            for n in ("exectime_backup", "exectime_upload_s3")
+        ),
+        "doubtful" if row["doubtful"] else "proven" if row["checksum"] else "unproven",
         verdict,
-        row.server,
-        row.database,
-        "/".join(filter(None, [row.postgresql, row.timescaledb])),
+        row["server"],
+        row["database"],
+        "/".join(filter(None, [row["postgresql"], row["timescaledb"]])),
     ]
-    line = LIST_ROW.format(*(printable(cell or "-") for cell in cells))
-    return "\n".join(map(narrow, [line, *kept_line(row)]))
-
-
-def kept_line(row: Row) -> Iterator[str]:
-    """What stands below a backup that somebody wants kept."""
-    if row.keep_until is not None:
-        yield printable(f"    kept until {row.keep_until}: {row.label or ''}")
+    yield LIST_ROW.format(*(printable(cell or "-") for cell in cells), wide=wide)
+    if row["keep_until"] is not None:
+        yield printable(f"    kept until {row['keep_until']}: {row['label'] or ''}")
 
 
 def narrow(text: str) -> str:
@@ -8578,7 +8543,7 @@ def check(s: Settings, options: Options) -> int:
             level = "warning" if line.mark == "warn" or for_itself() else "error"
             log(level, f"`check` finds: {line.about}: {line.text}")
     if options.json:
-        say(json.dumps([line._asdict() for line in lines], indent=4) + "\n")
+        say_json([line._asdict() for line in lines])
     return int(any(line.mark == "FAIL" for line in lines))
 
 
@@ -9001,40 +8966,38 @@ def on_signal(signum: int, _: object) -> None:
 def run_command(s: Settings, options: Options) -> int:
     """Do what the command line asks for; the exit status. Raises Failure, OSError or Stop."""
     told = json.loads(os.environ.get(CHILD, "{}"))  # by the executor, for which process it is
+    status = 0
     if s.command == "serve":
         executor = Executor(s)
         with suppress(Stop):
             executor.serve()
         executor.leave()
         log("info", "Ended", By=signal_name(signals[0]))
-        return 0
-    if s.command == "list":
+    elif s.command == "list":
         list_backups(s, options.json)
-        return 0
-    if s.command == "check":
-        return check(s, options)
-    if s.command == "restore":
-        return restore(s, options)
-    if s.command == "prune":
+    elif s.command == "check":
+        status = check(s, options)
+    elif s.command == "restore":
+        status = restore(s, options)
+    elif s.command == "prune":
         prune_now(s, options.dry_run)
-        return 0
-    if s.command == "survey":
+    elif s.command == "survey":
         try:
-            say(json.dumps(survey(s)) + "\n")
+            say_json(survey(s))
         except Failure as error:
             log("warning", "Cannot look at the bucket for the metrics", Error=error)
-            return 1
-        return 0
-    if s.command == "verify":
+            status = 1
+    elif s.command == "verify":
         report = verify(s, options.name, wait=bool(told))
-        say(json.dumps(report, indent=4) + "\n")
+        say_json(report)
         verdict = report["verdict"]
         require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
-        return 0
-    return run_backup(s, options, told)
+    else:
+        run_backup(s, options, told)
+    return status
 
 
-def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
+def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> None:
     """The command backup, and who is told of it. told: by the executor; else nothing."""
     heart = Heartbeat(s)  # of a child the executor tells: it may be killed
     if not options.resume:
@@ -9048,7 +9011,7 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
         if not options.resume:
             raise
         log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
-        return 0
+        return
     except Exception as error:
         if not options.resume:
             heart.beat("fail", str(error))
@@ -9056,9 +9019,8 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
         raise
     if result:
         heart.beat()
-        say(json.dumps(result, indent=4) + "\n")
+        say_json(result)
     heart.wait()
-    return 0
 
 
 def prepare() -> None:
@@ -9073,20 +9035,28 @@ def prepare() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may hold them off
 
 
-def require_sense(options: Options) -> None:
-    """Raise WrongSettings for options that make no sense, or not together."""
+def senseless(options: Options) -> Iterator[str]:
+    """Why a command line makes no sense, or asks for what can't be; "": it is all right."""
+    name = options.database
+    misnamed = not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1")
+    if options.command == "restore" and misnamed:
+        text = "it takes a name of 1 to 63 bytes; databases are made from postgres and template1"
+        yield f"--database {name!r}: {text}"
+    if options.jobs < 1:
+        yield f"--jobs {options.jobs}: it takes 1 or more"
+    if options.table and options.replace:
+        yield "--replace puts nothing in a place whose tables are left empty: --table"
     if options.roles and options.file:
-        raise WrongSettings("--roles is for backups in the bucket; beside --file use `psql -X -f`")
+        yield "--roles is for backups in the bucket; beside --file use `psql -X -f`"
     if options.resume and options.keep_until is not None:
-        raise WrongSettings("--resume makes no backup, so it takes no --keep-until")
-    fault = keep_fault(options.label, options.keep_until)
-    if fault:
-        raise WrongSettings(fault)
+        yield "--resume makes no backup, so it takes no --keep-until"
+    yield keep_fault(options.label, options.keep_until)
 
 
 def settings_for(options: Options) -> Settings:
     """The settings that a command takes. Raises WrongSettings."""
-    require_sense(options)
+    if faults := "; ".join(filter(None, senseless(options))):
+        raise WrongSettings(faults)
     serve = options.command == "serve"
     if options.command == "check" and not for_itself():
         serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
@@ -9120,7 +9090,7 @@ def main() -> int:
     except OSError as error:
         log("error", explained(error))
     except Stop as stopped:
-        log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
+        log("warning", f"stopped by {signal_name(stopped.args[0])}")
         return 128 + int(stopped.args[0])
     except Exception as error:  # a peer answered what nothing here expects
         import traceback  # only here: 0.2 MB
