@@ -5336,7 +5336,7 @@ AFTER_INDEXES = entry_of("FK CONSTRAINT|ACL|DEFAULT ACL|COMMENT .*CONSTRAINT")
 MAKES = re.compile(rf"CREATE (?:UNLOGGED )?TABLE ({NAME})\.({NAME}) ")
 ATTACHES = re.compile(rf"ALTER TABLE ONLY ({NAME})\.({NAME}) ATTACH PARTITION ({NAME})\.({NAME}) ")
 KEY = re.compile(
-    rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s+ADD CONSTRAINT ({NAME}) "
+    rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s+ADD CONSTRAINT {NAME} "
     rf".* REFERENCES ({NAME})\.({NAME})\("
 )
 # The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
@@ -5516,7 +5516,6 @@ class Key(NamedTuple):
 
     of: Pair  # the table that has it
     to: Pair  # the one that it points at
-    comment: str  # part of an entry of a comment on it
 
 
 class Tables(NamedTuple):
@@ -5526,12 +5525,6 @@ class Tables(NamedTuple):
     rows: dict[str, Pair]  # by entry
     parts: list[tuple[Pair, Pair]]  # each a table, and one that has some of its rows
     keys: dict[str, Key]  # by entry
-
-
-def as_key(schema: str, table: str, name: str, *to: str) -> Key:
-    """A foreign key, from what KEY finds."""
-    comment = f" COMMENT {unquoted(schema)} CONSTRAINT {name} ON {table} "
-    return Key(named([schema, table]), named(to), comment)
 
 
 def hypertable_parts(catalog: str) -> Iterator[tuple[Pair, Pair]]:
@@ -5611,11 +5604,11 @@ class Archive:
         self.path = path_in(file)
         self.options = options  # of pg_restore, for all that is read of it and restored from it
         contents = self.read("-l", "-C")
-        dumped_by = "".join(re.findall("; +Dumped by pg_dump version: (.*)", contents))
-        self.pg_restore = pg_restore_for(dumped_by)  # the major version of the one that reads it
-        self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
-        server = "".join(re.findall("; +Dumped from database version: (.*)", contents))
-        self.server = major_version(server)  # its major version
+        head = dict(re.findall("(?m)^; +(.+?): (.*)", contents))
+        # The major versions of the program that reads it, and of the server that it is of.
+        self.pg_restore = pg_restore_for(head.get("Dumped by pg_dump version", ""))
+        self.server = major_version(head.get("Dumped from database version", ""))
+        self.format = head.get("Dump Version", "")
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         # Entries without which a database was made, as an extension was refused; why, a line each.
@@ -5639,6 +5632,10 @@ class Archive:
     def read(self, *options: str) -> str:
         """What pg_restore prints of it."""
         return run("Reading the archive", ["pg_restore", *options, *self.options, self.path])
+
+    def those(self, kind: re.Pattern[str]) -> list[str]:
+        """Its entries of a kind."""
+        return list(filter(kind.match, self.entries))
 
     @contextmanager
     def counting(self) -> Iterator[Future[dict[str, int] | None]]:
@@ -5671,13 +5668,13 @@ class Archive:
             if line.startswith(";\tdepends on:"):
                 found[number] |= {*line.split()[3:]}
             else:
-                number = line.partition(";")[0]
+                number = number_of(line)
                 found[number] = set()
         return found
 
     def read_statements(self) -> str:
         """The statements on roles and on the database, as far as pg_restore writes them."""
-        with listing(filter(OF_ROLES.match, self.entries)) as chosen:
+        with listing(self.those(OF_ROLES)) as chosen:
             try:  # -C: with what makes the database, whose name pg_restore may refuse to write
                 return self.read("-f-", chosen, "-C")
             except Failure as error:
@@ -5711,7 +5708,7 @@ class Archive:
         if "--no-tablespaces" in self.options:
             self.entries = list(itertools.filterfalse(PLACES.match, self.entries))
             return set()
-        with listing(filter(STORED.match, self.entries)) as chosen:
+        with listing(self.those(STORED)) as chosen:
             script = self.read("-s", "-f-", chosen)
         setting = f"SET default_tablespace = ({NAME});"
         made = re.findall(f" TABLESPACE = ({NAME})", self.create)
@@ -5722,7 +5719,7 @@ class Archive:
 
     def examine_timescaledb(self, version: str) -> Timescale | None:
         """What its TimescaleDB takes, from its catalog and foreign keys; None: it has none."""
-        extension = list(filter(EXTENSION.match, self.entries))
+        extension = self.those(EXTENSION)
         if not extension:
             return None
         tables = ("-tmetadata", "-thypertable", "-tbgw_job", "-ttablespace")
@@ -5739,7 +5736,7 @@ class Archive:
         with listing(extension) as chosen:
             made = self.read("-f-", chosen)
         schema = re.search(rf"\nCREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});\n", made)
-        late = set(filter(OF_CONSTRAINT.match, self.entries))
+        late = set(self.those(OF_CONSTRAINT))
         # With `timescaledb.restoring` on, a key at a hypertable finds no rows there, or is not
         # passed on to the chunks, as a materialized view counted 5,760 of 14,400 rows; with it off,
         # a key *of* one is refused. One at itself, which only an older table can have, is of it.
@@ -5761,19 +5758,18 @@ class Archive:
 
     def foreign_keys(self) -> dict[str, Key]:
         """Its foreign keys, by entry."""
-        keys = list(filter(FOREIGN_KEY.match, self.entries))
+        keys = self.those(FOREIGN_KEY)
         [found] = self.said(keys, KEY)
         require(len(found) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
-        return {key: as_key(*identifiers) for key, identifiers in zip(keys, found)}
+        return {key: Key(named(of[:2]), named(of[2:])) for key, of in zip(keys, found)}
 
     def examine_tables(self) -> Tables:
         """Its tables, from its statements: a table of contents does not tell names from owners."""
-        tables = list(filter(TABLE.match, self.entries))
-        attaching = filter(ATTACHED.match, self.entries)
-        created, attached = self.said([*tables, *attaching], MAKES, ATTACHES)
+        tables = self.those(TABLE)
+        created, attached = self.said([*tables, *self.those(ATTACHED)], MAKES, ATTACHES)
         require(len(created) == len(tables), f"its {len(tables)} tables cannot be told apart")
         names = dict(zip((entry.split(" ")[2] for entry in tables), map(named, created)))
-        data = ((entry, entry.split(" ")[2]) for entry in filter(TABLE_DATA.match, self.entries))
+        data = ((entry, entry.split(" ")[2]) for entry in self.those(TABLE_DATA))
         parts = [(named(each[:2]), named(each[2:])) for each in attached]
         if self.timescaledb:
             some = ("-thypertable", "-tchunk", "-tcompression_settings")
@@ -5799,27 +5795,24 @@ class Archive:
         filled = reachable(chosen, above)  # perhaps in part
         lost = tables.names - chosen
         rows = {entry for entry, table in tables.rows.items() if table in lost}
-        keys = {
-            entry: key.comment
-            for entry, key in tables.keys.items()
-            if key.of in filled and key.to in lost
-        }
+        keys = {entry for entry, key in tables.keys.items() if key.of in filled and key.to in lost}
         within = {part for part, whole in above if whole not in filled}
         empty = [".".join(table) for table in sorted(lost - filled - within)]
         self.left_out += shortened(f"Empty, as not chosen: {amount(len(empty), 'table')}", empty)
         self.leave_out(rows, keys)
 
-    def leave_out(self, rows: set[str], keys: Mapping[str, str]) -> None:
-        """Take these from `entries`, and what fails without them. keys: a comment's part of each.
+    def leave_out(self, rows: set[str], keys: set[str]) -> None:
+        """Take these from `entries`, and what fails without them.
 
         A materialized view could be refreshed, but of what is there: nobody would see that.
         """
-        others = {*keys, *filter(TAKES_ROWS.match, self.entries)}
+        others = {*keys, *self.those(TAKES_ROWS)}
         left = [entry.split(" ", 3)[3] for entry in self.entries if entry in others]
         self.left_out += shortened("Left out, for want of rows", left)
-        for entry in filter(OF_CONSTRAINT.match, self.entries):
-            if any(comment in entry for comment in keys.values()):
-                others.add(entry)
+        needs, numbers = self.needs(), set(map(number_of, keys))
+        for comment in self.those(OF_CONSTRAINT):
+            if not numbers.isdisjoint(needs[number_of(comment)]):
+                others.add(comment)
         out = rows | others
         self.entries = [entry for entry in self.entries if entry not in out]
         self.tables -= len(rows)
@@ -5995,15 +5988,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0)
     where the backup is damaged.
     """
     metadata = backup.known
-    log(
-        "info",
-        "Found the backup",
-        Key=backup.key,
-        Size=f"{backup.size} bytes",
-        Time=moment(backup.seconds),
-        Database=backup.database or "unknown",
-        Server=backup.short_server or "unknown",
-    )
+    log("info", f"Found {facts_of(backup)}", Database=backup.database or "unknown")
     pg_restore_for(metadata.get("pg-dump", ""))
     require_room(s3.s, backup.size - there, 0, to_open(s3.s, backup))
     sha256 = hashlib.sha256()
@@ -6322,10 +6307,6 @@ class Cluster(NamedTuple):
     preloaded: str  # whether TimescaleDB's library is: "yes", "no", or who may know
     versions: list[str]  # of TimescaleDB that it can make
 
-    def having(self, made: list[Making]) -> Cluster:
-        """The same, with the roles that are to be made."""
-        return self._replace(roles=self.roles + [step.role for step in made])
-
 
 @contextmanager
 def noting(left: list[str]) -> Iterator[None]:
@@ -6362,7 +6343,7 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive | None = N
     An unknown setting would refuse them. archive: what is to be restored; TimescaleDB's event
     triggers are of use to that, and where it has others, to pg_restore alone.
     """
-    needed = archive and archive.timescaledb and not any(map(TRIGGER.match, archive.entries))
+    needed = archive and archive.timescaledb and not archive.those(TRIGGER)
     options = ""
     if cluster.superuser:
         # A large index would exceed that; and words are read.
@@ -6908,26 +6889,18 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
     The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
     already did not run; it is switched off, lest it runs with more rights than it ever had.
     """
-    ours = psql(target, "Looking for jobs", OWNER).strip()
-    written = os.fsencode(ours.replace("\\", r"\\")).decode("latin-1")
-    moved = []
-    # latin-1, whatever encoding it is in: no byte is lost.
-    with tempfile.NamedTemporaryFile("w+", encoding="latin-1", newline="") as file:
-        archive.read("-a", f"--file={file.name}", *OF_CATALOG, "-tbgw_job")
-        dumped = file.read()
-    jobs = copied(dumped, "bgw_job")
-    for row, owner in zip(jobs.rows, timescale.jobs.values("owner")):
+    ours, jobs, moved = psql(target, "Looking for jobs", OWNER).strip(), timescale.jobs, []
+    for row, owner in zip(jobs.rows, jobs.values("owner")):
         job = f"{row['id']} of {unquoted(owner)}"
         if GONE.fullmatch(owner):
             row["scheduled"] = "f"
             job += " (switched off)"
         if owner in timescale.adopted and owner != ours:
-            row["owner"] = written
+            row["owner"] = ours.replace("\\", r"\\")
             moved.append(job)
-    encoding = re.findall(r"SET client_encoding = '(\w+)'", dumped)[0]
-    copy = f"COPY {jobs.table} ({jobs.columns}) FROM STDIN (ENCODING '{encoding}')"
+    copy = f"COPY {jobs.table} ({jobs.columns}) FROM STDIN (ENCODING '{archive.encoding}')"
     rows = "".join("\t".join(row.values()) + "\n" for row in jobs.rows) + "\\.\n"
-    psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=rows.encode("latin-1"))
+    psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=os.fsencode(rows))
     if moved:
         text = "Jobs of TimescaleDB are the restoring role's now"
         log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
@@ -7220,13 +7193,10 @@ class Target:
         """The databases that the naming renames, as they are called before."""
         return [self.name, self.scratch] if self.taken else [self.scratch]
 
-    def in_the_way(self) -> dict[str, str | None]:
+    def in_the_way(self) -> Any:
         """The sessions that the naming would end, and what it would wait for. Raises Failure."""
         names = ", ".join(map(literal, self.renamed()))
-        found: dict[str, str | None] = read_json(
-            self.hub, "Looking at sessions", IN_THE_WAY.format(names)
-        )
-        return found
+        return read_json(self.hub, "Looking at sessions", IN_THE_WAY.format(names))
 
     def warn(self) -> None:
         """Say, while there is time to see to it, who is in the database whose name it gets."""
@@ -7501,7 +7471,7 @@ def tell(new: Target, archive: Archive, made: str, counted: Counted) -> None:
         lines += swapping(new, archive)
     if new.amiss:
         lines.append("To drop it:")
-        if any(map(SUBSCRIPTION.match, archive.entries)):
+        if archive.those(SUBSCRIPTION):
             lines += [connecting(new.scratch), f"{UNSUBSCRIBE};", connecting(new.hub.name)]
         lines.append(f"DROP DATABASE {new.scratch} WITH (FORCE);")
     text = "\n".join(lines)
@@ -7634,7 +7604,7 @@ def obtain(
         opening(s, backup.key)
     if options.roles:
         roles = only_new(making(plain_roles(s3, backup)), cluster.roles)
-        cluster = cluster.having(roles)
+        cluster = cluster._replace(roles=cluster.roles + [step.role for step in roles])
     there, early = foreseen(s3, backup, file, parts)
     create = require_all(hub, cluster, early, options.locale) if early else ""
     checksum = fetch_open(s3, backup, file, steps, there)
@@ -7700,9 +7670,12 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     s3, steps = S3(s), Steps()
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
         backup = chosen(s3, name) if name != "latest" else to_verify(s3)
-        report: dict[str, Any] = {"object": backup.key, "size": backup.size}
-        report["server"] = backup.short_server or None
-        report["seconds"] = steps.seconds
+        report: dict[str, Any] = {
+            "object": backup.key,
+            "size": backup.size,
+            "server": backup.short_server or None,
+            "seconds": steps.seconds,
+        }
         try:
             for share in prove(s3, backup, file, steps):
                 report |= share
