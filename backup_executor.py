@@ -5369,6 +5369,7 @@ END = re.compile(re.escape(COPY_END))  # by which it is found in half of the tim
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"), N="")  # what COPY writes behind a backslash
 Pair = tuple[str, ...]  # a table's schema and its name
+Pairs = list[tuple[Pair, Pair]]
 
 
 class Copied(NamedTuple):
@@ -5511,22 +5512,6 @@ def count_copied(program: subprocess.Popen[bytes], errors: IO[bytes]) -> dict[st
     return None if ROWS_BEGIN.match(rest) else rows
 
 
-class Key(NamedTuple):
-    """A foreign key of an archive."""
-
-    of: Pair  # the table that has it
-    to: Pair  # the one that it points at
-
-
-class Tables(NamedTuple):
-    """The tables of an archive, as it makes them: without those of extensions."""
-
-    names: set[Pair]
-    rows: dict[str, Pair]  # by entry
-    parts: list[tuple[Pair, Pair]]  # each a table, and one that has some of its rows
-    keys: dict[str, Key]  # by entry
-
-
 def hypertable_parts(catalog: str) -> Iterator[tuple[Pair, Pair]]:
     """The chunks of hypertables, and what has the compressed rows of either.
 
@@ -5560,7 +5545,7 @@ def reachable(begin: Iterable[Pair], ways: Iterable[tuple[Pair, Pair]]) -> set[P
     return found
 
 
-def find_table(typed: str, known: Iterable[Pair]) -> Pair:
+def find_table(typed: str, there: Iterable[Pair]) -> Pair:
     """The table that somebody means: as SQL has it, or as it is called (a shell takes quotes away).
 
     Without a schema it is one of public. Raises Failure, with the nearest names.
@@ -5569,7 +5554,6 @@ def find_table(typed: str, known: Iterable[Pair]) -> Pair:
     found = re.fullmatch(rf"(?:{part}\.)?{part}", typed)
     exact = (found[1] or "public", found[2]) if found else (typed,)
     folded = [each if each.startswith('"') else each.lower() for each in exact]
-    there = {*known}
     for spelt in (exact, folded):
         name = named(spelt)
         if name in there:
@@ -5742,44 +5726,41 @@ class Archive:
         # a key *of* one is refused. One at itself, which only an older table can have, is of it.
         # (2.28.3, 2.29.2, 2.30.0-dev)
         hypertables = {*copied(catalog, "hypertable").tables()}
-        for entry, key in self.foreign_keys().items():
-            if key.to in hypertables and key.of not in hypertables:
+        for entry, (of, to) in self.foreign_keys().items():
+            if to in hypertables and of not in hypertables:
                 late.add(entry)
         place = schema[1] if schema else "public"
         return Timescale(version or "?", place, jobs, adopted, late)
 
-    def said(self, entries: Iterable[str], *patterns: re.Pattern[str]) -> list[list[Any]]:
-        """What each of these patterns finds in the statements of these entries."""
+    def said(self, entries: Iterable[str], *patterns: re.Pattern[str]) -> list[list[Pair]]:
+        """The names that each of these patterns finds in the statements of these entries."""
         with listing(entries) as chosen:
             made = statements(self.read("-f-", chosen))
         return [
-            [found.groups() for found in map(pattern.match, made) if found] for pattern in patterns
+            [named(found.groups()) for found in map(pattern.match, made) if found]
+            for pattern in patterns
         ]
 
-    def foreign_keys(self) -> dict[str, Key]:
-        """Its foreign keys, by entry."""
+    def foreign_keys(self) -> dict[str, tuple[Pair, Pair]]:
+        """The table of each of its foreign keys, and the one that it points at, by entry."""
         keys = self.those(FOREIGN_KEY)
         [found] = self.said(keys, KEY)
         require(len(found) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
-        return {key: Key(named(of[:2]), named(of[2:])) for key, of in zip(keys, found)}
+        return {key: (names[:2], names[2:]) for key, names in zip(keys, found)}
 
-    def examine_tables(self) -> Tables:
-        """Its tables, from its statements: a table of contents does not tell names from owners."""
+    def examine_tables(self) -> tuple[dict[str, Pair], Pairs]:
+        """The tables that it makes, not its extensions', by OID; each of them with each part of it.
+
+        From its statements: a table of contents does not tell names from owners.
+        """
         tables = self.those(TABLE)
         created, attached = self.said([*tables, *self.those(ATTACHED)], MAKES, ATTACHES)
         require(len(created) == len(tables), f"its {len(tables)} tables cannot be told apart")
-        names = dict(zip((entry.split(" ")[2] for entry in tables), map(named, created)))
-        data = ((entry, entry.split(" ")[2]) for entry in self.those(TABLE_DATA))
-        parts = [(named(each[:2]), named(each[2:])) for each in attached]
+        parts = [(names[:2], names[2:]) for names in attached]
         if self.timescaledb:
             some = ("-thypertable", "-tchunk", "-tcompression_settings")
             parts += hypertable_parts(self.read("-a", "-f-", *OF_CATALOG, *some))
-        return Tables(
-            {*names.values()},
-            {entry: names[oid] for entry, oid in data if oid in names},
-            parts,
-            self.foreign_keys(),
-        )
+        return dict(zip(map(oid_of, tables), created)), parts
 
     def choose(self, typed: Sequence[str] | None) -> None:
         """Have `entries` be the schema, and the rows of these tables with all of their parts.
@@ -5789,17 +5770,19 @@ class Archive:
         """
         if not typed:
             return
-        tables = self.examine_tables()
-        chosen = reachable([find_table(each, tables.names) for each in typed], tables.parts)
-        above = [(part, whole) for whole, part in tables.parts]
+        tables, parts = self.examine_tables()
+        there = {*tables.values()}
+        chosen = reachable([find_table(each, there) for each in typed], parts)
+        above = [(part, whole) for whole, part in parts]
         filled = reachable(chosen, above)  # perhaps in part
-        lost = tables.names - chosen
-        rows = {entry for entry, table in tables.rows.items() if table in lost}
-        keys = {entry for entry, key in tables.keys.items() if key.of in filled and key.to in lost}
+        lost = there - chosen
+        rows = {entry for entry in self.those(TABLE_DATA) if tables.get(oid_of(entry)) in lost}
+        keys = self.foreign_keys().items()
+        dangling = {entry for entry, (of, to) in keys if of in filled and to in lost}
         within = {part for part, whole in above if whole not in filled}
         empty = [".".join(table) for table in sorted(lost - filled - within)]
         self.left_out += shortened(f"Empty, as not chosen: {amount(len(empty), 'table')}", empty)
-        self.leave_out(rows, keys)
+        self.leave_out(rows, dangling)
 
     def leave_out(self, rows: set[str], keys: set[str]) -> None:
         """Take these from `entries`, and what fails without them.
@@ -6418,8 +6401,8 @@ def require_needs(cluster: Cluster, archive: Archive) -> None:
     )
 
 
-def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) -> str:
-    """What makes its database, as `creation` has it. Failure: the server lacks what it takes."""
+def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) -> None:
+    """Raise Failure where the server lacks what the archive takes, its database included."""
     require_needs(cluster, archive)
     missing = archive.tablespaces - {*cluster.tablespaces}
     require(
@@ -6427,9 +6410,7 @@ def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) 
         f"the server lacks these tablespaces: {', '.join(sorted(missing))}; "
         "--no-tablespaces goes on without any",
     )
-    create = creation(cluster, archive, locale)
-    require_creation(hub, create)
-    return create
+    require_creation(hub, creation(cluster, archive, locale))
 
 
 class Making(NamedTuple):
@@ -6555,6 +6536,11 @@ def entry_for_people(entry: str) -> str:
 def number_of(entry: str) -> str:
     """An entry's number in its table of contents."""
     return entry.partition(";")[0]
+
+
+def oid_of(entry: str) -> str:
+    """The OID of the table that an entry makes, or fills."""
+    return entry.split(" ")[2]
 
 
 def refused(
@@ -7486,7 +7472,6 @@ class Source(NamedTuple):
     name: str  # its key, or its path
     checksum: str  # its state
     archive: Archive
-    create: str  # what makes its database, as `creation` has it
     roles: list[Making]  # to be made before
 
 
@@ -7596,8 +7581,8 @@ def obtain(
         if os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD:
             unseal(s, options.file, file, steps)
         archive = Archive(file, parts, {})
-        create = require_all(hub, cluster, archive, options.locale)
-        return Source(options.file, "absent", archive, create, roles)
+        require_all(hub, cluster, archive, options.locale)
+        return Source(options.file, "absent", archive, roles)
     s3 = S3(s, 60)
     backup = chosen(s3, options.name, s.db_database, options.server)
     if backup.encrypted:
@@ -7606,12 +7591,13 @@ def obtain(
         roles = only_new(making(plain_roles(s3, backup)), cluster.roles)
         cluster = cluster._replace(roles=cluster.roles + [step.role for step in roles])
     there, early = foreseen(s3, backup, file, parts)
-    create = require_all(hub, cluster, early, options.locale) if early else ""
+    if early:
+        require_all(hub, cluster, early, options.locale)
     checksum = fetch_open(s3, backup, file, steps, there)
     if not early:
         early = Archive(file, parts, backup.known)
-        create = require_all(hub, cluster, early, options.locale)
-    return Source(backup.key, checksum, early, create, roles)
+        require_all(hub, cluster, early, options.locale)
+    return Source(backup.key, checksum, early, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
@@ -7629,7 +7615,8 @@ def restore(s: Settings, options: Options) -> int:
             require_needs(examine_cluster(hub)[1], archive)
         new.hub = hub = unhindered(hub, cluster, archive)
         with archive.counting() as copied:
-            made = new_database(hub, new.scratch, source.create, options.keep)
+            create = creation(cluster, archive, options.locale)
+            made = new_database(hub, new.scratch, create, options.keep)
             with made, steps.timed("restore"):
                 amiss = None if options.only_complete else new.amiss
                 left += rebuild(
@@ -8140,9 +8127,7 @@ class Checking:
     """What a check has seen so far; one peer's answer serves in looking at the next."""
 
     def __init__(self, settings: Settings, options: Options):
-        self.settings = settings
-        self.max_age = options.max_age  # hours that the newest backup may be old
-        self.no_volume = options.no_volume  # the staging volume is elsewhere
+        self.settings, self.options = settings, options
         self.server: Server | None = None
         self.backups: list[Backup] | None = None  # of this database, proven; None: not looked at
 
@@ -8359,7 +8344,7 @@ def check_encryption(now: Checking) -> Lines:
 def check_volume(now: Checking) -> Lines:
     """Whether a dump like the newest one has room, and whether a finished one waits for S3."""
     s = now.settings
-    if now.no_volume:
+    if now.options.no_volume:
         yield "-", "not looked at: --no-volume"
         return
     for dump in all_dumps(s):
@@ -8435,7 +8420,7 @@ def check_newest(now: Checking) -> Lines:
     if now.backups:
         hours = (time.time() - now.newest.seconds) / 3600
         age = f"{now.newest.key} is {hours:.1f} hours old"
-    require(abs(hours) <= now.max_age, f"{age}; --max-age is {now.max_age}")
+    require(abs(hours) <= now.options.max_age, f"{age}; --max-age is {now.options.max_age}")
     yield "ok" if now.backups else "note", age
 
 
@@ -8499,16 +8484,17 @@ def all_lines(s: Settings, options: Options) -> Iterator[Line]:
     for about, look_at_it in CHECKS.items():
         try:
             for mark, text in look_at_it(now):
-                yield Line(mark, about, printable(" ".join(text.split())))
+                yield Line(mark, about, text)
         except Exception as error:
             text = explained(error) if isinstance(error, OSError) else redacted(error)
-            yield Line("FAIL", about, printable(" ".join(text.split())))
+            yield Line("FAIL", about, text)
 
 
 def check(s: Settings, options: Options) -> int:
     """The command; its exit status: 1 if something failed. The executor logs what is amiss."""
     lines = []
-    for line in all_lines(s, options):
+    for found in all_lines(s, options):
+        line = found._replace(text=printable(" ".join(found.text.split())))
         lines.append(line)
         if not options.json:
             say(f"{line.mark:<5} {line.about}: {line.text}\n")
