@@ -6209,13 +6209,14 @@ ANALYZE = FOR_EACH.format(
 COUNT = FOR_EACH.format(
     into="INTO number",
     parts="""
-    SELECT json_build_object('oid', c.oid::bigint, 'name', c.oid::regclass, 'kind', relkind,
-            'internal', nspname ~ '^_timescaledb_', 'key', encode(convert_to(
+    SELECT json_build_object('oid', c.oid::bigint, 'key', encode(convert_to(
                 format('"%s"."%s"', replace(nspname, '"', '""'), replace(relname, '"', '""')),
                 '{encoding}'), 'hex'),
             'parents', ARRAY(SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid),
-            'member', EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
-                AND objid = c.oid AND deptype = 'e')) AS whole,
+            'facts', json_build_object('name', c.oid::regclass, 'kind', relkind,
+                'internal', nspname ~ '^_timescaledb_',
+                'member', EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
+                    AND objid = c.oid AND deptype = 'e'))) AS whole,
         CASE relkind WHEN 'r' THEN format('SELECT count(*) FROM ONLY %s', c.oid::regclass)
             WHEN 'p' THEN 'SELECT 0' ELSE 'SELECT NULL' END AS query
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -6994,9 +6995,8 @@ def read_tables(answers: list[Any]) -> list[Table]:
     """The tables that COUNT tells of."""
     tables = dict[int, Table]()
     for told, rows, why in answers:
-        facts = {name: told[name] for name in ("name", "kind", "internal", "member")}
         key = bytes.fromhex(told["key"]).decode("latin-1")
-        tables[told["oid"]] = Table(**facts, key=key, above=[], rows=rows, why=why)
+        tables[told["oid"]] = Table(**told["facts"], key=key, above=[], rows=rows, why=why)
     for told, _, _ in answers:
         above = [tables[oid] for oid in told["parents"]]
         tables[told["oid"]].above.extend(table for table in above if table.kind != "f")
@@ -7430,36 +7430,43 @@ def naming_by_hand(new: Target, archive: Archive) -> Iterator[str]:
         yield from (connecting(new.before), f"{START_WORKERS};")
 
 
-def tell(new: Target, archive: Archive, made: str, counted: Counted) -> None:
-    """The command's answer: the rows, what was made, what is left to do by hand.
+def outcome(new: Target, archive: Archive, made: str, counted: Counted) -> Iterator[str]:
+    """The lines of the command's answer: the rows, what was made, what is left to do by hand.
 
-    made: of what, and how. A terminal gets nothing that it obeys; what is piped on, to psql for
-    instance, is exact but for tables' names.
+    made: of what, and how.
     """
     timescale = archive.timescaledb
-    lines = [f"{number:>14}  {printable(table)}" for table, number in counted.rows.items()]
-    lines += [made, *archive.left_out]
+    for table, number in counted.rows.items():
+        yield f"{number:>14}  {printable(table)}"
+    yield from (made, *archive.left_out)
     if not new.named:
-        lines += naming_by_hand(new, archive)
+        yield from naming_by_hand(new, archive)
     elif new.taken:
-        lines.append(f"What had this name is called {new.before} now. To drop that, one day:")
-        lines.append(f"DROP DATABASE {new.before};")
+        yield f"What had this name is called {new.before} now. To drop that, one day:"
+        yield f"DROP DATABASE {new.before};"
     if timescale and not new.works:
         if new.named:
-            lines.append("It is whole. To have TimescaleDB's jobs run:")
-        lines.append(connecting(new.name))
-        lines.append(f"SELECT {timescale.schema}.timescaledb_post_restore();")
+            yield "It is whole. To have TimescaleDB's jobs run:"
+        yield connecting(new.name)
+        yield f"SELECT {timescale.schema}.timescaledb_post_restore();"
     if timescale and new.paused:
         switch_on = f"SELECT {timescale.schema}.alter_job(id, scheduled => true)"
-        lines.append(f"To switch its jobs on, in {identifier(new.name)}:")
-        lines.append(f"{switch_on} FROM unnest('{new.paused}'::int[]) AS id;")
+        yield f"To switch its jobs on, in {identifier(new.name)}:"
+        yield f"{switch_on} FROM unnest('{new.paused}'::int[]) AS id;"
     if new.works:
-        lines += swapping(new, archive)
+        yield from swapping(new, archive)
     if new.amiss:
-        lines.append("To drop it:")
+        yield "To drop it:"
         if archive.those(SUBSCRIPTION):
-            lines += [connecting(new.scratch), f"{UNSUBSCRIBE};", connecting(new.hub.name)]
-        lines.append(f"DROP DATABASE {new.scratch} WITH (FORCE);")
+            yield from (connecting(new.scratch), f"{UNSUBSCRIBE};", connecting(new.hub.name))
+        yield f"DROP DATABASE {new.scratch} WITH (FORCE);"
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Print what is for people, and to be piped on, to psql for instance, but for tables' names.
+
+    A terminal gets nothing that it obeys; what is piped on is exact.
+    """
     text = "\n".join(lines)
     if os.isatty(1):
         text = "\n".join(map(printable, text.split("\n")))
@@ -7554,7 +7561,7 @@ def finish_restore(
         left += [*counted.missed, *counted.different]
         put_in_place(new, there, archive, options.pause_jobs, counted, left)
     finally:
-        tell(new, archive, in_short(new, source, counted, steps), counted)
+        tell(outcome(new, archive, in_short(new, source, counted, steps), counted))
         for text in left:
             log("error", text)
 
@@ -7688,8 +7695,7 @@ def to_verify(s3: S3) -> Backup:
 
     Nobody may be there to be asked. Only then is DB_HOST asked which it is, and it may be away.
     """
-    restores = bool(s3.s.verify_db_host)
-    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=restores)
+    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=s3.s.verify_db_host != "")
     ours = ""
     if len(newest) > 1:
         several = "; ".join(map(facts_of, newest))
@@ -8078,8 +8084,7 @@ def prune_now(s: Settings, dry: bool) -> None:
     """
     with staging(s, wait=False):
         server, s3 = examine_database(s), S3(s)
-        facts = {name: getattr(server, name) for name in FACTS}
-        made = Dump("", filepath_s3="/", **facts)
+        made = Dump("", filepath_s3="/", **{name: getattr(server, name) for name in FACTS})
         found = s3.backups()
         goes, kept, _ = plan(s3, made, found)
         going = {old.key for old in goes}
@@ -8087,10 +8092,11 @@ def prune_now(s: Settings, dry: bool) -> None:
             gone = remove_all(s3, goes, kept)
             prune_roles(s3, made, gone)
             going &= {old.key for old in gone}
-    other = "not provably a backup of this database, or not yet to go"
     for each in reversed(found):
-        word = "goes" if each.key in going else "stays"
-        why = kept.get(each.key, why_gone(each) if each.key in going else other)
+        word, why = "stays", "not provably a backup of this database, or not yet to go"
+        if each.key in going:
+            word, why = "goes", why_gone(each)
+        why = kept.get(each.key, why)
         say(f"{word:<5} {each.key} of {moment(each.seconds)}: {printable(why)}\n")
     left = [old.key for old in goes if old.key not in going]
     stuck = sum(not kept.get(key, "").startswith(LOCKED) for key in left)
