@@ -5850,9 +5850,8 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     made = re.fullmatch(r"backup_([0-9]{1,18})\.bak(\.age)?", plain)
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    seconds = int(plain[7:].partition(".")[0])
-    found = Backup(seconds, s3.key(plain), head["ContentLength"], None)
-    backup = found._replace(metadata=head["Metadata"], etag=plain_etag(head))
+    seconds = int(made[1]) if made else 0
+    backup = shown(Backup(seconds, s3.key(plain), head["ContentLength"], None), head)
     require(backup.server.endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
 
@@ -5973,7 +5972,10 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0)
     metadata = backup.known
     log("info", f"Found {facts_of(backup)}", Database=backup.database or "unknown")
     pg_restore_for(metadata.get("pg-dump", ""))
-    require_room(s3.s, backup.size - there, 0, to_open(s3.s, backup))
+    to_open = backup.encrypted and not closed(s3.s, backup)
+    if to_open:  # can it be?
+        opening(s3.s, backup.key)
+    require_room(s3.s, backup.size - there, 0, to_open)
     sha256 = hashlib.sha256()
 
     def get(start: int, end: int) -> tuple[int, int]:
@@ -6002,14 +6004,6 @@ BROKEN = re.compile(
     "age: error: (failed to (decrypt and authenticate|read (header|nonce))|unexpected EOF|"
     "bad header MAC|last chunk )|is damaged"
 )
-
-
-def to_open(s: Settings, backup: Backup) -> bool:
-    """Whether a backup is encrypted, and AGE_IDENTITY_FILE set. Raises Failure: it is no file."""
-    wanted = backup.encrypted and s.age_identity_file != ""
-    if wanted:
-        opening(s, backup.key)
-    return wanted
 
 
 def closed(s: Settings, backup: Backup) -> bool:
@@ -7201,12 +7195,12 @@ def foreseen(
 
     pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
     """
-    encrypted = to_open(s3.s, backup)
-    require_room(s3.s, backup.size, 0, encrypted)
+    require_room(s3.s, backup.size, 0, backup.encrypted)
     size, there, early = min(backup.size, piece_of(backup)), 0, None
     with suppress(Failure):
         fetch_range(s3, backup, file, 0, size)
         there = size
+    encrypted = backup.encrypted
     plain = opened(s3.s, backup.key, file, cut=True) if encrypted else nullcontext(file)
     with plain as shown, suppress(Failure):
         early = Archive(shown, options, backup.known)
@@ -7566,14 +7560,6 @@ def finish_restore(
             log("error", text)
 
 
-def chosen_parts(options: Options) -> list[str]:
-    """The options by which pg_restore leaves out what the command line does not want."""
-    without = [*NO_OWNER] if options.no_owner else []
-    if options.no_tablespaces:
-        without.append("--no-tablespaces")
-    return without
-
-
 def obtain(
     s: Settings,
     options: Options,
@@ -7583,7 +7569,11 @@ def obtain(
     steps: Steps,
 ) -> Source:
     """Have an archive in FILE. Failure: it can't be had, or the server lacks what it takes."""
-    parts, roles = chosen_parts(options), list[Making]()
+    parts, roles = list[str](), list[Making]()
+    if options.no_owner:
+        parts += NO_OWNER
+    if options.no_tablespaces:
+        parts.append("--no-tablespaces")
     if options.file:
         if os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD:
             unseal(s, options.file, file, steps)
@@ -7833,14 +7823,14 @@ def sqlstate(target: Database, archive: Archive, said: str) -> str:
         argv = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
         source: Any = start(argv, environment(None))
         argv = [*PSQL, "-vVERBOSITY=sqlstate"]
-        psql: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        reader: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            with suppress(BrokenPipeError), psql.stdin as pipe:
+            with suppress(BrokenPipeError), reader.stdin as pipe:
                 pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
-            told = psql.stdout.read()
+            told = reader.stdout.read()
         finally:
             stop(source, signal.SIGKILL)
-            stop(psql, signal.SIGKILL)
+            stop(reader, signal.SIGKILL)
     return b"".join(re.findall(rb"(?m):  ([0-9A-Z]{5})$", told)[:1]).decode()
 
 
@@ -7897,8 +7887,7 @@ def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> di
         "database": backup.database,
     }
     if rows is not None and not backup.encrypted:
-        most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
-        note["rows"] = {table: rows[table] for table in most}
+        note["rows"] = dict(collections.Counter(rows).most_common(NOTED))
     return note
 
 
@@ -8422,12 +8411,12 @@ def check_newest(now: Checking) -> Lines:
     if now.backups is None:
         yield UNKNOWN
         return
-    age, hours = "no proven backup", FOREVER
+    text, hours = "no proven backup", FOREVER
     if now.backups:
         hours = (time.time() - now.newest.seconds) / 3600
-        age = f"{now.newest.key} is {hours:.1f} hours old"
-    require(abs(hours) <= now.options.max_age, f"{age}; --max-age is {now.options.max_age}")
-    yield "ok" if now.backups else "note", age
+        text = f"{now.newest.key} is {hours:.1f} hours old"
+    require(abs(hours) <= now.options.max_age, f"{text}; --max-age is {now.options.max_age}")
+    yield "ok" if now.backups else "note", text
 
 
 # What a verify server is to have beside TimescaleDB; each database has plpgsql.
