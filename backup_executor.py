@@ -5369,7 +5369,6 @@ END = re.compile(re.escape(COPY_END))  # by which it is found in half of the tim
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"), N="")  # what COPY writes behind a backslash
 Pair = tuple[str, ...]  # a table's schema and its name
-Pairs = list[tuple[Pair, Pair]]
 
 
 class Copied(NamedTuple):
@@ -5748,7 +5747,7 @@ class Archive:
         require(len(found) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
         return {key: (names[:2], names[2:]) for key, names in zip(keys, found)}
 
-    def examine_tables(self) -> tuple[dict[str, Pair], Pairs]:
+    def examine_tables(self) -> tuple[dict[str, Pair], list[tuple[Pair, Pair]]]:
         """The tables that it makes, not its extensions', by OID; each of them with each part of it.
 
         From its statements: a table of contents does not tell names from owners.
@@ -5963,7 +5962,7 @@ def piece_of(backup: Backup) -> int:
     return max(16 * MIB, backup.size // 4096)
 
 
-def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0) -> str:
+def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int) -> str:
     """Download a backup into a file: "checked", or "absent" if it carries no checksum.
 
     there: the bytes that the file has, none or a piece. Raises Failure, at the step "checksum"
@@ -7891,7 +7890,7 @@ def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> di
     return note
 
 
-def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
+def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
     But the last one of each database stays, which metrics tell of. A bucket that keeps versions
@@ -8073,7 +8072,8 @@ def prune_now(s: Settings, dry: bool) -> None:
     """
     with staging(s, wait=False):
         server, s3 = examine_database(s), S3(s)
-        made = Dump("", filepath_s3="/", **{name: getattr(server, name) for name in FACTS})
+        facts = {name: getattr(server, name) for name in FACTS}
+        made = Dump("", filepath_s3="/", **facts)
         found = s3.backups()
         goes, kept, _ = plan(s3, made, found)
         going = {old.key for old in goes}
@@ -8081,11 +8081,10 @@ def prune_now(s: Settings, dry: bool) -> None:
             gone = remove_all(s3, goes, kept)
             prune_roles(s3, made, gone)
             going &= {old.key for old in gone}
+    other = "not provably a backup of this database, or not yet to go"
     for each in reversed(found):
-        word, why = "stays", "not provably a backup of this database, or not yet to go"
-        if each.key in going:
-            word, why = "goes", why_gone(each)
-        why = kept.get(each.key, why)
+        word = "goes" if each.key in going else "stays"
+        why = kept.get(each.key, why_gone(each) if each.key in going else other)
         say(f"{word:<5} {each.key} of {moment(each.seconds)}: {printable(why)}\n")
     left = [old.key for old in goes if old.key not in going]
     stuck = sum(not kept.get(key, "").startswith(LOCKED) for key in left)
