@@ -292,6 +292,11 @@ def say(text: str) -> None:
         write(1, text)
 
 
+def say_json(answer: object) -> None:
+    """Print an answer as JSON. Raises OSError."""
+    say(json.dumps(answer, indent=4) + "\n")
+
+
 def log(level: str, message: str, **fields: object) -> None:
     """A line on stderr as logrus writes it; in a child of the executor also a line for that.
 
@@ -5331,7 +5336,7 @@ AFTER_INDEXES = entry_of("FK CONSTRAINT|ACL|DEFAULT ACL|COMMENT .*CONSTRAINT")
 MAKES = re.compile(rf"CREATE (?:UNLOGGED )?TABLE ({NAME})\.({NAME}) ")
 ATTACHES = re.compile(rf"ALTER TABLE ONLY ({NAME})\.({NAME}) ATTACH PARTITION ({NAME})\.({NAME}) ")
 KEY = re.compile(
-    rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s+ADD CONSTRAINT ({NAME}) "
+    rf"(?s)ALTER TABLE (?:ONLY )?({NAME})\.({NAME})\s+ADD CONSTRAINT {NAME} "
     rf".* REFERENCES ({NAME})\.({NAME})\("
 )
 # The catalog's tables are in the first of these schemas; up to 2.24 bgw_job was in the second.
@@ -5506,29 +5511,6 @@ def count_copied(program: subprocess.Popen[bytes], errors: IO[bytes]) -> dict[st
     return None if ROWS_BEGIN.match(rest) else rows
 
 
-class Key(NamedTuple):
-    """A foreign key of an archive."""
-
-    of: Pair  # the table that has it
-    to: Pair  # the one that it points at
-    comment: str  # part of an entry of a comment on it
-
-
-class Tables(NamedTuple):
-    """The tables of an archive, as it makes them: without those of extensions."""
-
-    names: set[Pair]
-    rows: dict[str, Pair]  # by entry
-    parts: list[tuple[Pair, Pair]]  # each a table, and one that has some of its rows
-    keys: dict[str, Key]  # by entry
-
-
-def as_key(schema: str, table: str, name: str, *to: str) -> Key:
-    """A foreign key, from what KEY finds."""
-    comment = f" COMMENT {unquoted(schema)} CONSTRAINT {name} ON {table} "
-    return Key(named([schema, table]), named(to), comment)
-
-
 def hypertable_parts(catalog: str) -> Iterator[tuple[Pair, Pair]]:
     """The chunks of hypertables, and what has the compressed rows of either.
 
@@ -5562,7 +5544,7 @@ def reachable(begin: Iterable[Pair], ways: Iterable[tuple[Pair, Pair]]) -> set[P
     return found
 
 
-def find_table(typed: str, known: Iterable[Pair]) -> Pair:
+def find_table(typed: str, there: Iterable[Pair]) -> Pair:
     """The table that somebody means: as SQL has it, or as it is called (a shell takes quotes away).
 
     Without a schema it is one of public. Raises Failure, with the nearest names.
@@ -5571,7 +5553,6 @@ def find_table(typed: str, known: Iterable[Pair]) -> Pair:
     found = re.fullmatch(rf"(?:{part}\.)?{part}", typed)
     exact = (found[1] or "public", found[2]) if found else (typed,)
     folded = [each if each.startswith('"') else each.lower() for each in exact]
-    there = {*known}
     for spelt in (exact, folded):
         name = named(spelt)
         if name in there:
@@ -5606,11 +5587,11 @@ class Archive:
         self.path = path_in(file)
         self.options = options  # of pg_restore, for all that is read of it and restored from it
         contents = self.read("-l", "-C")
-        dumped_by = "".join(re.findall("; +Dumped by pg_dump version: (.*)", contents))
-        self.pg_restore = pg_restore_for(dumped_by)  # the major version of the one that reads it
-        self.format = "".join(re.findall("; +Dump Version: (.*)", contents))
-        server = "".join(re.findall("; +Dumped from database version: (.*)", contents))
-        self.server = major_version(server)  # its major version
+        head = dict(re.findall("(?m)^; +(.+?): (.*)", contents))
+        # The major versions of the program that reads it, and of the server that it is of.
+        self.pg_restore = pg_restore_for(head.get("Dumped by pg_dump version", ""))
+        self.server = major_version(head.get("Dumped from database version", ""))
+        self.format = head.get("Dump Version", "")
         self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         # Entries without which a database was made, as an extension was refused; why, a line each.
@@ -5634,6 +5615,10 @@ class Archive:
     def read(self, *options: str) -> str:
         """What pg_restore prints of it."""
         return run("Reading the archive", ["pg_restore", *options, *self.options, self.path])
+
+    def those(self, kind: re.Pattern[str]) -> list[str]:
+        """Its entries of a kind."""
+        return list(filter(kind.match, self.entries))
 
     @contextmanager
     def counting(self) -> Iterator[Future[dict[str, int] | None]]:
@@ -5666,13 +5651,13 @@ class Archive:
             if line.startswith(";\tdepends on:"):
                 found[number] |= {*line.split()[3:]}
             else:
-                number = line.partition(";")[0]
+                number = number_of(line)
                 found[number] = set()
         return found
 
     def read_statements(self) -> str:
         """The statements on roles and on the database, as far as pg_restore writes them."""
-        with listing(filter(OF_ROLES.match, self.entries)) as chosen:
+        with listing(self.those(OF_ROLES)) as chosen:
             try:  # -C: with what makes the database, whose name pg_restore may refuse to write
                 return self.read("-f-", chosen, "-C")
             except Failure as error:
@@ -5706,7 +5691,7 @@ class Archive:
         if "--no-tablespaces" in self.options:
             self.entries = list(itertools.filterfalse(PLACES.match, self.entries))
             return set()
-        with listing(filter(STORED.match, self.entries)) as chosen:
+        with listing(self.those(STORED)) as chosen:
             script = self.read("-s", "-f-", chosen)
         setting = f"SET default_tablespace = ({NAME});"
         made = re.findall(f" TABLESPACE = ({NAME})", self.create)
@@ -5717,7 +5702,7 @@ class Archive:
 
     def examine_timescaledb(self, version: str) -> Timescale | None:
         """What its TimescaleDB takes, from its catalog and foreign keys; None: it has none."""
-        extension = list(filter(EXTENSION.match, self.entries))
+        extension = self.those(EXTENSION)
         if not extension:
             return None
         tables = ("-tmetadata", "-thypertable", "-tbgw_job", "-ttablespace")
@@ -5734,51 +5719,47 @@ class Archive:
         with listing(extension) as chosen:
             made = self.read("-f-", chosen)
         schema = re.search(rf"\nCREATE EXTENSION [\w ]+ WITH SCHEMA ({NAME});\n", made)
-        late = set(filter(OF_CONSTRAINT.match, self.entries))
+        late = set(self.those(OF_CONSTRAINT))
         # With `timescaledb.restoring` on, a key at a hypertable finds no rows there, or is not
         # passed on to the chunks, as a materialized view counted 5,760 of 14,400 rows; with it off,
         # a key *of* one is refused. One at itself, which only an older table can have, is of it.
         # (2.28.3, 2.29.2, 2.30.0-dev)
         hypertables = {*copied(catalog, "hypertable").tables()}
-        for entry, key in self.foreign_keys().items():
-            if key.to in hypertables and key.of not in hypertables:
+        for entry, (of, to) in self.foreign_keys().items():
+            if to in hypertables and of not in hypertables:
                 late.add(entry)
         place = schema[1] if schema else "public"
         return Timescale(version or "?", place, jobs, adopted, late)
 
-    def said(self, entries: Iterable[str], *patterns: re.Pattern[str]) -> list[list[Any]]:
-        """What each of these patterns finds in the statements of these entries."""
+    def said(self, entries: Iterable[str], *patterns: re.Pattern[str]) -> list[list[Pair]]:
+        """The names that each of these patterns finds in the statements of these entries."""
         with listing(entries) as chosen:
             made = statements(self.read("-f-", chosen))
         return [
-            [found.groups() for found in map(pattern.match, made) if found] for pattern in patterns
+            [named(found.groups()) for found in map(pattern.match, made) if found]
+            for pattern in patterns
         ]
 
-    def foreign_keys(self) -> dict[str, Key]:
-        """Its foreign keys, by entry."""
-        keys = list(filter(FOREIGN_KEY.match, self.entries))
+    def foreign_keys(self) -> dict[str, tuple[Pair, Pair]]:
+        """The table of each of its foreign keys, and the one that it points at, by entry."""
+        keys = self.those(FOREIGN_KEY)
         [found] = self.said(keys, KEY)
         require(len(found) == len(keys), f"its {len(keys)} foreign keys cannot be told apart")
-        return {key: as_key(*identifiers) for key, identifiers in zip(keys, found)}
+        return {key: (names[:2], names[2:]) for key, names in zip(keys, found)}
 
-    def examine_tables(self) -> Tables:
-        """Its tables, from its statements: a table of contents does not tell names from owners."""
-        tables = list(filter(TABLE.match, self.entries))
-        attaching = filter(ATTACHED.match, self.entries)
-        created, attached = self.said([*tables, *attaching], MAKES, ATTACHES)
+    def examine_tables(self) -> tuple[dict[str, Pair], list[tuple[Pair, Pair]]]:
+        """The tables that it makes, not its extensions', by OID; each of them with each part of it.
+
+        From its statements: a table of contents does not tell names from owners.
+        """
+        tables = self.those(TABLE)
+        created, attached = self.said([*tables, *self.those(ATTACHED)], MAKES, ATTACHES)
         require(len(created) == len(tables), f"its {len(tables)} tables cannot be told apart")
-        names = dict(zip((entry.split(" ")[2] for entry in tables), map(named, created)))
-        data = ((entry, entry.split(" ")[2]) for entry in filter(TABLE_DATA.match, self.entries))
-        parts = [(named(each[:2]), named(each[2:])) for each in attached]
+        parts = [(names[:2], names[2:]) for names in attached]
         if self.timescaledb:
             some = ("-thypertable", "-tchunk", "-tcompression_settings")
             parts += hypertable_parts(self.read("-a", "-f-", *OF_CATALOG, *some))
-        return Tables(
-            {*names.values()},
-            {entry: names[oid] for entry, oid in data if oid in names},
-            parts,
-            self.foreign_keys(),
-        )
+        return dict(zip(map(oid_of, tables), created)), parts
 
     def choose(self, typed: Sequence[str] | None) -> None:
         """Have `entries` be the schema, and the rows of these tables with all of their parts.
@@ -5788,33 +5769,32 @@ class Archive:
         """
         if not typed:
             return
-        tables = self.examine_tables()
-        chosen = reachable([find_table(each, tables.names) for each in typed], tables.parts)
-        above = [(part, whole) for whole, part in tables.parts]
+        tables, parts = self.examine_tables()
+        there = {*tables.values()}
+        chosen = reachable([find_table(each, there) for each in typed], parts)
+        above = [(part, whole) for whole, part in parts]
         filled = reachable(chosen, above)  # perhaps in part
-        lost = tables.names - chosen
-        rows = {entry for entry, table in tables.rows.items() if table in lost}
-        keys = {
-            entry: key.comment
-            for entry, key in tables.keys.items()
-            if key.of in filled and key.to in lost
-        }
+        lost = there - chosen
+        rows = {entry for entry in self.those(TABLE_DATA) if tables.get(oid_of(entry)) in lost}
+        keys = self.foreign_keys().items()
+        dangling = {entry for entry, (of, to) in keys if of in filled and to in lost}
         within = {part for part, whole in above if whole not in filled}
         empty = [".".join(table) for table in sorted(lost - filled - within)]
         self.left_out += shortened(f"Empty, as not chosen: {amount(len(empty), 'table')}", empty)
-        self.leave_out(rows, keys)
+        self.leave_out(rows, dangling)
 
-    def leave_out(self, rows: set[str], keys: Mapping[str, str]) -> None:
-        """Take these from `entries`, and what fails without them. keys: a comment's part of each.
+    def leave_out(self, rows: set[str], keys: set[str]) -> None:
+        """Take these from `entries`, and what fails without them.
 
         A materialized view could be refreshed, but of what is there: nobody would see that.
         """
-        others = {*keys, *filter(TAKES_ROWS.match, self.entries)}
+        others = {*keys, *self.those(TAKES_ROWS)}
         left = [entry.split(" ", 3)[3] for entry in self.entries if entry in others]
         self.left_out += shortened("Left out, for want of rows", left)
-        for entry in filter(OF_CONSTRAINT.match, self.entries):
-            if any(comment in entry for comment in keys.values()):
-                others.add(entry)
+        needs, numbers = self.needs(), set(map(number_of, keys))
+        for comment in self.those(OF_CONSTRAINT):
+            if not numbers.isdisjoint(needs[number_of(comment)]):
+                others.add(comment)
         out = rows | others
         self.entries = [entry for entry in self.entries if entry not in out]
         self.tables -= len(rows)
@@ -5869,9 +5849,8 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     made = re.fullmatch(r"backup_([0-9]{1,18})\.bak(\.age)?", plain)
     head: Any = s3.head(s3.key(plain)) if made else None
     require(head, f"{s3.where}: there is no backup {name!r}; `list` shows those there are")
-    seconds = int(plain[7:].partition(".")[0])
-    found = Backup(seconds, s3.key(plain), head["ContentLength"], None)
-    backup = found._replace(metadata=head["Metadata"], etag=plain_etag(head))
+    seconds = int(made[1]) if made else 0
+    backup = shown(Backup(seconds, s3.key(plain), head["ContentLength"], None), head)
     require(backup.server.endswith(server), f"{facts_of(backup)}: that is no server {server}")
     return backup
 
@@ -5983,24 +5962,19 @@ def piece_of(backup: Backup) -> int:
     return max(16 * MIB, backup.size // 4096)
 
 
-def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int = 0) -> str:
+def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int) -> str:
     """Download a backup into a file: "checked", or "absent" if it carries no checksum.
 
     there: the bytes that the file has, none or a piece. Raises Failure, at the step "checksum"
     where the backup is damaged.
     """
     metadata = backup.known
-    log(
-        "info",
-        "Found the backup",
-        Key=backup.key,
-        Size=f"{backup.size} bytes",
-        Time=moment(backup.seconds),
-        Database=backup.database or "unknown",
-        Server=backup.short_server or "unknown",
-    )
+    log("info", f"Found {facts_of(backup)}", Database=backup.database or "unknown")
     pg_restore_for(metadata.get("pg-dump", ""))
-    require_room(s3.s, backup.size - there, 0, to_open(s3.s, backup))
+    to_open = backup.encrypted and not closed(s3.s, backup)
+    if to_open:  # can it be?
+        opening(s3.s, backup.key)
+    require_room(s3.s, backup.size - there, 0, to_open)
     sha256 = hashlib.sha256()
 
     def get(start: int, end: int) -> tuple[int, int]:
@@ -6029,14 +6003,6 @@ BROKEN = re.compile(
     "age: error: (failed to (decrypt and authenticate|read (header|nonce))|unexpected EOF|"
     "bad header MAC|last chunk )|is damaged"
 )
-
-
-def to_open(s: Settings, backup: Backup) -> bool:
-    """Whether a backup is encrypted, and AGE_IDENTITY_FILE set. Raises Failure: it is no file."""
-    wanted = backup.encrypted and s.age_identity_file != ""
-    if wanted:
-        opening(s, backup.key)
-    return wanted
 
 
 def closed(s: Settings, backup: Backup) -> bool:
@@ -6236,13 +6202,14 @@ ANALYZE = FOR_EACH.format(
 COUNT = FOR_EACH.format(
     into="INTO number",
     parts="""
-    SELECT json_build_object('oid', c.oid::bigint, 'name', c.oid::regclass, 'kind', relkind,
-            'internal', nspname ~ '^_timescaledb_', 'key', encode(convert_to(
+    SELECT json_build_object('oid', c.oid::bigint, 'key', encode(convert_to(
                 format('"%s"."%s"', replace(nspname, '"', '""'), replace(relname, '"', '""')),
                 '{encoding}'), 'hex'),
             'parents', ARRAY(SELECT inhparent::bigint FROM pg_inherits WHERE inhrelid = c.oid),
-            'member', EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
-                AND objid = c.oid AND deptype = 'e')) AS whole,
+            'facts', json_build_object('name', c.oid::regclass, 'kind', relkind,
+                'internal', nspname ~ '^_timescaledb_',
+                'member', EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
+                    AND objid = c.oid AND deptype = 'e'))) AS whole,
         CASE relkind WHEN 'r' THEN format('SELECT count(*) FROM ONLY %s', c.oid::regclass)
             WHEN 'p' THEN 'SELECT 0' ELSE 'SELECT NULL' END AS query
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -6317,10 +6284,6 @@ class Cluster(NamedTuple):
     preloaded: str  # whether TimescaleDB's library is: "yes", "no", or who may know
     versions: list[str]  # of TimescaleDB that it can make
 
-    def having(self, made: list[Making]) -> Cluster:
-        """The same, with the roles that are to be made."""
-        return self._replace(roles=self.roles + [step.role for step in made])
-
 
 @contextmanager
 def noting(left: list[str]) -> Iterator[None]:
@@ -6357,7 +6320,7 @@ def unhindered(database: Database, cluster: Cluster, archive: Archive | None = N
     An unknown setting would refuse them. archive: what is to be restored; TimescaleDB's event
     triggers are of use to that, and where it has others, to pg_restore alone.
     """
-    needed = archive and archive.timescaledb and not any(map(TRIGGER.match, archive.entries))
+    needed = archive and archive.timescaledb and not archive.those(TRIGGER)
     options = ""
     if cluster.superuser:
         # A large index would exceed that; and words are read.
@@ -6432,8 +6395,8 @@ def require_needs(cluster: Cluster, archive: Archive) -> None:
     )
 
 
-def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) -> str:
-    """What makes its database, as `creation` has it. Failure: the server lacks what it takes."""
+def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) -> None:
+    """Raise Failure where the server lacks what the archive takes, its database included."""
     require_needs(cluster, archive)
     missing = archive.tablespaces - {*cluster.tablespaces}
     require(
@@ -6441,9 +6404,7 @@ def require_all(hub: Database, cluster: Cluster, archive: Archive, locale: str) 
         f"the server lacks these tablespaces: {', '.join(sorted(missing))}; "
         "--no-tablespaces goes on without any",
     )
-    create = creation(cluster, archive, locale)
-    require_creation(hub, create)
-    return create
+    require_creation(hub, creation(cluster, archive, locale))
 
 
 class Making(NamedTuple):
@@ -6569,6 +6530,11 @@ def entry_for_people(entry: str) -> str:
 def number_of(entry: str) -> str:
     """An entry's number in its table of contents."""
     return entry.partition(";")[0]
+
+
+def oid_of(entry: str) -> str:
+    """The OID of the table that an entry makes, or fills."""
+    return entry.split(" ")[2]
 
 
 def refused(
@@ -6903,26 +6869,18 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
     The server may lack such roles, and COPY refuses a regrole that is none. Whose role was gone
     already did not run; it is switched off, lest it runs with more rights than it ever had.
     """
-    ours = psql(target, "Looking for jobs", OWNER).strip()
-    written = os.fsencode(ours.replace("\\", r"\\")).decode("latin-1")
-    moved = []
-    # latin-1, whatever encoding it is in: no byte is lost.
-    with tempfile.NamedTemporaryFile("w+", encoding="latin-1", newline="") as file:
-        archive.read("-a", f"--file={file.name}", *OF_CATALOG, "-tbgw_job")
-        dumped = file.read()
-    jobs = copied(dumped, "bgw_job")
-    for row, owner in zip(jobs.rows, timescale.jobs.values("owner")):
+    ours, jobs, moved = psql(target, "Looking for jobs", OWNER).strip(), timescale.jobs, []
+    for row, owner in zip(jobs.rows, jobs.values("owner")):
         job = f"{row['id']} of {unquoted(owner)}"
         if GONE.fullmatch(owner):
             row["scheduled"] = "f"
             job += " (switched off)"
         if owner in timescale.adopted and owner != ours:
-            row["owner"] = written
+            row["owner"] = ours.replace("\\", r"\\")
             moved.append(job)
-    encoding = re.findall(r"SET client_encoding = '(\w+)'", dumped)[0]
-    copy = f"COPY {jobs.table} ({jobs.columns}) FROM STDIN (ENCODING '{encoding}')"
+    copy = f"COPY {jobs.table} ({jobs.columns}) FROM STDIN (ENCODING '{archive.encoding}')"
     rows = "".join("\t".join(row.values()) + "\n" for row in jobs.rows) + "\\.\n"
-    psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=rows.encode("latin-1"))
+    psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=os.fsencode(rows))
     if moved:
         text = "Jobs of TimescaleDB are the restoring role's now"
         log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
@@ -7030,9 +6988,8 @@ def read_tables(answers: list[Any]) -> list[Table]:
     """The tables that COUNT tells of."""
     tables = dict[int, Table]()
     for told, rows, why in answers:
-        facts = {name: told[name] for name in ("name", "kind", "internal", "member")}
         key = bytes.fromhex(told["key"]).decode("latin-1")
-        tables[told["oid"]] = Table(**facts, key=key, above=[], rows=rows, why=why)
+        tables[told["oid"]] = Table(**told["facts"], key=key, above=[], rows=rows, why=why)
     for told, _, _ in answers:
         above = [tables[oid] for oid in told["parents"]]
         tables[told["oid"]].above.extend(table for table in above if table.kind != "f")
@@ -7215,13 +7172,10 @@ class Target:
         """The databases that the naming renames, as they are called before."""
         return [self.name, self.scratch] if self.taken else [self.scratch]
 
-    def in_the_way(self) -> dict[str, str | None]:
+    def in_the_way(self) -> Any:
         """The sessions that the naming would end, and what it would wait for. Raises Failure."""
         names = ", ".join(map(literal, self.renamed()))
-        found: dict[str, str | None] = read_json(
-            self.hub, "Looking at sessions", IN_THE_WAY.format(names)
-        )
-        return found
+        return read_json(self.hub, "Looking at sessions", IN_THE_WAY.format(names))
 
     def warn(self) -> None:
         """Say, while there is time to see to it, who is in the database whose name it gets."""
@@ -7240,12 +7194,12 @@ def foreseen(
 
     pg_dump writes the table of contents there, but TimescaleDB's catalog is behind it.
     """
-    encrypted = to_open(s3.s, backup)
-    require_room(s3.s, backup.size, 0, encrypted)
+    require_room(s3.s, backup.size, 0, backup.encrypted)
     size, there, early = min(backup.size, piece_of(backup)), 0, None
     with suppress(Failure):
         fetch_range(s3, backup, file, 0, size)
         there = size
+    encrypted = backup.encrypted
     plain = opened(s3.s, backup.key, file, cut=True) if encrypted else nullcontext(file)
     with plain as shown, suppress(Failure):
         early = Archive(shown, options, backup.known)
@@ -7469,36 +7423,43 @@ def naming_by_hand(new: Target, archive: Archive) -> Iterator[str]:
         yield from (connecting(new.before), f"{START_WORKERS};")
 
 
-def tell(new: Target, archive: Archive, made: str, counted: Counted) -> None:
-    """The command's answer: the rows, what was made, what is left to do by hand.
+def outcome(new: Target, archive: Archive, made: str, counted: Counted) -> Iterator[str]:
+    """The lines of the command's answer: the rows, what was made, what is left to do by hand.
 
-    made: of what, and how. A terminal gets nothing that it obeys; what is piped on, to psql for
-    instance, is exact but for tables' names.
+    made: of what, and how.
     """
     timescale = archive.timescaledb
-    lines = [f"{number:>14}  {printable(table)}" for table, number in counted.rows.items()]
-    lines += [made, *archive.left_out]
+    for table, number in counted.rows.items():
+        yield f"{number:>14}  {printable(table)}"
+    yield from (made, *archive.left_out)
     if not new.named:
-        lines += naming_by_hand(new, archive)
+        yield from naming_by_hand(new, archive)
     elif new.taken:
-        lines.append(f"What had this name is called {new.before} now. To drop that, one day:")
-        lines.append(f"DROP DATABASE {new.before};")
+        yield f"What had this name is called {new.before} now. To drop that, one day:"
+        yield f"DROP DATABASE {new.before};"
     if timescale and not new.works:
         if new.named:
-            lines.append("It is whole. To have TimescaleDB's jobs run:")
-        lines.append(connecting(new.name))
-        lines.append(f"SELECT {timescale.schema}.timescaledb_post_restore();")
+            yield "It is whole. To have TimescaleDB's jobs run:"
+        yield connecting(new.name)
+        yield f"SELECT {timescale.schema}.timescaledb_post_restore();"
     if timescale and new.paused:
         switch_on = f"SELECT {timescale.schema}.alter_job(id, scheduled => true)"
-        lines.append(f"To switch its jobs on, in {identifier(new.name)}:")
-        lines.append(f"{switch_on} FROM unnest('{new.paused}'::int[]) AS id;")
+        yield f"To switch its jobs on, in {identifier(new.name)}:"
+        yield f"{switch_on} FROM unnest('{new.paused}'::int[]) AS id;"
     if new.works:
-        lines += swapping(new, archive)
+        yield from swapping(new, archive)
     if new.amiss:
-        lines.append("To drop it:")
-        if any(map(SUBSCRIPTION.match, archive.entries)):
-            lines += [connecting(new.scratch), f"{UNSUBSCRIBE};", connecting(new.hub.name)]
-        lines.append(f"DROP DATABASE {new.scratch} WITH (FORCE);")
+        yield "To drop it:"
+        if archive.those(SUBSCRIPTION):
+            yield from (connecting(new.scratch), f"{UNSUBSCRIBE};", connecting(new.hub.name))
+        yield f"DROP DATABASE {new.scratch} WITH (FORCE);"
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Print what is for people, and to be piped on, to psql for instance, but for tables' names.
+
+    A terminal gets nothing that it obeys; what is piped on is exact.
+    """
     text = "\n".join(lines)
     if os.isatty(1):
         text = "\n".join(map(printable, text.split("\n")))
@@ -7511,7 +7472,6 @@ class Source(NamedTuple):
     name: str  # its key, or its path
     checksum: str  # its state
     archive: Archive
-    create: str  # what makes its database, as `creation` has it
     roles: list[Making]  # to be made before
 
 
@@ -7594,31 +7554,9 @@ def finish_restore(
         left += [*counted.missed, *counted.different]
         put_in_place(new, there, archive, options.pause_jobs, counted, left)
     finally:
-        tell(new, archive, in_short(new, source, counted, steps), counted)
+        tell(outcome(new, archive, in_short(new, source, counted, steps), counted))
         for text in left:
             log("error", text)
-
-
-def require_possible(options: Options) -> None:
-    """Raise WrongSettings where the command line asks for what can't be restored."""
-    name = options.database
-    if options.jobs < 1:
-        raise WrongSettings(f"--jobs {options.jobs}: it takes 1 or more")
-    if not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1"):
-        text = "it takes a name of 1 to 63 bytes; databases are made from postgres and template1"
-        raise WrongSettings(f"--database {name!r}: {text}")
-    if options.table and options.replace:
-        raise WrongSettings(
-            "--replace puts nothing in a place whose tables are left empty: --table"
-        )
-
-
-def chosen_parts(options: Options) -> list[str]:
-    """The options by which pg_restore leaves out what the command line does not want."""
-    without = [*NO_OWNER] if options.no_owner else []
-    if options.no_tablespaces:
-        without.append("--no-tablespaces")
-    return without
 
 
 def obtain(
@@ -7630,32 +7568,36 @@ def obtain(
     steps: Steps,
 ) -> Source:
     """Have an archive in FILE. Failure: it can't be had, or the server lacks what it takes."""
-    parts, roles = chosen_parts(options), list[Making]()
+    parts, roles = list[str](), list[Making]()
+    if options.no_owner:
+        parts += NO_OWNER
+    if options.no_tablespaces:
+        parts.append("--no-tablespaces")
     if options.file:
         if os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD:
             unseal(s, options.file, file, steps)
         archive = Archive(file, parts, {})
-        create = require_all(hub, cluster, archive, options.locale)
-        return Source(options.file, "absent", archive, create, roles)
+        require_all(hub, cluster, archive, options.locale)
+        return Source(options.file, "absent", archive, roles)
     s3 = S3(s, 60)
     backup = chosen(s3, options.name, s.db_database, options.server)
     if backup.encrypted:
         opening(s, backup.key)
     if options.roles:
         roles = only_new(making(plain_roles(s3, backup)), cluster.roles)
-        cluster = cluster.having(roles)
+        cluster = cluster._replace(roles=cluster.roles + [step.role for step in roles])
     there, early = foreseen(s3, backup, file, parts)
-    create = require_all(hub, cluster, early, options.locale) if early else ""
+    if early:
+        require_all(hub, cluster, early, options.locale)
     checksum = fetch_open(s3, backup, file, steps, there)
     if not early:
         early = Archive(file, parts, backup.known)
-        create = require_all(hub, cluster, early, options.locale)
-    return Source(backup.key, checksum, early, create, roles)
+        require_all(hub, cluster, early, options.locale)
+    return Source(backup.key, checksum, early, roles)
 
 
 def restore(s: Settings, options: Options) -> int:
     """The command: a new database, whole, or none. Its exit status: 1 if anything is left out."""
-    require_possible(options)
     hub, cluster = examine_cluster(s.database(), options.database)
     new, steps = Target(hub, options.database, options.replace), Steps()
     path = options.file
@@ -7669,7 +7611,8 @@ def restore(s: Settings, options: Options) -> int:
             require_needs(examine_cluster(hub)[1], archive)
         new.hub = hub = unhindered(hub, cluster, archive)
         with archive.counting() as copied:
-            made = new_database(hub, new.scratch, source.create, options.keep)
+            create = creation(cluster, archive, options.locale)
+            made = new_database(hub, new.scratch, create, options.keep)
             with made, steps.timed("restore"):
                 amiss = None if options.only_complete else new.amiss
                 left += rebuild(
@@ -7710,9 +7653,12 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     s3, steps = S3(s), Steps()
     with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
         backup = chosen(s3, name) if name != "latest" else to_verify(s3)
-        report: dict[str, Any] = {"object": backup.key, "size": backup.size}
-        report["server"] = backup.short_server or None
-        report["seconds"] = steps.seconds
+        report: dict[str, Any] = {
+            "object": backup.key,
+            "size": backup.size,
+            "server": backup.short_server or None,
+            "seconds": steps.seconds,
+        }
         try:
             for share in prove(s3, backup, file, steps):
                 report |= share
@@ -7738,8 +7684,7 @@ def to_verify(s3: S3) -> Backup:
 
     Nobody may be there to be asked. Only then is DB_HOST asked which it is, and it may be away.
     """
-    restores = bool(s3.s.verify_db_host)
-    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=restores)
+    newest, doubts = newest_good(s3, s3.s.db_database, "", proving=s3.s.verify_db_host != "")
     ours = ""
     if len(newest) > 1:
         several = "; ".join(map(facts_of, newest))
@@ -7877,14 +7822,14 @@ def sqlstate(target: Database, archive: Archive, said: str) -> str:
         argv = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
         source: Any = start(argv, environment(None))
         argv = [*PSQL, "-vVERBOSITY=sqlstate"]
-        psql: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        reader: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            with suppress(BrokenPipeError), psql.stdin as pipe:
+            with suppress(BrokenPipeError), reader.stdin as pipe:
                 pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
-            told = psql.stdout.read()
+            told = reader.stdout.read()
         finally:
             stop(source, signal.SIGKILL)
-            stop(psql, signal.SIGKILL)
+            stop(reader, signal.SIGKILL)
     return b"".join(re.findall(rb"(?m):  ([0-9A-Z]{5})$", told)[:1]).decode()
 
 
@@ -7941,12 +7886,11 @@ def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> di
         "database": backup.database,
     }
     if rows is not None and not backup.encrypted:
-        most = sorted(rows, key=rows.__getitem__, reverse=True)[:NOTED]
-        note["rows"] = {table: rows[table] for table in most}
+        note["rows"] = dict(collections.Counter(rows).most_common(NOTED))
     return note
 
 
-def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None = None) -> None:
+def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> None:
     """Note a verdict in PREFIX/verified.json, and forget those of what retention removed.
 
     But the last one of each database stays, which metrics tell of. A bucket that keeps versions
@@ -7991,35 +7935,10 @@ def doubtful_anywhere(
     doubts, now = set[str](), time.time()
     of_name: dict[str, list[Backup]] = {}
     for (_, name), backups in whose.items():
-        doubts |= judge(backups, verdicts, s.full_backups, now).doubts
         of_name.setdefault(name, []).extend(backups)
-    for backups in of_name.values():
-        doubts |= judge(sorted(backups), verdicts, s.full_backups, now).doubts
+    for backups in [*whose.values(), *map(sorted, of_name.values())]:
+        doubts |= judge(backups, verdicts, s.full_backups, now).doubts
     return doubts
-
-
-class Row(NamedTuple):
-    """What `list --json` shows of a backup. None: it is not known."""
-
-    name: str
-    time: str
-    size: int  # bytes
-    checksum: bool
-    doubtful: bool
-    verified: dict[str, Any] | None
-    change: float | None  # per cent of the size of the one before it, of this server and database
-    change_bytes: int | None  # likewise, in bytes
-    exectime_backup: int | None  # seconds, as in a backup's result
-    exectime_upload_s3: int | None
-    tables: int | None
-    server: str | None  # the end of its system identifier
-    postgresql: str | None
-    timescaledb: str | None
-    database: str | None
-    roles: bool  # whether it brings its server's
-    label: str | None
-    keep_until: str | None  # as its metadata have it
-    encrypted: bool
 
 
 def upload_seconds(backups: list[Backup]) -> dict[str, int]:
@@ -8043,37 +7962,38 @@ def upload_seconds(backups: list[Backup]) -> dict[str, int]:
 
 def as_row(
     backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Mapping[str, Any]
-) -> Row:
-    """A backup's row. before: the size of the one before it; 0: there is none. took: to upload."""
+) -> dict[str, Any]:
+    """What `list --json` shows of a backup. None: it is not known.
+
+    before: the size of the one before it, of this server and database; 0: there is none. took: the
+    seconds of its upload.
+    """
     metadata, name = backup.known, os.path.basename(backup.key)
-    return Row(
-        name,
-        moment(backup.seconds),
-        backup.size,
-        "sha256" in metadata,
-        backup.key in doubts,
-        verdicts.get(name),
-        round(100 * (backup.size / before - 1), 1) if before else None,
-        backup.size - before if before else None,
-        number_in(metadata, "exectime-backup"),
-        took,
-        number_in(metadata, "tables"),
-        backup.short_server or None,
-        metadata.get("postgresql", "").partition(" ")[0] or None,
-        metadata.get("timescaledb"),
-        backup.database or None,
-        "roles-sha256" in metadata,
-        backup.label or None,
-        metadata.get("keep-until"),
-        backup.encrypted,
-    )
+    return {
+        "name": name,
+        "time": moment(backup.seconds),
+        "size": backup.size,  # bytes
+        "checksum": "sha256" in metadata,
+        "doubtful": backup.key in doubts,
+        "verified": verdicts.get(name),
+        "change": round(100 * (backup.size / before - 1), 1) if before else None,  # per cent
+        "change_bytes": backup.size - before if before else None,
+        "exectime_backup": number_in(metadata, "exectime-backup"),  # seconds, as in a result
+        "exectime_upload_s3": took,
+        "tables": number_in(metadata, "tables"),
+        "server": backup.short_server or None,
+        "postgresql": metadata.get("postgresql", "").partition(" ")[0] or None,
+        "timescaledb": metadata.get("timescaledb"),
+        "database": backup.database or None,
+        "roles": "roles-sha256" in metadata,  # whether it brings its server's
+        "label": backup.label or None,
+        "keep_until": metadata.get("keep-until"),
+        "encrypted": backup.encrypted,
+    }
 
 
-LIST_ROW = "{:<21} {:>3} {:>5} {:>6} {:>4} {:>6} {:<8} {:<12} {:<6} {} {}"
-LIST_HEAD = (
-    "NAME                  AGE  SIZE CHANGE DUMP UPLOAD KIND     VERIFIED     SERVER"
-    " DATABASE VERSIONS"
-)
+LIST_ROW = "{:<{wide}} {:>3} {:>5} {:>6} {:>4} {:>6} {:<8} {:<12} {:<6} {} {}"
+LIST_HEAD = "NAME AGE SIZE CHANGE DUMP UPLOAD KIND VERIFIED SERVER DATABASE VERSIONS"
 
 
 def list_backups(s: Settings, as_json: bool) -> None:
@@ -8089,41 +8009,40 @@ def list_backups(s: Settings, as_json: bool) -> None:
         for each in reversed(backups)
     ]
     if as_json:
-        say(json.dumps([row._asdict() for row in rows], indent=4) + "\n")
+        say_json(rows)
         return
-    wide = 25 if any(row.encrypted for row in rows) else 21  # their names are longer
-    lines = [as_line(row._replace(name=row.name.ljust(wide))) for row in rows]
-    head = narrow(LIST_HEAD[:21].ljust(wide) + LIST_HEAD[21:])
-    say("".join(f"{line}\n" for line in [head, *lines]))
+    wide = 25 if any(row["encrypted"] for row in rows) else 21  # their names are longer
+    lines = [LIST_ROW.format(*LIST_HEAD.split(), wide=wide)]
+    for row in rows:
+        lines += lines_of(row, wide)
+    say("".join(f"{narrow(line)}\n" for line in lines))
 
 
-def as_line(row: Row) -> str:
-    """What the table of `list` shows of a row."""
-    change, verdict = row.change, ""
-    if row.verified:
-        words = row.verified["verdict"]
+def lines_of(row: Mapping[str, Any], wide: int) -> Iterator[str]:
+    """What the table of `list` shows of a row, whose names are as WIDE."""
+    change, verdict = row["change"], ""
+    if row["verified"]:
+        words = row["verified"]["verdict"]
         kind = "not all" if ", not all" in words else re.split("[,:]", words)[0]
-        verdict = f"{kind[:8]} {age(row.verified['time'])}"
+        verdict = f"{kind[:8]} {age(row['verified']['time'])}"
     cells = [
-        row.name,
-        age(row.time),
-        short_size(row.size),
+        row["name"],
+        age(row["time"]),
+        short_size(row["size"]),
         "" if change is None else f"{min(change, 999):+.3g}%",
-        *("" if n is None else f"{n}s" for n in (row.exectime_backup, row.exectime_upload_s3)),
-        "doubtful" if row.doubtful else "proven" if row.checksum else "unproven",
+        *(
+            "" if row[n] is None else f"{row[n]}s"
+            for n in ("exectime_backup", "exectime_upload_s3")
+        ),
+        "doubtful" if row["doubtful"] else "proven" if row["checksum"] else "unproven",
         verdict,
-        row.server,
-        row.database,
-        "/".join(filter(None, [row.postgresql, row.timescaledb])),
+        row["server"],
+        row["database"],
+        "/".join(filter(None, [row["postgresql"], row["timescaledb"]])),
     ]
-    line = LIST_ROW.format(*(printable(cell or "-") for cell in cells))
-    return "\n".join(map(narrow, [line, *kept_line(row)]))
-
-
-def kept_line(row: Row) -> Iterator[str]:
-    """What stands below a backup that somebody wants kept."""
-    if row.keep_until is not None:
-        yield printable(f"    kept until {row.keep_until}: {row.label or ''}")
+    yield LIST_ROW.format(*(printable(cell or "-") for cell in cells), wide=wide)
+    if row["keep_until"] is not None:
+        yield printable(f"    kept until {row['keep_until']}: {row['label'] or ''}")
 
 
 def narrow(text: str) -> str:
@@ -8202,9 +8121,7 @@ class Checking:
     """What a check has seen so far; one peer's answer serves in looking at the next."""
 
     def __init__(self, settings: Settings, options: Options):
-        self.settings = settings
-        self.max_age = options.max_age  # hours that the newest backup may be old
-        self.no_volume = options.no_volume  # the staging volume is elsewhere
+        self.settings, self.options = settings, options
         self.server: Server | None = None
         self.backups: list[Backup] | None = None  # of this database, proven; None: not looked at
 
@@ -8421,7 +8338,7 @@ def check_encryption(now: Checking) -> Lines:
 def check_volume(now: Checking) -> Lines:
     """Whether a dump like the newest one has room, and whether a finished one waits for S3."""
     s = now.settings
-    if now.no_volume:
+    if now.options.no_volume:
         yield "-", "not looked at: --no-volume"
         return
     for dump in all_dumps(s):
@@ -8493,12 +8410,12 @@ def check_newest(now: Checking) -> Lines:
     if now.backups is None:
         yield UNKNOWN
         return
-    age, hours = "no proven backup", FOREVER
+    text, hours = "no proven backup", FOREVER
     if now.backups:
         hours = (time.time() - now.newest.seconds) / 3600
-        age = f"{now.newest.key} is {hours:.1f} hours old"
-    require(abs(hours) <= now.max_age, f"{age}; --max-age is {now.max_age}")
-    yield "ok" if now.backups else "note", age
+        text = f"{now.newest.key} is {hours:.1f} hours old"
+    require(abs(hours) <= now.options.max_age, f"{text}; --max-age is {now.options.max_age}")
+    yield "ok" if now.backups else "note", text
 
 
 # What a verify server is to have beside TimescaleDB; each database has plpgsql.
@@ -8561,16 +8478,17 @@ def all_lines(s: Settings, options: Options) -> Iterator[Line]:
     for about, look_at_it in CHECKS.items():
         try:
             for mark, text in look_at_it(now):
-                yield Line(mark, about, printable(" ".join(text.split())))
+                yield Line(mark, about, text)
         except Exception as error:
             text = explained(error) if isinstance(error, OSError) else redacted(error)
-            yield Line("FAIL", about, printable(" ".join(text.split())))
+            yield Line("FAIL", about, text)
 
 
 def check(s: Settings, options: Options) -> int:
     """The command; its exit status: 1 if something failed. The executor logs what is amiss."""
     lines = []
-    for line in all_lines(s, options):
+    for found in all_lines(s, options):
+        line = found._replace(text=printable(" ".join(found.text.split())))
         lines.append(line)
         if not options.json:
             say(f"{line.mark:<5} {line.about}: {line.text}\n")
@@ -8578,7 +8496,7 @@ def check(s: Settings, options: Options) -> int:
             level = "warning" if line.mark == "warn" or for_itself() else "error"
             log(level, f"`check` finds: {line.about}: {line.text}")
     if options.json:
-        say(json.dumps([line._asdict() for line in lines], indent=4) + "\n")
+        say_json([line._asdict() for line in lines])
     return int(any(line.mark == "FAIL" for line in lines))
 
 
@@ -8909,90 +8827,83 @@ class Options:
     dry_run: bool = False
 
 
+# The commands, each with an example and what it does; below it its options, each with what follows
+# it and what it is for. What is not given is as Options has it.
+COMMAND_LINE = """
+serve|serve|wait for processes from Colonies and run them (the default)
+backup|backup|one backup now, no Colonies; prints the result
+  --resume||make no dump, only finish what earlier runs left
+  --label|TEXT|what to call it, in at most 200 bytes; it takes --keep-until
+  --keep-until|DATE|its last day, YYYY-MM-DD, or forever; till then it does not count
+prune|prune --dry-run|remove what retention lets go of, without a new backup
+  --dry-run||only say what would go, and why
+list|list --json|the backups in the bucket, newest first
+  --json||all that is known, exactly
+check|check --max-age 26|try every setting and every peer
+  --max-age|HOURS|fail if the newest proven one is older
+  --no-volume||leave the staging volume out: it is not here
+  --json||a list of mark, about and text
+verify|verify backup_1685968191.bak|prove a backup
+  name|NAME|its name in the bucket, or latest (the default)
+restore|restore latest --database sensors_restored|restore a backup into a new database at DB_HOST
+  --database|NEW|the database to make
+  --server|ID|its server, as `list` shows it: the end of the system identifier
+  --table|SCHEMA.TABLE|restore the rows of this table alone, and the whole schema; may be repeated
+  --jobs|JOBS|so many at once (default: 4)
+  --no-owner||leave owners and privileges out; TimescaleDB's jobs become the restoring role's
+  --no-tablespaces||put all into the default tablespace, where the server lacks the archive's
+  --locale|LOCALE|the C library's, which sorts texts, where the server lacks the archive's
+  --roles||make the roles that the server lacks, as the backup brings them
+  --pause-jobs||leave TimescaleDB's jobs off, also users' own, and print what switches them on
+  --replace||take the name of a database that holds something; that stays, as before_restore_…
+  --keep||keep, as restore_…, also what is stopped, or lacks an extension
+  --only-complete||all or nothing: stop at the first refusal, and drop it
+"""
+# Of what follows them: how argparse is told that it is more than a text.
+FOLLOWING: dict[str, dict[str, Any]] = {
+    "NAME": {"nargs": "?"},
+    "HOURS": {"type": float},
+    "JOBS": {"type": int},
+    "NEW": {"required": True},
+    "SCHEMA.TABLE": {"action": "append"},
+}
+
+
 def command_line() -> argparse.ArgumentParser:
-    """The commands and their options. An idle executor does without the 1.6 MB of argparse."""
+    """The parser of COMMAND_LINE. An idle executor does without the 1.6 MB of argparse."""
     import argparse
 
+    plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         "backup_executor.py",
         description=(__doc__ or "").partition("\n")[0],
         epilog=settings_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=plain,
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="command", metavar="command")
-
-    def command(name: str, what: str, example: str) -> argparse.ArgumentParser:
-        """Add a command, with what it does and how it is called."""
-        return verbs.add_parser(
-            name,
-            help=what,
-            description=f"{what}\n{HELP.get(name, '')}",
-            epilog=f"example: backup_executor.py {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-
-    command("serve", "wait for processes from Colonies and run them (the default)", "serve")
-    verb = command("backup", "one backup now, no Colonies; prints the result", "backup")
-    add_backup(verb)
-    text = "remove what retention lets go of, without a new backup"
-    verb = command("prune", text, "prune --dry-run")
-    verb.add_argument("--dry-run", action="store_true", help="only say what would go, and why")
-    verb = command("list", "the backups in the bucket, newest first", "list --json")
-    verb.add_argument("--json", action="store_true", help="all that is known, exactly")
-    verb = command("check", "try every setting and every peer", "check --max-age 26")
-    text = "fail if the newest proven one is older"
-    verb.add_argument("--max-age", type=float, default=FOREVER, metavar="HOURS", help=text)
-    text = "leave the staging volume out: it is not here"
-    verb.add_argument("--no-volume", action="store_true", help=text)
-    verb.add_argument("--json", action="store_true", help="a list of mark, about and text")
-    verb = command("verify", "prove a backup", "verify backup_1685968191.bak")
-    text = "its name in the bucket, or latest (the default)"
-    verb.add_argument("name", nargs="?", default="latest", help=text)
-    verbs.add_parser("survey")  # for Metrics; it shows nowhere
-    text = "restore a backup into a new database at DB_HOST"
-    add_restore(command("restore", text, "restore latest --database sensors_restored"))
-    return parser
-
-
-def add_backup(verb: argparse.ArgumentParser) -> None:
-    """The options of `backup`."""
-    text = "make no dump, only finish what earlier runs left"
-    verb.add_argument("--resume", action="store_true", help=text)
-    text = "what to call it, in at most 200 bytes; it takes --keep-until"
-    verb.add_argument("--label", metavar="TEXT", help=text)
-    text = "the last day on which it is kept, YYYY-MM-DD, or forever; till then it does not count"
-    verb.add_argument("--keep-until", metavar="DATE", help=text)
-
-
-def add_restore(verb: argparse.ArgumentParser) -> None:
-    """The options of `restore`."""
-    which = verb.add_mutually_exclusive_group(required=True)
-    which.add_argument("name", metavar="NAME", nargs="?", help="its name in the bucket, or latest")
+    for row in COMMAND_LINE.strip().splitlines():
+        name, follows, text = row.strip().split("|")
+        if not row.startswith(" "):
+            verb = verbs.add_parser(
+                name,
+                help=text,
+                description=f"{text}\n{HELP.get(name, '')}",
+                epilog=f"example: backup_executor.py {follows}",
+                formatter_class=plain,
+                argument_default=argparse.SUPPRESS,
+            )
+        elif follows:
+            verb.add_argument(name, metavar=follows, help=text, **FOLLOWING.get(follows, {}))
+        else:
+            verb.add_argument(name, action="store_true", help=text)
+    which = verbs.choices["restore"].add_mutually_exclusive_group(required=True)
+    text = "its name in the bucket, or latest"
+    which.add_argument("name", metavar="NAME", nargs="?", default=None, help=text)
     text = "a local archive: it takes no settings for S3, and no checksum of it is known"
     which.add_argument("--file", metavar="PATH", help=text)
-    verb.add_argument("--database", required=True, metavar="NEW", help="the database to make")
-    text = "its server, as `list` shows it: the end of the system identifier"
-    verb.add_argument("--server", default="", metavar="ID", help=text)
-    text = "restore the rows of this table alone, and the whole schema; may be repeated"
-    verb.add_argument("--table", action="append", metavar="SCHEMA.TABLE", help=text)
-    verb.add_argument("--jobs", type=int, default=4, help="so many at once (default: 4)")
-    text = "leave owners and privileges out; TimescaleDB's jobs become the restoring role's"
-    verb.add_argument("--no-owner", action="store_true", help=text)
-    text = "put all into the default tablespace, where the server lacks the archive's"
-    verb.add_argument("--no-tablespaces", action="store_true", help=text)
-    text = "the C library's, in place of the archive's, where the server lacks that; it sorts texts"
-    verb.add_argument("--locale", default="", help=text)
-    text = "make the roles that the server lacks, as the backup brings them"
-    verb.add_argument("--roles", action="store_true", help=text)
-    text = "leave TimescaleDB's jobs off, also users' own, and print what switches them on"
-    verb.add_argument("--pause-jobs", action="store_true", help=text)
-    text = "take the name of a database that holds something; that stays, as before_restore_…"
-    verb.add_argument("--replace", action="store_true", help=text)
-    text = "keep, as restore_…, also what is stopped, or lacks an extension"
-    verb.add_argument("--keep", action="store_true", help=text)
-    text = "all or nothing: stop at the first refusal, and drop it"
-    verb.add_argument("--only-complete", action="store_true", help=text)
+    verbs.add_parser("survey")  # for Metrics; it shows nowhere
+    return parser
 
 
 signals: list[int] = []  # that have come
@@ -9008,40 +8919,38 @@ def on_signal(signum: int, _: object) -> None:
 def run_command(s: Settings, options: Options) -> int:
     """Do what the command line asks for; the exit status. Raises Failure, OSError or Stop."""
     told = json.loads(os.environ.get(CHILD, "{}"))  # by the executor, for which process it is
+    status = 0
     if s.command == "serve":
         executor = Executor(s)
         with suppress(Stop):
             executor.serve()
         executor.leave()
         log("info", "Ended", By=signal_name(signals[0]))
-        return 0
-    if s.command == "list":
+    elif s.command == "list":
         list_backups(s, options.json)
-        return 0
-    if s.command == "check":
-        return check(s, options)
-    if s.command == "restore":
-        return restore(s, options)
-    if s.command == "prune":
+    elif s.command == "check":
+        status = check(s, options)
+    elif s.command == "restore":
+        status = restore(s, options)
+    elif s.command == "prune":
         prune_now(s, options.dry_run)
-        return 0
-    if s.command == "survey":
+    elif s.command == "survey":
         try:
-            say(json.dumps(survey(s)) + "\n")
+            say_json(survey(s))
         except Failure as error:
             log("warning", "Cannot look at the bucket for the metrics", Error=error)
-            return 1
-        return 0
-    if s.command == "verify":
+            status = 1
+    elif s.command == "verify":
         report = verify(s, options.name, wait=bool(told))
-        say(json.dumps(report, indent=4) + "\n")
+        say_json(report)
         verdict = report["verdict"]
         require(not verdict.startswith("failed"), f"{report['object']}: {verdict}")
-        return 0
-    return run_backup(s, options, told)
+    else:
+        run_backup(s, options, told)
+    return status
 
 
-def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
+def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> None:
     """The command backup, and who is told of it. told: by the executor; else nothing."""
     heart = Heartbeat(s)  # of a child the executor tells: it may be killed
     if not options.resume:
@@ -9055,7 +8964,7 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
         if not options.resume:
             raise
         log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
-        return 0
+        return
     except Exception as error:
         if not options.resume:
             heart.beat("fail", str(error))
@@ -9063,9 +8972,8 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> int:
         raise
     if result:
         heart.beat()
-        say(json.dumps(result, indent=4) + "\n")
+        say_json(result)
     heart.wait()
-    return 0
 
 
 def prepare() -> None:
@@ -9080,20 +8988,28 @@ def prepare() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # who started us may hold them off
 
 
-def require_sense(options: Options) -> None:
-    """Raise WrongSettings for options that make no sense, or not together."""
+def senseless(options: Options) -> Iterator[str]:
+    """Why a command line makes no sense, or asks for what can't be; "": it is all right."""
+    name = options.database
+    misnamed = not 0 < len(os.fsencode(name)) < 64 or name in ("postgres", "template1")
+    if options.command == "restore" and misnamed:
+        text = "it takes a name of 1 to 63 bytes; databases are made from postgres and template1"
+        yield f"--database {name!r}: {text}"
+    if options.jobs < 1:
+        yield f"--jobs {options.jobs}: it takes 1 or more"
+    if options.table and options.replace:
+        yield "--replace puts nothing in a place whose tables are left empty: --table"
     if options.roles and options.file:
-        raise WrongSettings("--roles is for backups in the bucket; beside --file use `psql -X -f`")
+        yield "--roles is for backups in the bucket; beside --file use `psql -X -f`"
     if options.resume and options.keep_until is not None:
-        raise WrongSettings("--resume makes no backup, so it takes no --keep-until")
-    fault = keep_fault(options.label, options.keep_until)
-    if fault:
-        raise WrongSettings(fault)
+        yield "--resume makes no backup, so it takes no --keep-until"
+    yield keep_fault(options.label, options.keep_until)
 
 
 def settings_for(options: Options) -> Settings:
     """The settings that a command takes. Raises WrongSettings."""
-    require_sense(options)
+    if faults := "; ".join(filter(None, senseless(options))):
+        raise WrongSettings(faults)
     serve = options.command == "serve"
     if options.command == "check" and not for_itself():
         serve = bool(os.environ.get("COLONIES_SERVER_HOST"))
@@ -9127,7 +9043,7 @@ def main() -> int:
     except OSError as error:
         log("error", explained(error))
     except Stop as stopped:
-        log("warning", f"stopped by {signal.Signals(stopped.args[0]).name}")
+        log("warning", f"stopped by {signal_name(stopped.args[0])}")
         return 128 + int(stopped.args[0])
     except Exception as error:  # a peer answered what nothing here expects
         import traceback  # only here: 0.2 MB
