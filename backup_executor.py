@@ -959,19 +959,19 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
     return env
 
 
-# What PostgreSQL's programs repeat of a statement that was refused: some of its text, or all of it,
-# of which its first words stay, and the name of what it is about.
+# What psql repeats of a statement that was refused.
 LINE = re.compile(r"(?m)^LINE \d+: .*\n *\^$\n?")
-COMMAND = re.compile(
-    r"""(?ms)^(Command was: (?:[A-Z]+ )*(?:"[^"]*"|[^\s"'(;])*).*?(?=^pg_restore: |\Z)"""
-)
 # What 17's and later ones say of a server before 17, each time they connect: see part_by_part.
 NO_TIMEOUT = re.compile(
-    r"(?m)^(pg_restore: from TOC entry .*\n)?pg_restore: error: .*transaction_timeout.*\n"
-    r"Command was: SET transaction_timeout …\n"
+    r"(?m)^(pg_restore: from TOC entry .*\n)?pg_restore: error: .*transaction_timeout.*\n?"
 )
-# What it tells with --verbose, without which it does not say at which entry it failed.
-CHATTER = re.compile("(?m)^pg_restore: (?!error|warning|hint|detail|from TOC entry).*\n")
+# Of what pg_restore says all but this: what it tells with --verbose, without which it does not say
+# at which entry it failed; statements; a server's details and context, which show rows.
+CHATTER = re.compile("(?m)^(?!pg_restore: (error|warning|hint|detail|from TOC entry)).*\n?")
+# A row's, as a server's message has it, in whatever language; it may go on in the next line.
+VALUE = re.compile(
+    r'(?m)((?::\s+|\bval\w+ |:  [^"\n]*[^ -~\n"][^"\n]*)"|[„“«»]).*?(?=" is out of range|"?$)'
+)
 
 
 def excerpt(stderr: bytes) -> str:
@@ -982,8 +982,9 @@ def excerpt(stderr: bytes) -> str:
     the end, after as many warnings (pg_restore).
     """
     said = redacted(stderr.decode("utf-8", "replace"))
-    said = COMMAND.sub("\\1 …\n", LINE.sub("", CHATTER.sub("", said)))
-    said = NO_TIMEOUT.sub("", said).strip()
+    if "pg_restore: " in said:
+        said = VALUE.sub(r"\1…", NO_TIMEOUT.sub("", CHATTER.sub("", said)))
+    said = LINE.sub("", said).strip()
     if len(said) <= 4096:
         return said
     return f"{said[:2048]} […] {said[-2048:]}"
@@ -6662,8 +6663,6 @@ USELESS = re.compile(
     "connection to server .*failed|no connection to the server|closed the connection|"
     "could not (send|receive) data|SSL (error|SYSCALL)|lost synchronization|connection not open"
 )
-# A row's, for instance, as a message has it; it may go on in the next line.
-VALUE = re.compile(r'((?::\s+|\bvalue )["„“«»]).*?(?=" is out of range|"?$)')
 # Workers write each message in pieces, amid others': of 720 that six made, 15 came so. Its end is
 # one piece, whole. Which of two it is about that come at once is not told.
 PIECES = "(?:pg_restore:|error:| )*"
@@ -6935,8 +6934,8 @@ def for_each(target: Database, step: str, sql: str, **more: Any) -> tuple[int, l
     `psql`. Raises Failure: nothing came of it, which STEP says.
     """
     told = read_json(target, step, ANSWERS, timeout=FOREVER, first=sql, **more)
-    answers = bytes.fromhex(told["answers"]).decode("utf-8", "surrogateescape")
-    return told["size"], json.loads(answers)
+    answers = json.loads(bytes.fromhex(told["answers"]).decode("utf-8", "surrogateescape"))
+    return told["size"], [(*whole, VALUE.sub(r"\1…", why)) for *whole, why in answers]
 
 
 @contextmanager
