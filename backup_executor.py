@@ -4138,6 +4138,7 @@ class Standing(enum.Enum):
     UNKNOWN = "Colonies knows none such, or said something odd"
 
 
+A_USERS = "is COLONIES_EXECUTOR_PRVKEY (or COLONIES_PRVKEY) a user's key?"
 ENDS = (Standing.SUCCESSFUL, Standing.FAILED, Standing.CANCELLED)  # states above RUNNING, in order
 
 
@@ -4493,8 +4494,7 @@ class Executor:
             self.assign(timeout=-1, availablecpu="-1m")  # nothing needs less than no CPU
         except ColoniesFailure as error:
             if "executor not found" in str(error):  # whoever asks may, as a member
-                text = f"{error}; is COLONIES_EXECUTOR_PRVKEY (or COLONIES_PRVKEY) a user's key?"
-                raise ColoniesFailure(text, error.status, error.again) from None
+                raise ColoniesFailure(f"{error}; {A_USERS}", error.status, error.again) from None
             if error.status != 403:
                 raise
             return False
@@ -4846,6 +4846,7 @@ class Crons:
         self.us = us
         self.crons = plain_crons(us.call("getcronsmsg", count=1000, **us.colony) or [], us.type)
         members = us.call("getexecutorsmsg", **us.colony) or []
+        self.ids = {x["executorid"] for x in members}
         states = (0, 1)  # pending, approved
         ours = [x for x in members if x["executortype"] == us.type and x["state"] in states]
         self.others = {str(x["executorname"]) for x in ours} - {us.name}
@@ -8258,7 +8259,9 @@ def check_colonies(now: Checking) -> Lines:
     odd: list[str] = []
     try:
         executor.look()
-        odd = Crons(executor).odd()
+        crons = Crons(executor)
+        odd = crons.odd()
+        require(executor.id in crons.ids, f"Colonies lists no executor {executor.id}; {A_USERS}")
     except ColoniesFailure as error:  # with the owner's key it registers itself when it starts
         if not executor.owner or error.status != 403 or "> does not exist" in str(error):
             raise
