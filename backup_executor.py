@@ -3194,12 +3194,11 @@ def compression(s: Settings, server: Server) -> str:
 # job that loads tables, may need as long to be over.
 PAUSES = (15, 60)
 # What is said where a server has no session left; pg_dumpall (17) does not say why.
-# pg_dump and psql show no SQLSTATE, and a server its own language to whom it lets in not yet: then
-# that is all but what is known to last.
+# libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
+# a wrong password, has a name in quotes in each; an account may be locked after three of these.
 CROWDED = (
-    "too many (connections|clients)|could not connect to database|"
-    r"connection to server at .* failed: \S+:  (?!.*("
-    "authentication failed|does not exist|pg_hba|permi(ssion|tted)|parameter|not currently accept))"
+    "too many (connections|clients)|could not connect to database|pg_use_reserved|"
+    r'connection to server at .* failed: \S+:  (?!.*(authentication failed|["„“«»]))'
 )
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
@@ -6346,6 +6345,9 @@ def examine_cluster(server: Database, but: str = "") -> tuple[Database, Cluster]
             break
         except Failure as error:
             errors.append(error)
+            said = str(error).rpartition(" failed: ")[2]
+            if name not in said or "password authentication" in said:
+                raise errors[0] from None  # no other one would do, and a login may get locked
     else:
         raise errors[0]
     require_options(hub, told.pop("search_path"))
@@ -6540,7 +6542,8 @@ def drop(hub: Database, name: str) -> None:
     """
     step = "Dropping a database"
     try:
-        if psql(hub, step, SUBSCRIPTIONS.format("count(*)", literal(name))).strip() != "0":
+        query = SUBSCRIPTIONS.format("count(*)", literal(name))
+        if patiently(psql, hub, step, query).strip() != "0":  # a crash may be what ended it
             psql(hub.named(name), step, UNSUBSCRIBE)
         psql(hub, step, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", FOREVER)
     except (Failure, OSError) as error:

@@ -155,6 +155,21 @@ def test_where_shared_memory_was_too_small_for_a_plan_all_else_is_restored(
     assert scene.postgres.sql("SELECT count(*) FROM t", made) == "500"
 
 
+def test_a_server_that_recovers_from_what_ended_a_restore_is_waited_for_to_drop_it(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    down, real = f"{tmp_path}/down", client_programs()[0]
+    path = programs(tmp_path / "bin", pg_restore=f"""#!/bin/sh
+case "$*" in *--dbname*) touch '{down}'
+    echo 'pg_restore: error: could not execute query: server closed the connection' >&2; exit 1
+esac; exec '{real}/pg_restore' "$@\"""", psql=f"""#!/bin/sh
+rm '{down}' 2> /dev/null || exec '{real}/psql' "$@"
+echo 'psql: error: connection to server at "127.0.0.1", port 5432 failed: FATAL:  das'\
+     'Datenbanksystem ist im Wiederherstellungsmodus' >&2; exit 2""")
+    error = refused(scene, stored(scene, archive(scene)), "--database", new, PATH=path,
+                    BACKUP_TIME_SCALE="0.01")
+    assert "server closed the connection" in error
+
+
 def test_views_are_not_filled_one_by_one_where_there_is_no_room(scene: Scene, new: str) -> None:
     scene.sql("""CREATE FUNCTION full_up(i int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
         IF current_database() ~ '^restore_' THEN RAISE disk_full USING MESSAGE =

@@ -252,9 +252,12 @@ def test_s3_that_is_away_is_an_error_that_says_nothing_of_the_backup(
     ("VERIFY_DB_PORT", "1", "onnection refused")])
 def test_a_server_that_cannot_be_used_says_nothing_of_the_backup(
         proof: Proof, setting: str, value: str, says: str) -> None:
+    since = len(proof.scratch.logged())
     ran = proof.run("verify", status=1, **{setting: value})
     [error] = error_lines(ran.stderr)
     assert says in error and "not-this-one" not in ran.stdout + ran.stderr
+    tried = [line for line in proof.scratch.logged(since) if "FATAL: " in line and says in line]
+    assert len(tried) == (setting == "VERIFY_DB_PASSWORD"), tried
     assert proof.verdicts() == {proof.name: None}
 
 
