@@ -5317,6 +5317,7 @@ EXTENSIONS = re.compile(r"(\S+ ){3}EXTENSION - (?!timescaledb )(.*) \S*$")
 REFRESH = entry_of("MATERIALIZED VIEW DATA")
 REST = entry_of("((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION)")
 TRIGGER = entry_of("EVENT TRIGGER")
+ON_ROWS = entry_of("TRIGGER")
 SUBSCRIPTION = entry_of("SUBSCRIPTION")
 # A key of a partitioned table and an index that is attached further down lock each other out, where
 # several workers make them (17.10: it knows of no locks on partitions). So keys come when all
@@ -5365,6 +5366,7 @@ END = re.compile(re.escape(COPY_END))  # by which it is found in half of the tim
 LONGEST_HEAD = MIB  # more than any
 ESCAPED = dict(zip("bfnrtv", "\b\f\n\r\t\v"), N="")  # what COPY writes behind a backslash
 Pair = tuple[str, ...]  # a table's schema and its name
+Amiss = dict[str, str]  # entries that a server refuses, each with a line that says so
 
 
 class Copied(NamedTuple):
@@ -6577,7 +6579,7 @@ def number_of(entry: str) -> str:
 
 
 def refused(
-    target: Database, archive: Archive, amiss: list[str] | None
+    target: Database, archive: Archive, amiss: Amiss | None
 ) -> tuple[dict[str, str], set[str]]:
     """The entries that a new database has to do without, each with why; and those to try last.
 
@@ -6597,7 +6599,8 @@ def refused(
             if not re.search("(?m) RAISE$", str(error)):
                 if amiss is None:
                     raise ServerLacks(f"{error}; restore --keep goes on without it") from None
-                amiss.append(f"the server lacks the extension {name}, and what depends on it")
+                text = f"the server lacks the extension {name}, and what depends on it"
+                amiss[extension.string] = text
             said = str(error).partition("\n")[0]  # its hint is about this database
             why[extension.string] = f"{said}; make it by hand, where it can be"
     if not why:
@@ -6677,6 +6680,7 @@ FAILED = re.compile(
 )
 LONGEST_LINE = 400  # characters of a message
 MOST_REFUSED = 1000  # are named
+UNNAMED = "; 0 0 what it does not name -"
 
 
 class Refusals:
@@ -6686,14 +6690,14 @@ class Refusals:
         self.archive = archive
         self.errors = errors  # its stderr
         self.at, self.rest = 0, b""  # how far that is read; the line that it ends amid
-        self.entry = "not restored"  # which one it is about
+        self.entry = UNNAMED  # which one it is about
         self.next = list[str]()  # the ones that it said it is about next
-        self.lines = list[str]()  # one for each
+        self.lines = Amiss()
 
     @functools.cached_property
-    def names(self) -> dict[str, str]:
-        """Entries for people, by number. Of some 100,000 it takes a while: where any is refused."""
-        return {number_of(entry): entry_for_people(entry) for entry in self.archive.entries}
+    def entries(self) -> dict[str, str]:
+        """Entries by number. Of some 100,000 it takes a while: where any is refused."""
+        return {number_of(entry): entry for entry in self.archive.entries}
 
     def look(self) -> None:
         """Read what has come. Raises ServerLacks where going on is of no use."""
@@ -6703,27 +6707,28 @@ class Refusals:
             for line in lines:
                 self.note(line.decode("utf-8", "replace").strip())
 
-    def all_of(self, said: str) -> list[str]:
-        """A line for each, at least one, when pg_restore has ended; it SAID how."""
+    def all_of(self, said: str) -> Amiss:
+        """All of them, at least one, when pg_restore has ended; it SAID how."""
         self.look()
-        return self.lines + self.next or [said]
+        cut_off = {entry: entry_for_people(entry) for entry in self.next}
+        return cut_off | self.lines or {UNNAMED: said}
 
     def note(self, line: str) -> None:
         """Note what a line says. Others are a statement's, or the server's, perhaps about a row."""
         entry, error = ABOUT.match(line), FAILED.match(line)
         if entry:
-            self.next.append(self.names.get(entry[1], "not restored"))
+            self.next.append(self.entries.get(entry[1], UNNAMED))
         elif error:
             if self.next:
                 self.entry = self.next.pop(0)
-            said = redacted(error[1])
+            said, name = redacted(error[1]), entry_for_people(self.entry)
             if USELESS.search(re.sub('"[^"]*"', "", said)):
-                raise ServerLacks(f"{self.entry}: {said}; it was stopped there")
+                raise ServerLacks(f"{name}: {said}; it was stopped there")
             said = VALUE.sub(r"\1…", said)[:LONGEST_LINE]
-            self.lines.append(f"{self.entry}: {said}")
-        elif line.startswith("Command was: SET transaction_timeout = ") and self.lines:
-            # No server before 17 has that, and pg_restore 17 sets it; it may be another worker's.
-            self.lines += [each for each in [self.lines.pop()] if "transaction_timeout" not in each]
+            self.lines.setdefault(self.entry, f"{name}: {said}")  # its owner's is another
+        elif line.startswith("Command was: SET ") and "_timeout" in self.lines.get(self.entry, ""):
+            # No server before 17 has that, and pg_restore 17 sets it.
+            del self.lines[self.entry]
 
 
 def watching(target: Database, total: int) -> Callable[[], None]:
@@ -6764,12 +6769,12 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
         target = target._replace(options=on)
 
     def restore_part(
-        entries: Iterable[str], *how: str, options: str = "", amiss: list[str] | None = None
+        entries: Iterable[str], *how: str, options: str = "", amiss: Amiss | None = None
     ) -> None:
         """Restore these, as HOW says; options: of libpq.
 
-        amiss: if it is to go on after what the server refuses, that is added here, a line each.
-        Then it raises ServerLacks where that is of no use.
+        amiss: if it is to go on after what the server refuses, that is added here. Then it raises
+        ServerLacks where that is of no use.
         """
         stops = [] if known or amiss is not None else ["--exit-on-error"]
         times = 2 if f"--jobs={jobs}" in how and jobs > 1 else 1
@@ -6793,7 +6798,7 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
                     return
                 if amiss is None or not ignored.isdecimal():
                     raise
-                amiss += refusals.all_of(str(error))
+                amiss |= refusals.all_of(str(error))
 
     return restore_part
 
@@ -6805,19 +6810,37 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
     return list(itertools.filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
 
 
+def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None]) -> None:
+    """Take from AMISS what is not refused once more: it took what came after it in ENTRIES.
+
+    Workers do not know all that a function takes. Not tried are rows that triggers would see, and
+    what may be there in part: inserted rows, large objects.
+    """
+    seen, still = any(map(ON_ROWS.match, entries)), Amiss()
+    tried = [entry for entry in entries if entry in amiss]
+    for entry in filter(DATA.match, [*tried]):
+        if seen or ": COPY failed for " not in amiss[entry]:
+            tried.remove(entry)
+    if tried:
+        restore_part(tried, amiss=still)
+    if UNNAMED not in still:
+        for entry in {*tried} - {*still}:
+            del amiss[entry]
+
+
 def rebuild(
     target: Database,
     archive: Archive,
     jobs: int,
-    amiss: list[str] | None = None,
+    amiss: Amiss | None = None,
     complete: bool = False,
     keep: bool = False,
 ) -> list[str]:
     """Restore an archive into a new database, with so many jobs at once. Raises Failure.
 
     What it is whole without, and was refused, a line each; complete: that raises Failure, too.
-    amiss: gets a line for each statement that it is not whole without, and was refused; None: that
-    raises Failure. keep: an extension that the server lacks is among these.
+    amiss: gets the entries that it is not whole without, and were refused, with a line each; None:
+    that raises Failure. keep: an extension that the server lacks is among these.
 
     After a kill -9 of ours its workers, if there are several, end the table or index that they are
     at; the database is never named then.
@@ -6836,6 +6859,7 @@ def rebuild(
     else:
         for part in apart(first, archive):
             go_on(part, many)
+        try_again(first, amiss or {}, restore_part)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
@@ -7196,7 +7220,7 @@ class Target:
         self.workers = False  # it has TimescaleDB's extension, so a scheduler
         self.named = False
         self.paused = ""  # the jobs of TimescaleDB that are off, as SQL
-        self.amiss = list[str]()  # what was refused that it is not whole without, a line each
+        self.amiss = Amiss()  # entries that it is not whole without, and were refused
         self.cron = False  # pg_cron's scheduler was in it, and was ended
         self.works = False  # TimescaleDB has been told to work in it, where it has that
         if self.taken:
@@ -7213,6 +7237,10 @@ class Target:
             self.replaces = not there["empty"]
             self.workers = there["timescaledb"]
             self.warn()
+
+    def inside(self, name: str) -> Database:
+        """What is restored, as it is called by now; for the login: it may set a role."""
+        return self.hub._replace(name=name, options=f"{self.hub.options} {AS_LOGIN}")
 
     def renamed(self) -> list[str]:
         """The databases that the naming renames, as they are called before."""
@@ -7425,7 +7453,7 @@ def restore_refused(new: Target, archive: Archive, left: list[str]) -> None:
 
     The lines of what comes about are taken from `left`. Its jobs run from then on.
     """
-    there = new.hub._replace(name=new.name, options=f"{new.hub.options} {AS_LOGIN}")
+    there = new.inside(new.name)
     parts = [("--single-transaction", [*filter(archive.refused.__contains__, archive.entries)])]
     with noting(left):
         still = restore_last(parts, part_by_part(there, archive, 1), LASTING)
@@ -7572,13 +7600,12 @@ def finish_restore(
     if new.amiss:
         text = "What was restored is not whole: it is kept"
         log("warning", text, Database=new.scratch, Refused=len(new.amiss))
-        left[:0] = new.amiss[:MOST_REFUSED]
-        if more := len(new.amiss[MOST_REFUSED:]):
+        left[:0] = [*new.amiss.values()][:MOST_REFUSED]
+        if (more := len(new.amiss) - MOST_REFUSED) > 0:
             left.append(f"not restored: {more} more")
     else:
         log("info", "What was restored is whole", Database=new.scratch)
-    role = f"{new.hub.options} {AS_LOGIN}"  # the database may set one
-    there = new.hub._replace(name=new.scratch, options=role)
+    there = new.inside(new.scratch)
     counted = Counted()
     new.works = not archive.timescaledb
     try:

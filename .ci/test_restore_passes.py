@@ -243,7 +243,7 @@ def test_a_trigger_that_lets_in_whom_it_knows_does_not_hinder_a_restore(
 def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         scene: Scene, generations: Generations, s3: SeaweedFS, tmp_path: Path, jobs: str) -> None:
     older, file = generations[16], tmp_path / "archive"
-    restore = ["restore", "--file", str(file), "--no-owner", "--jobs", jobs, "--database"]
+    restore = ["restore", "--file", str(file), "--jobs", jobs, "--database"]
     with scene_at(older, s3) as there:
         scene.sql("""CREATE MATERIALIZED VIEW filled AS SELECT count(*) AS n FROM t;
             CREATE PUBLICATION one FOR TABLE t; DO $$ BEGIN FOR i IN 1..110 LOOP
