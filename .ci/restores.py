@@ -92,10 +92,11 @@ def databases(postgres: Postgres) -> dict[str, int]:
     return json.loads(postgres.sql("SELECT json_object_agg(datname, oid::bigint) FROM pg_database"))
 
 
-def archive(scene: Scene) -> bytes:
+def archive(scene: Scene, *options: str) -> bytes:
     """What pg_dump makes of the scene's database."""
     with temporary_folder() as folder:
-        scene.postgres.run("pg_dump", "-Fc", "-f", str(folder / "a"), database=scene.database)
+        file = str(folder / "a")
+        scene.postgres.run("pg_dump", "-Fc", *options, "-f", file, database=scene.database)
         return (folder / "a").read_bytes()
 
 

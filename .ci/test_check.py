@@ -53,6 +53,15 @@ def test_check_finds_an_executor_that_nobody_approved(site: Site) -> None:
     assert "ok" in lines_of(run(settings, "check").stdout, "colonies")[0]
 
 
+@standin(*GENERATIONS)
+def test_check_names_a_users_key_in_place_of_the_executors(site: Site) -> None:
+    for owner in ("", OWNER_KEY):
+        settings = {"COLONIES_COLONY_PRVKEY": owner, "COLONIES_EXECUTOR_PRVKEY": USER_KEY}
+        ran = run({**site.environ(), **settings}, "check")
+        [said] = lines_of(ran.stdout, "colonies")
+        assert said.startswith("FAIL") and "a user's key?" in said and ran.returncode == 1
+
+
 @pytest.mark.parametrize("expression", [
     "0 0 1 * * *", "*/15 0-5/2,7 * ? 1,12 0-6", "59 59 23 31 12 6", "nightly", "0 3 * * *",
     "0 0 24 * * *", "60 0 1 * * *", "0 0 1 0 * *", "0 0 1 * 13 *", "0 0 1 * * 7", "0 0 5-1 * * *",

@@ -127,20 +127,20 @@ def test_a_databases_comment_keeps_its_backslashes(
                               " WHERE datname = current_database()", new) == r"D:\data's"
 
 
-def test_of_a_statement_that_is_refused_the_log_has_its_first_words(
+def test_of_a_statement_that_is_refused_the_log_has_what_it_makes(
         scene: Scene, new: str, feed: str, restorer: dict[str, str]) -> None:
     password = f"hush{secrets.token_hex(8)}"
     scene.sql(FEED.format(feed, password))
     backup = stored(scene, archive(scene))
     ran = restored(scene, backup, "--database", new, "--no-owner", status=1, **restorer)
-    assert f"Command was: CREATE SUBSCRIPTION {feed} …" in without(ran, password)
+    assert f" SUBSCRIPTION {feed} " in without(ran, password)
     scene.sql(f"{UNFEED.format(feed)}; {WRAPPER.format(password)}")
     backup = stored(scene, archive(scene), 1700000001)
     said = without(restored(scene, backup, "--database", f"{new}_2", status=1), password)
     assert "not restored: USER MAPPING - USER MAPPING public SERVER s: ERROR:  not here" in said
     strict = (scene, backup, "--database", f"{new}_3", "--only-complete")
     said = refused(*strict)
-    assert "Command was: CREATE USER MAPPING FOR public …" in said and password not in said
+    assert " USER MAPPING public SERVER s " in said and password not in said
 
 
 def test_what_an_archive_has_for_a_statement_is_no_command_of_psqls(
@@ -243,7 +243,7 @@ def test_a_trigger_that_lets_in_whom_it_knows_does_not_hinder_a_restore(
 def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         scene: Scene, generations: Generations, s3: SeaweedFS, tmp_path: Path, jobs: str) -> None:
     older, file = generations[16], tmp_path / "archive"
-    restore = ["restore", "--file", str(file), "--no-owner", "--jobs", jobs, "--database"]
+    restore = ["restore", "--file", str(file), "--jobs", jobs, "--database"]
     with scene_at(older, s3) as there:
         scene.sql("""CREATE MATERIALIZED VIEW filled AS SELECT count(*) AS n FROM t;
             CREATE PUBLICATION one FOR TABLE t; DO $$ BEGIN FOR i IN 1..110 LOOP
@@ -260,7 +260,7 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         before = older.sql("SELECT count(*) FROM pg_database")
         strict = [*restore, f"{there.database}_2", "--only-complete"]
         said = there.run(*strict, clients=17, status=1).stderr
-        assert "syntax error" in said and "Command was: CREATE VIEW public.v …" in said
+        assert "syntax error" in said and " VIEW v postgres" in said
         assert "transaction_timeout" not in said and said.count("TOC entry") == 1
         assert older.sql("SELECT count(*) FROM pg_database") == before
         said = there.run(*strict[:-1], clients=17, status=1).stderr

@@ -106,14 +106,21 @@ def test_a_backup_that_lost_a_table_since_fails(proof: Proof) -> None:
 
 
 def test_a_backup_that_can_be_read_but_not_restored_fails(proof: Proof) -> None:
-    """Its table's constraint calls a function that finds no table t without a search_path."""
+    """Its table's constraint calls a function that finds no table t without a search_path.
+
+    Of its rows, which the server's words have, nothing is told.
+    """
     proof.sql("""CREATE FUNCTION known(int) RETURNS boolean LANGUAGE plpgsql AS
         'BEGIN RETURN EXISTS (SELECT FROM t WHERE id = $1); END';
-        CREATE TABLE needy (i int CHECK (known(i))); INSERT INTO needy VALUES (1)""")
+        CREATE TABLE needy (i int CHECK (known(i)), word text);
+        INSERT INTO needy VALUES (1, 'hushed')""")
     proof.backup(DB_PORT=str(proof.postgres.port))
     before = len(proof.scratch.logged())
     assert proof.report(VERIFY_DB_HOST="")["verdict"] == "readable"
-    assert re.search('failed.*"t" does not exist', proof.report(status=1)["verdict"], re.DOTALL)
+    ran = proof.run("verify", status=1)
+    verdict = json.loads(ran.stdout)["verdict"]
+    assert re.search('failed.* needy .*"t" does not exist$', verdict, re.DOTALL)
+    assert "hushed" not in ran.stdout + ran.stderr + str(proof.verdicts())
     assert any("CREATE DATABASE" in line for line in proof.scratch.logged(before))
 
 
@@ -245,9 +252,12 @@ def test_s3_that_is_away_is_an_error_that_says_nothing_of_the_backup(
     ("VERIFY_DB_PORT", "1", "onnection refused")])
 def test_a_server_that_cannot_be_used_says_nothing_of_the_backup(
         proof: Proof, setting: str, value: str, says: str) -> None:
+    since = len(proof.scratch.logged())
     ran = proof.run("verify", status=1, **{setting: value})
     [error] = error_lines(ran.stderr)
     assert says in error and "not-this-one" not in ran.stdout + ran.stderr
+    tried = [line for line in proof.scratch.logged(since) if "FATAL: " in line and says in line]
+    assert len(tried) == (setting == "VERIFY_DB_PASSWORD"), tried
     assert proof.verdicts() == {proof.name: None}
 
 
