@@ -1532,14 +1532,12 @@ class S3:
         version: its VersionId, as S3 answered it; "" where it did not. Without it, or where that
         one may not go (a policy, a lock), a bucket that keeps versions but hides the object.
         """
+        removed = None
         if version:
-            try:
-                self.call("delete_object", patience, Key=key, VersionId=version)
-            except S3Failure as error:
-                if error.status not in (400, 403, 405, 501):
-                    raise
-            else:
-                return OLDER if self.head(key, patience) else ""
+            with allowing(400, 403, 405, 501):
+                removed = self.call("delete_object", patience, Key=key, VersionId=version)
+        if removed:
+            return OLDER if self.head(key, patience) else ""
         gone = self.call("delete_object", patience, Key=key)
         over = gone.get("DeleteMarker") and (version or gone.get("VersionId") != "null")
         return HIDDEN if over else ""  # a marker that is "null" took the place of what was "null"
@@ -1575,26 +1573,16 @@ class S3:
         soon = time.time() + 24 * 60 * 60
         import heapq  # an idle executor does without it
 
-        self.there = {}
-
-        def archives() -> Iterator[Backup]:
-            """Those of what is listed that are no roles."""
-            for each in self.listed():
-                if len(self.there) < 2 * NAMES:
-                    self.there[each.key] = each.written
-                if not each.key.endswith((ROLES, ROLES + AGE)):
-                    yield each
-
-        found = heapq.nlargest(most, archives(), key=lambda each: (each.seconds <= soon, each))
+        found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
         return sorted(found)
 
     def listed(self) -> Iterator[Backup]:
-        """What ListObjectsV2 says of the names that are a backup's, or of the roles beside one."""
+        """What ListObjectsV2 says of the names that are a backup's; `there`: of roles, too."""
         prefix = self.key("backup_")
-        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.(?:bak|roles\.sql)(?:\.age)?")
-        last, more = "", True
+        name = re.compile(re.escape(prefix) + r"([0-9]{1,18})\.(bak|roles\.sql)(?:\.age)?")
+        self.there, last, more = {}, "", True
         while more:
             before = last
             page = self.call("list_objects_v2", Prefix=prefix, StartAfter=last)
@@ -1603,7 +1591,10 @@ class S3:
                 match = name.fullmatch(last)
                 if match:
                     etag, written = plain_etag(item), item.get("LastModified")
-                    yield Backup(int(match[1]), last, item["Size"], None, etag, written)
+                    if len(self.there) < 2 * NAMES:
+                        self.there[last] = written
+                    if match[2] == "bak":
+                        yield Backup(int(match[1]), last, item["Size"], None, etag, written)
             more = page["IsTruncated"]
             require(last > before or not more, f"{self.where}: its listing does not go on")
 
@@ -1790,12 +1781,12 @@ def smaller(old: Backup, new: Backup, times: int) -> bool:
 
     Where they are known to be compressed otherwise, it is their databases' sizes that tell.
     """
-    sizes: list[int | None] = [old.plain_size, new.plain_size]
+    before, after = old.plain_size, new.plain_size
     if len({each.known.get("compression") for each in (old, new)} - {None}) > 1:
-        own = [number_in(each.known, "database-size") for each in (old, new)]
-        sizes = sizes if None in own else own
-    before, after = sizes
-    return (after or 0) * times < (before or 0)
+        own = [number_in(each.known, "database-size") or 0 for each in (old, new)]
+        if all(own):
+            before, after = own
+    return after * times < before
 
 
 class Judged(NamedTuple):
@@ -2046,8 +2037,12 @@ def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, s
             if error.again:
                 otherwise = why[old.key]
                 break
-    whys = {old.key: why.get(old.key, otherwise) for old in aged}
-    return {key: f"no metadata: {whys[key]}" for key in whys if whys[key]}
+    stay = {}
+    for old in aged:
+        reason = why.get(old.key, otherwise)
+        if reason:
+            stay[old.key] = f"no metadata: {reason}"
+    return stay
 
 
 def why_gone(old: Backup) -> str:
@@ -2069,11 +2064,8 @@ def remove(s3: S3, old: Backup, patience: float | None) -> str:
     if old.locked:
         return f"{LOCKED} {old.locked}"
     still = s3.delete(old.key, old.version, patience)
-    why = why_gone(old)
-    if still:
-        log("info", f"An old backup is {still}", Key=old.key, Why=why)
-    else:
-        log("info", "Removed an old backup", Key=old.key, Why=why)
+    said = f"An old backup is {still}" if still else "Removed an old backup"
+    log("info", said, Key=old.key, Why=why_gone(old))
     return still
 
 
@@ -2085,7 +2077,6 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
     gone = []
     patience: float | None = None
     for old in backups:
-        kept.pop(old.key, None)
         try:
             still = remove(s3, old, patience)
         except Failure as error:
@@ -2232,12 +2223,11 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
 
 def known_verdicts(s3: S3) -> Verdicts | None:
     """What `verified` tells; None, with a warning, where that is not to be had."""
-    verdicts = None
     try:
-        verdicts = verified(s3)
+        return verified(s3)
     except Failure as error:
         log("warning", "What verify said of the backups is not known", Error=error)
-    return verdicts
+    return None
 
 
 def new_normals(
@@ -2532,8 +2522,7 @@ def warn_of_strays(s: Settings) -> None:
             )
 
 
-@contextmanager
-def staging(s: Settings, wait: bool) -> Iterator[None]:
+def staging(s: Settings, wait: bool) -> None:
     """Have the staging volume for ourselves, from here to the end of the program.
 
     The lock is flock(2) on the folder, which the kernel drops when we end, however we do. Raises
@@ -2547,7 +2536,6 @@ def staging(s: Settings, wait: bool) -> Iterator[None]:
             raise Busy(f"another backup is running in {s.backup_path}") from None
         log("info", "Waiting for another backup to end ...")
         fcntl.flock(folder, fcntl.LOCK_EX)
-    yield
 
 
 def free_bytes(s: Settings) -> tuple[int, int]:
@@ -3791,28 +3779,28 @@ def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> dict[s
     known of a new dump: its `starttime`, `label`, `keep_until`. Raises Failure, OSError or Stop; a
     finished dump is kept then, unless nobody wants it.
     """
-    with staging(s, wait=bool(process)):
-        s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
-        dump = sweep(s, s3, process, resume)
-        if resume:
-            if s.verify_db_host:
-                drop_scratch(s)
-            return {name: getattr(dump, name) for name in RESULT} if dump.gone else None
-        attempts = dump.attempts + 1
-        text = "killed three times: is the memory limit low?"
-        require(attempts <= DEATHS or dump.gone, text)
-        try:
-            if dump.sealed:
-                dump.save(attempts=attempts)
-            else:
-                dump = make_dump(s, s3, process=process, attempts=attempts, **begun)
-            result = finish(s3, dump)
-        except (Stop, Failure, OSError) as why:
-            if dump.pending:
-                put_off(s3, dump, why)
-            raise
-        log("info", "Backup procedure completed, closing process ...")
-        return result
+    staging(s, wait=bool(process))
+    s3 = S3(s, 10 if resume else PATIENCE)  # resuming is tried again anyway
+    dump = sweep(s, s3, process, resume)
+    if resume:
+        if s.verify_db_host:
+            drop_scratch(s)
+        return {name: getattr(dump, name) for name in RESULT} if dump.gone else None
+    attempts = dump.attempts + 1
+    text = "killed three times: is the memory limit low?"
+    require(attempts <= DEATHS or dump.gone, text)
+    try:
+        if dump.sealed:
+            dump.save(attempts=attempts)
+        else:
+            dump = make_dump(s, s3, process=process, attempts=attempts, **begun)
+        result = finish(s3, dump)
+    except (Stop, Failure, OSError) as why:
+        if dump.pending:
+            put_off(s3, dump, why)
+        raise
+    log("info", "Backup procedure completed, closing process ...")
+    return result
 
 
 def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
@@ -4851,9 +4839,9 @@ class Crons:
         self.crons = plain_crons(us.call("getcronsmsg", count=1000, **us.colony) or [], us.type)
         members = us.call("getexecutorsmsg", **us.colony) or []
         self.ids = {x["executorid"] for x in members}
-        states = (0, 1)  # pending, approved
-        ours = [x for x in members if x["executortype"] == us.type and x["state"] in states]
-        self.others = {str(x["executorname"]) for x in ours} - {us.name}
+        ours = [x for x in members if x["executortype"] == us.type]
+        # Those that are pending, or approved.
+        self.others = {str(x["executorname"]) for x in ours if x["state"] in (0, 1)} - {us.name}
         # Who was away at one look only may be starting again.
         now = time.monotonic()
         # 2023 knows no labels.
@@ -7681,7 +7669,8 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     backup: it could not be had, or the server is away or lacks something.
     """
     s3, steps = S3(s), Steps()
-    with staging(s, wait), tempfile.TemporaryFile(dir=s.backup_path) as file:
+    staging(s, wait)
+    with tempfile.TemporaryFile(dir=s.backup_path) as file:
         backup = chosen(s3, name) if name != "latest" else to_verify(s3)
         report: dict[str, Any] = {
             "object": backup.key,
@@ -8100,17 +8089,17 @@ def prune_now(s: Settings, dry: bool) -> None:
     It takes the database, which tells whose backups are to go, and the staging volume: so it never
     runs beside a backup.
     """
-    with staging(s, wait=False):
-        server, s3 = examine_database(s), S3(s)
-        facts = {name: getattr(server, name) for name in FACTS}
-        made = Dump("", filepath_s3="/", **facts)
-        found = s3.backups()
-        goes, kept, _ = plan(s3, made, found)
-        going = {old.key for old in goes}
-        if not dry:
-            gone = remove_all(s3, goes, kept)
-            prune_roles(s3, made, gone)
-            going &= {old.key for old in gone}
+    staging(s, wait=False)
+    server, s3 = examine_database(s), S3(s)
+    facts = {name: getattr(server, name) for name in FACTS}
+    made = Dump("", filepath_s3="/", **facts)
+    found = s3.backups()
+    goes, kept, _ = plan(s3, made, found)
+    going = {old.key for old in goes}
+    if not dry:
+        gone = remove_all(s3, goes, kept)
+        prune_roles(s3, made, gone)
+        going &= {old.key for old in gone}
     other = "not provably a backup of this database, or not yet to go"
     for each in reversed(found):
         word = "goes" if each.key in going else "stays"

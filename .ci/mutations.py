@@ -46,6 +46,7 @@ NEAREST = {
 TELLING = "[0-4]|[2-5][0-9]{2}"
 FRONTS = r"^test_backup_executor\.py::(?!.*(a_restored|renames|report|help|list_shows|check_))"
 STAGED = r"test_(going_on|nightly|odd_moments)\.py"
+STORED = r"test_upload\.py::(?!.*memory)|test_(proof|bucket)\.py"
 DUMPED = r"|test_dump\.py|test_timescale\.py::.*(notices|waits|cannot_hold)"
 ROLES = r"test_roles\.py::(?!.*(crash|random))"
 JOINED = (rf"{FRONTS}|test_(executor|colonies|citizen)\.py"
@@ -53,11 +54,12 @@ JOINED = (rf"{FRONTS}|test_(executor|colonies|citizen)\.py"
           r"|test_verify\.py::.*(waits_beside|arguments)")
 # The rooms of the nightly path, by their headings, and the tests that may notice their changes.
 ROOMS = {
-    "Retention": rf"{FRONTS}|test_(retention|going_on)\.py|{ROLES}",
+    "S3": rf"test_(s3|reaching|retention|cost)\.py|{STORED}",
+    "Retention": rf"{FRONTS}|test_(keeping|retention|going_on|bucket)\.py|{ROLES}",
     "The staging volume": STAGED + DUMPED,
     "A backup: the dump": rf"{FRONTS}|test_(going_on|nightly)\.py|test_hostile\.py::.*server"
                           + DUMPED,
-    "A backup: upload and proof": rf"test_upload\.py::(?!.*memory)|test_s3\.py|{STAGED}|{ROLES}",
+    "A backup: upload and proof": rf"test_s3\.py|{STORED}|{STAGED}|{ROLES}",
     "A backup: as a whole": rf"{FRONTS}|{STAGED}{DUMPED}",
     "Colonies": rf"{JOINED}|test_signatures\.py",
     "The executor": JOINED,
@@ -210,6 +212,16 @@ class Learnt(NamedTuple):
     passes: bool  # without a mutant
 
 
+def renew(now: dict[str, Any]) -> None:
+    """Give the tests what the module is NOW, where they have something of it by name."""
+    beside = str(Path(__file__).parent)
+    for room in [each for each in [*sys.modules.values()]
+                 if (getattr(each, "__file__", None) or "").startswith(beside)]:
+        for name, was in [*vars(room).items()]:
+            if getattr(was, "__module__", "") == "backup_executor" and name in now:
+                setattr(room, name, now[name])
+
+
 class Session:
     """What pytest does in the copy: for each mutant those that fit, until one fails."""
 
@@ -230,6 +242,7 @@ class Session:
         try:
             if module:
                 importlib.reload(module)
+                renew(vars(module))
         except Exception:
             return False
         return True

@@ -126,14 +126,15 @@ def test_hourly_backups_take_no_places_of_days() -> None:
 
 KEEPS = strategies.builds(Keep, strategies.integers(1, 4), *[strategies.integers(0, 4)] * 4)
 BACKUPS = strategies.lists(strategies.tuples(
-    strategies.integers(0, 10**8), strategies.sampled_from([10, 400, 500, 1000, 1900]),
+    strategies.integers(0, 10**8) | strategies.just(10**18 - 1),  # what a name has room for
+    strategies.sampled_from([10, 400, 500, 1000, 1900]),
     strategies.sampled_from([{}, {}, {"steady": "400"}, {"compression": "zstd:1"},
                              {"keep-until": "forever"}, {"keep-until": "1971-03-01"},
                              {"keep-until": "\u0661"}, {"database-size": "7"}])),
     max_size=20, unique_by=lambda each: each[0])
 VERDICTS = strategies.sampled_from([
     None, verdict(), verdict({"a": 9}), verdict({"a": 10**9}), verdict({}), verdict(word="failed"),
-    {"verdict": "readable", "time": "?", "rows": 7}])
+    {"verdict": "readable", "time": "?", "rows": 7}, {"verdict": RESTORED, "rows": 7}])
 
 
 def all_made(there: list[Any]) -> list[Backup]:
@@ -168,6 +169,9 @@ def test_whatever_is_there_what_is_promised_stays(
             until == "1971-03-01" and now < at(date(1971, 3, 2), 0))
         assert bool(whys[each.key]) or not stays
     assert all(retained(ours, None, keep, now).values())  # nothing is known: nothing goes
+    for each in ours[:1]:  # one that was left behind, uploaded at last
+        assert retained(ours, verdicts, keep, now, each.key) == {
+            **whys, each.key: whys[each.key] or "the new one"}
     # More places let nothing more go, and another database's change nothing.
     more = retained(ours, verdicts, Keep(keep.newest, *(x + 1 for x in keep[1:])), now)
     assert all(more[key] for key, why in whys.items() if why)
@@ -326,10 +330,11 @@ def test_what_empties_just_as_a_shrink_has_become_normal_costs_not_the_last_one_
 
 
 def test_what_was_emptied_before_a_shrink_became_normal_stays_doubtful() -> None:
-    large, *rest = made(1, 1000, steady=1000), made(2, 450, after="backup_1.bak"), made(
-        3, 5, after="backup_1.bak"), made(4, 440, steady=440, before="backup_1.bak")
-    judged = judge([large, *rest], {}, 3, 0)
-    assert (judged.doubts, judged.before) == ({rest[1].key}, [large])
+    for left in (5, 219):  # less than half of the new normal
+        large, *rest = made(1, 1000, steady=1000), made(2, 450, after="backup_1.bak"), made(
+            3, left, after="backup_1.bak"), made(4, 440, steady=440, before="backup_1.bak")
+        judged = judge([large, *rest], {}, 3, 0)
+        assert (judged.doubts, judged.before) == ({rest[1].key}, [large])
 
 
 def test_what_an_older_version_makes_after_a_shrink_costs_not_the_last_one_before() -> None:
@@ -382,11 +387,18 @@ def test_another_compression_starts_anew_by_the_databases_own_size() -> None:
 
 def test_rows_say_more_than_sizes() -> None:
     old, new = made(1), made(2, 100)
-    before = {name(old): verdict({"a": 100, "b": 10})}
+    before = {name(old): verdict({"a": 100, "b": 10, "c": 1})}
     for rows, doubtful in (({"a": 50, "b": 5, "c": 1}, False), ({"a": 100}, True), ({}, True),
-                           ({"a": 100, "b": 4}, True), (None, True)):
+                           ({"a": 100, "b": 4, "c": 1}, True), ({"a": 100, "b": 10}, True),
+                           (None, True)):
         verdicts = before | {name(new): verdict(rows)}
         assert judge([old, new], verdicts, 3, 0).doubts == ({new.key} if doubtful else set()), rows
+    failed = before | {name(new): verdict({"a": 50, "b": 5, "c": 1}, "failed")}
+    assert judge([old, new], failed, 3, 0).doubts == {new.key}
+    # A tenth of the rows is what makes a few in a row normal.
+    for many, normal in ((10, True), (9, False)):
+        verdicts = {name(old): verdict({"a": 100}), name(new): verdict({"a": many})}
+        assert (not judge([old, new], verdicts, 1, 0).doubts) == normal
 
 
 def test_rows_without_what_was_in_them_cost_not_the_last_one_that_had_it() -> None:
@@ -419,10 +431,24 @@ def test_what_was_normal_keeps_its_places_though_its_verdicts_are_lost() -> None
     (300, {"a": 1}, True), (300, None, True), (300, {}, False), (240, {"a": 1}, False)])
 def test_where_nobody_knows_the_rows_before_the_size_tells_what_is_emptied(
         size: int, rows: dict[str, int] | None, normal: bool) -> None:
-    ours = [*(made(i) for i in range(3)), *(made(i, size) for i in range(3, 6))]
-    judged = judge(ours, {name(ours[4]): verdict(rows)}, 3, 0)
-    assert judged.doubts == (set() if normal else {each.key for each in ours[3:]})
+    ours = [*(made(i) for i in range(3)), *(made(i, size - i) for i in range(3, 6))]
+    verdicts, small = {name(ours[4]): verdict(rows)}, {each.key for each in ours[3:]}
+    judged = judge(ours, verdicts, 3, 0)
+    assert judged.doubts == (set() if normal else small)
     assert judged.before == ([ours[2]] if normal else [])
+    assert judge(ours, verdicts, 4, 0).doubts == small  # they are too few
+    again = judge([*ours, made(6, 500)], verdicts, 3, 0)  # one of half of its size is there
+    assert not again.before and again.doubts == (set() if normal else small)
+
+
+@pytest.mark.parametrize(("sizes", "known", "promises"), [
+    ([300, 300], {}, True), ([300, 240], {}, False), ([240, 300], {}, True), ([300], {}, False),
+    ([300, 240], {"backup_1.bak": verdict({"a": 9})}, True),
+    ([300, 300], {"backup_2.bak": verdict()}, False)])
+def test_a_verify_takes_the_newest_doubtful_one_where_that_may_make_it_normal(
+        sizes: list[int], known: dict[str, Any], promises: bool) -> None:
+    ours = [made(1), *(made(i, size) for i, size in enumerate(sizes, 2))]
+    assert backup_executor.promising(judge(ours, known, 2, 0), known, 2) == promises
 
 
 # ---- What people keep --------------------------------------------------------------------------
@@ -439,7 +465,7 @@ def test_what_is_labelled_counts_for_nothing_until_its_day_is_over() -> None:
 
 
 @pytest.mark.parametrize(("label", "until", "fault"), [
-    (None, None, ""), ("x", "forever", ""), ("", "9999-12-31", ""), (None, "2999-02-28", ""),
+    (None, None, ""), ("x" * 200, "forever", ""), ("", "9999-12-31", ""), (None, "2999-02-28", ""),
     ("före 2.30, \U0001f600 " * 9, "forever", ""), ("x", None, "keep-until"),
     ("x", "", "YYYY-MM-DD"), ("x", "2999-02-29", "YYYY-MM-DD"), ("x", "29990101", "YYYY-MM-DD"),
     ("x", "Forever", "YYYY-MM-DD"), ("x", "2024-08-02", "is over"), ("a\nb", "forever", "one line"),
