@@ -81,6 +81,8 @@ MIB, GIB = 1024**2, 1024**3
 BLOCK = 256 * 1024  # bytes read at a time; larger ones cost memory and gain nothing
 FOREVER = float("inf")
 Answer = TypeVar("Answer")
+Action = Callable[[], None]
+Program = subprocess.Popen[bytes]
 
 # What an idle executor holds counts, beside a database. So its records are NamedTuples (dataclasses
 # take 1.4 MB, measured with Python 3.13), and what only some commands need is imported there.
@@ -179,7 +181,7 @@ def time_limit(seconds: float) -> float:
     return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
 
 
-def behind(work: Callable[[], None]) -> threading.Thread:
+def behind(work: Action) -> threading.Thread:
     """Start a thread, which ends with us. Raises RuntimeError where there is none to be had.
 
     Signals stay the main one's, which holds them off at times.
@@ -200,8 +202,8 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
 
     It runs in a thread, which is left behind then: what it waits for has a time limit, too.
     """
-    answers: list[Answer] = []
-    errors: list[BaseException] = []
+    answers = list[Answer]()
+    errors = list[BaseException]()
 
     def attempt() -> None:
         """Run in the thread."""
@@ -373,11 +375,11 @@ def progress(what: str, total: int) -> Callable[[int], None]:
                 write(2, "\r\x1b[K" + bar(what, done, total, part, left, speed))
         elif now - shown >= PROGRESS_SECONDS * TIME_SCALE:
             shown = now
-            size, rate, more = f"{done} bytes", f"{speed / MIB:.1f} MiB/s", dict[str, str]()
+            more = {"Size": f"{done} bytes", "Rate": f"{speed / MIB:.1f} MiB/s"}
             if part is not None:
-                more["Of"] = f"about {total} bytes"
-                more |= {"Done": f"{part} %", "Left": f"about {left:.0f} seconds"}
-            log("info", what, Size=size, Rate=rate, **more)
+                about = {"Of": f"about {total} bytes", "Done": f"{part} %"}
+                more |= about | {"Left": f"about {left:.0f} seconds"}
+            log("info", what, **more)
 
     return show
 
@@ -773,8 +775,8 @@ def read_settings(
 
     serve: what it takes to talk to Colonies is required, too. s3: the bucket is.
     """
-    values: dict[str, Any] = {}
-    wrong: dict[str, str] = {}
+    values = dict[str, Any]()
+    wrong = dict[str, str]()
     for setting in SETTINGS:
         name = setting.name.lower()
         values[name] = "?"
@@ -851,7 +853,7 @@ def cron_fault(expression: str) -> str:
     return ""
 
 
-SECRETS: set[str] = set()  # the passwords and keys that `read_settings` has read
+SECRETS = set[str]()  # the passwords and keys that `read_settings` has read
 # What everybody tries first. To hide these would hide nothing, and our own words with it, by which
 # people are alerted.
 GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upload"}
@@ -875,7 +877,7 @@ def redacted(said: object) -> str:
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
-def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subprocess.Popen[bytes]:
+def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> Program:
     """Start a program, from a list and never by a shell. It dies with us, even by kill -9.
 
     Its stdin is empty, unless MORE, which is for Popen, says otherwise; its stdout is a pipe.
@@ -921,7 +923,7 @@ def start(argv: Sequence[str], env: Mapping[str, str], **more: Any) -> subproces
     return program
 
 
-def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: float = 4) -> None:
+def stop(program: Program, signum: int, grace: float = 4) -> None:
     """End a program: by a signal, and by SIGKILL if it runs on for GRACE seconds."""
     program.send_signal(signum)
     with suppress(subprocess.TimeoutExpired):
@@ -930,9 +932,9 @@ def stop(program: subprocess.Popen[bytes], signum: int = signal.SIGTERM, grace: 
     program.wait()
 
 
-# What of our environment a program gets, and what of libpq's would win over DB_HOST and its like.
+# What of our environment a program gets, and libpq's, but for what would win over DB_HOST.
 PASSED_ON = re.compile(r"LC_|(PATH|HOME|LANG|TZ|TMPDIR|LD_LIBRARY_PATH)$")
-ELSEWHERE = ("PGHOSTADDR", "PGSERVICE")
+LIBPQS = re.compile("PG(?!(HOSTADDR|SERVICE)$)")
 
 
 def environment(database: Database | None, options: str = "") -> dict[str, str]:
@@ -942,8 +944,8 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
     """
     env = {}
     for name, value in os.environ.items():
-        libpq = database and name.startswith("PG") and name not in ELSEWHERE
-        if libpq or PASSED_ON.match(name):
+        libpqs = database and LIBPQS.match(name)
+        if libpqs or PASSED_ON.match(name):
             env[name] = value
     if "LC_ALL" in env:
         env["LANG"] = env.pop("LC_ALL")
@@ -995,27 +997,8 @@ def excerpt(stderr: bytes) -> str:
     return f"{said[:2048]} […] {said[-2048:]}"
 
 
-def said_until(program: subprocess.Popen[bytes], word: bytes, seconds: float) -> bytes:
-    """What a program prints up to a word; less, if it ends, or says nothing for so many seconds."""
-    said, pipe = b"", program.stdout
-    while pipe and not said.endswith(word) and select.select([pipe], [], [], seconds)[0]:
-        more = os.read(pipe.fileno(), BLOCK)
-        if not more:
-            break
-        said += more
-    return said
-
-
 # pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (14 to 18).
 CIRCULAR = rb"pg_dump: warning: there are circular .*\n(pg_dump: (?!warning|error).*\n)*"
-
-
-def warned(step: str, program: str, stderr: bytes) -> list[str]:
-    """What a program that has done its work warns of, which is logged."""
-    said = excerpt(re.sub(CIRCULAR, b"", stderr))
-    if said:
-        log("warning", f"{program} warns", Step=step, Said=said)
-    return [said] if said else []
 
 
 def run(
@@ -1024,7 +1007,7 @@ def run(
     database: Database | None = None,
     options: str = "",
     timeout: float = FOREVER,
-    tick: Callable[[], None] | None = None,
+    tick: Action | None = None,
     heed: list[str] | None = None,
     stdin: bytes = b"",
     errors: Any = subprocess.PIPE,
@@ -1066,8 +1049,10 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(not status, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
-    if heed is not None:
-        heed += warned(step, argv[0], stderr)
+    warns = excerpt(re.sub(CIRCULAR, b"", stderr))
+    if warns and heed is not None:
+        log("warning", f"{argv[0]} warns", Step=step, Said=warns)
+        heed.append(warns)
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
 
@@ -1110,7 +1095,7 @@ def psql(
     timeout: float = 120,
     options: str = "",
     first: str = "",
-    tick: Callable[[], None] | None = None,
+    tick: Action | None = None,
     rows: bytes = b"",
 ) -> str:
     """What a query answers, without headings and alignment.
@@ -2605,17 +2590,10 @@ def record_of(database: Database, step: str, answer: str, record: Callable[..., 
 
 
 def read_record(
-    database: Database,
-    step: str,
-    query: str,
-    record: Callable[..., Answer],
-    timeout: float = 120,
-    options: str = "",
-    tick: Callable[[], None] | None = None,
+    database: Database, step: str, query: str, record: Callable[..., Answer], **more: Any
 ) -> Answer:
     """What a query answers, as a record; see `psql` and `record_of`."""
-    answer = psql(database, step, query, timeout, options, tick=tick)
-    return record_of(database, step, answer, record)
+    return record_of(database, step, psql(database, step, query, **more), record)
 
 
 class Server(NamedTuple):
@@ -2627,10 +2605,10 @@ class Server(NamedTuple):
     system_identifier: str  # of its initdb: what tells one server from another
     timescaledb: str | None  # the extension's version; None: it is not there
     pg_dump: str  # "17.2"
-    other_databases: int | None = None  # of the server
-    reads_passwords: bool = False  # whether our role may: their hashes
-    rehashed: bool = False  # partitions are by hashes of its oids, of enums or regclass
-    search_path: str = ""  # of a session of ours
+    other_databases: int  # of the server
+    reads_passwords: bool  # whether our role may: their hashes
+    rehashed: bool  # partitions are by hashes of its oids, of enums or regclass
+    search_path: str  # of a session of ours
 
     @property
     def major(self) -> int:
@@ -2664,8 +2642,9 @@ def examine_database(s: Settings) -> Server:
     server = read_record(s.database(), "Looking at the database", LOOK, record)
     text, of = f"pg_dump {server.pg_dump} is", f"than the server, {server.postgresql}"
     require_options(s.database(), server.search_path)
-    if server.client < server.major:
-        raise Failure(f"{text} older {of}: install the server's version or later")
+    require(
+        server.client >= server.major, f"{text} older {of}: install the server's version or later"
+    )
     if server.client > server.major:
         log("warning", f"{text} newer {of}: restoring takes its version")
     return server
@@ -2714,13 +2693,11 @@ HOLD_SECONDS = 60  # at most; measured: 0.7 to 5 s with 1,000 chunks, on a busy 
 HELD = b"held\n"
 
 
-def hold(
-    database: Database, options: str, statements: Sequence[str], patience: float = HOLD_SECONDS
-) -> tuple[subprocess.Popen[bytes], bytes]:
+def hold(database: Database, options: str, statements: Sequence[str]) -> tuple[Action, bytes]:
     """Run statements in a session that keeps its locks and its snapshot for HOLD_SECONDS.
 
-    The session, for whoever stops it before, and what it printed: HELD is the end of that unless a
-    statement failed, or said nothing for PATIENCE seconds.
+    What ends it before, and what it printed: HELD is the end of that unless a statement failed, or
+    said nothing for 2 minutes.
     """
     then = ("SELECT 'held'", f"SELECT pg_sleep({HOLD_SECONDS})")
     session = start(
@@ -2729,13 +2706,20 @@ def hold(
         stdin=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+    end = functools.partial(stop, session, signal.SIGINT)
     try:
         if session.stdin:
             with suppress(BrokenPipeError), session.stdin as pipe:
                 pipe.write(script(*statements, *then))
-        return session, said_until(session, HELD, patience)
+        said, output = b"", session.stdout
+        while output and not said.endswith(HELD) and select.select([output], [], [], 120)[0]:
+            more = os.read(output.fileno(), BLOCK)
+            if not more:
+                break
+            said += more
+        return end, said
     except BaseException:
-        stop(session, signal.SIGINT)
+        end()
         raise
 
 
@@ -2822,17 +2806,24 @@ class Window:
     which keep all of that out from then on. It needs no privilege: catalogs are open to every role.
     """
 
-    def __init__(self, database: Database, options: str, share: bool):
+    def __init__(self, database: Database, options: str, share: bool, yield_session: Action):
         """Read the tables; to SHARE the snapshot, in a session that `release` ends. Raises Failure.
 
-        options: of libpq, for that session.
+        options: of libpq, for that session. If there is none to be had, YIELD_SESSION is called,
+        which ends another one of ours, and it does without.
         """
         self.database = database
-        self.session: subprocess.Popen[bytes] | None = None
+        # Ends that session; pg_dump has no need of it once it has the snapshot.
+        self.release: Action = lambda: None
         # For pg_dump. None: it takes its own, a moment later, and then what was made in that moment
         # is known by its file node alone.
         self.snapshot: str | None = None
-        self.before = self.export(options) if share else self.read("tables", READ_TABLES)
+        try:
+            self.before = self.export(options) if share else self.read("tables", READ_TABLES)
+        except Failure as why:  # the role may have but one connection
+            log("debug", "Cannot share a snapshot with pg_dump", Reason=why)
+            yield_session()
+            self.before = self.read("tables", READ_TABLES)
         self.locked: Catalog | None = None  # as read while pg_dump had its locks
         self.next_look = 0.0  # by the monotonic clock
 
@@ -2842,7 +2833,7 @@ class Window:
         Raises Failure.
         """
         step = "Reading the tables"
-        self.session, said = hold(self.database, options, EXPORT, 120)
+        self.release, said = hold(self.database, options, EXPORT)
         try:
             require(said.endswith(HELD), f"{step}: psql says {excerpt(said)!r}")
             # Before its answers stands what server and libpq warn of as it connects.
@@ -2859,11 +2850,7 @@ class Window:
         return catalog
 
     def read(
-        self,
-        what: str,
-        query: str,
-        patience: float = 0,
-        tick: Callable[[], None] | None = None,
+        self, what: str, query: str, patience: float = 0, tick: Action | None = None
     ) -> Catalog:
         """The catalog as it is now; asked for again for so many seconds. Raises Failure."""
         end = time.monotonic() + patience * TIME_SCALE
@@ -2876,12 +2863,7 @@ class Window:
                     raise
             time.sleep(next(pauses))
 
-    def release(self) -> None:
-        """End the session whose snapshot pg_dump shares; it has no need of it once it has that."""
-        if self.session:
-            stop(self.session, signal.SIGINT)
-
-    def look(self, tick: Callable[[], None]) -> bool:
+    def look(self, tick: Action) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
 
         tick: as for `run`, while the server answers. One that does not is asked again later, at
@@ -2901,15 +2883,15 @@ class Window:
             log("debug", "Cannot look at the tables yet", Error=error)
         return False
 
-    def look_for_locks(self, tick: Callable[[], None]) -> bool:
+    def look_for_locks(self, tick: Action) -> bool:
         """Read and compare the tables if pg_dump has its locks; see `look`.
 
         It takes all its locks before it copies the first table (14 to 18). Where it waits for a
         session that waits for ours, only we can end that.
         """
         query = READ_SESSIONS.format(self.before.time)
-        step = "Looking at pg_dump"
-        seen = read_record(self.database, step, query, Sessions, 20, AS_LOGIN, tick)
+        asked = self.database, "Looking at pg_dump", query, Sessions
+        seen = read_record(*asked, timeout=20, options=AS_LOGIN, tick=tick)
         if seen.copying:
             now = self.read("tables", READ_TABLES, tick=tick)
             self.compare(now, {})
@@ -2989,7 +2971,7 @@ HOLD_OFF = (
 
 
 @contextmanager
-def compression_held_off(database: Database, server: Server) -> Iterator[Callable[[], None]]:
+def compression_held_off(database: Database, server: Server) -> Iterator[Action]:
     """Keep TimescaleDB from compressing until what this yields is called, or a minute is over.
 
     compress_chunk truncates the chunk. Before that it writes to this table of the catalog, which
@@ -3002,7 +2984,7 @@ def compression_held_off(database: Database, server: Server) -> Iterator[Callabl
         yield lambda: None
         return
     options = f"-c lock_timeout=20s {gone_client(server)}"
-    session, said = hold(database, options, HOLD_OFF)
+    release, said = hold(database, options, HOLD_OFF)
     if not said.endswith(HELD):
         log(
             "info",
@@ -3010,7 +2992,6 @@ def compression_held_off(database: Database, server: Server) -> Iterator[Callabl
             "made again",
             Reason=excerpt(said),
         )
-    release = functools.partial(stop, session, signal.SIGINT)
     try:
         yield release
     finally:
@@ -3237,18 +3218,6 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
             time.sleep(pause * TIME_SCALE)
 
 
-def open_window(
-    database: Database, options: str, share: bool, release: Callable[[], None]
-) -> Window:
-    """A Window; if it gets no session, RELEASE is called, and it does without. Raises Failure."""
-    try:
-        return Window(database, options, share)
-    except Failure as why:  # the role may have but one connection
-        log("debug", "Cannot share a snapshot with pg_dump", Reason=why)
-        release()
-        return Window(database, options, share=False)
-
-
 # Options of pg_dumpall by BACKUP_ROLES, to be tried in this order. The database is PGDATABASE's:
 # without the empty option it would connect to "postgres".
 GLOBALS = ["--globals-only", "--no-password", "--database=", "--encoding=UTF8"]
@@ -3266,20 +3235,18 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
         if options is GLOBALS and not server.reads_passwords:
             continue  # the server would log an error each night
         try:
-            command = ["pg_dumpall", *options]
-            of = "Reading the roles", command, s.database(), PLAIN, 120
+            of = "Reading the roles", ["pg_dumpall", *options], s.database(), PLAIN, 120
             sql = patiently(run, *of, heed=dump.warnings)
-            known = not re.search("[\udc80-\udcff]", sql)
-            require(known, "its roles have names in no known encoding")
-            most = len(sql.encode()) <= ROLES_MOST
-            require(most, f"its roles take more than {ROLES_MOST} bytes")
+            odd = re.search("[\udc80-\udcff]", sql)
+            require(not odd, "its roles have names in no known encoding")
+            most = f"its roles take more than {ROLES_MOST} bytes"
+            require(len(sql.encode()) <= ROLES_MOST, most)
+            dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
+            return ""
         except (Failure, OSError) as error:
             why = str(error)
             if re.search(CROWDED, why):
                 break  # it was waited for
-            continue
-        dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
-        return ""
     if why:
         log("warning", "The backup is without the server's roles", Reason=why)
     return why
@@ -3302,7 +3269,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     options = f"{UNHINDERED} {NO_JIT} {gone_client(server)}"
     with compression_held_off(database, server) as release:
         # Behind DB_HOST may be several servers, and there a snapshot is but one's: tried once.
-        window = open_window(database, options, not dump.made_again, release)
+        window = Window(database, options, not dump.made_again, release)
         if window.snapshot:
             command.append(f"--snapshot={window.snapshot}")
 
@@ -3388,8 +3355,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
                 os.unlink(dump.draft)
             raise
         flush(dump.draft)
-        with open(dump.draft, "rb") as file:
-            sha256, size = digest_of(file), file.tell()
+        size = os.path.getsize(dump.draft)
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
         roles = dump.roles_sql
         if roles and not roles.startswith(AGE_ARMOR):  # as they are the second time
@@ -3398,7 +3364,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
             encryption="age",
             plain_sha256=dump.sha256,
             plain_size=dump.size,
-            sha256=sha256,
+            sha256=digest(dump.draft),
             size=size,
             roles_sql=roles,
             roles_sha256=hashlib.sha256(roles.encode()).hexdigest(),
@@ -4189,7 +4155,7 @@ def read_process(answer: Any, s: Settings) -> Process:
         arguments = ["--json", "--max-age", *(arguments or [str(s.check_max_age)])]
     elif function == "verify" and not arguments:
         arguments, refusal = backup_before(answer, s)
-    elif function == "backup" and given:
+    elif function == "backup":
         refusal = keep_fault(given.get("label"), given.get("keepuntil"))
         options = {"label": "--label", "keepuntil": "--keep-until"}
         arguments = [f"{options[name]}={given[name]}" for name in given]
@@ -4212,17 +4178,15 @@ class Job:
 
     def __init__(self, process: Process | None, *command: str):
         self.process = process
-        self.news: list[str] = []  # log lines that Colonies has not got yet
-        self.shown: dict[str, str] = {}  # what it is at, by its log, and with how many bytes
-        self.errors: list[str] = []
+        self.news = list[str]()  # log lines that Colonies has not got yet
+        self.shown = dict[str, str]()  # what it is at, by its log, and with how many bytes
+        self.errors = list[str]()
         self.result = b""
         self.rest = b""  # of a line that is not complete yet
         keys = "(COLONIES_.*PRVKEY|HEARTBEAT_URL)(_FILE)?$"
         asks = bool(process) and "check" in command  # Colonies, too; the others take none
         env = {name: x for name, x in os.environ.items() if asks or not re.match(keys, name)}
-        told = {}
-        if process:
-            told = {"process": process.id, "starttime": process.starttime}
+        told = {"process": process.id, "starttime": process.starttime} if process else {}
         env[CHILD] = json.dumps(told)
         env.setdefault("MALLOC_ARENA_MAX", "1")  # else each of its threads takes memory of its own
         # As we were started: with -m it goes by what was compiled.
@@ -4281,22 +4245,22 @@ class Executor:
         self.joined: bool | None = None  # None: never yet
         self.job: Job | None = None
         self.checks: Job | None = None  # `check`, once; what it finds it logs itself
-        self.times: dict[str, float] = {}  # when what is due again, by the monotonic clock
-        self.queue: dict[str, Process] = {}  # assigned to us and not closed; the job's, too
-        self.outcomes: dict[str, dict[str, list[str]]] = {}  # to close with: `out` or `errors`
+        self.times = dict[str, float]()  # when what is due again, by the monotonic clock
+        self.queue = dict[str, Process]()  # assigned to us and not closed; the job's, too
+        self.outcomes = dict[str, dict[str, list[str]]]()  # to close with: `out` or `errors`
         # When the newest backup's process was assigned (ns, as `submitted`), and its result: with
         # that each process is closed that was submitted before.
         self.newest = (0, "")
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
-        self.deaths: collections.Counter[str] = collections.Counter()
-        self.facts: dict[str, Any] = {}  # of the database, by `check` or the last backup's result
-        self.unknown: set[str] = set()  # types of messages that the server is too old for
+        self.deaths = collections.Counter[str]()
+        self.facts = dict[str, Any]()  # of the database, by `check` or the last backup's result
+        self.unknown = set[str]()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
         self.heart = Heartbeat(s)
         self.reachable = False  # whether Colonies answered the last time
-        self.failures: collections.Counter[str] = collections.Counter()  # by function
+        self.failures = collections.Counter[str]()  # by function
         self.uploaded: int | None = None  # seconds of the last upload; None: since our start none
         self.ended = 0  # jobs, since our start
 
@@ -4548,13 +4512,12 @@ class Executor:
             volume = os.statvfs(path)
             hardware["storage"] = f"{volume.f_blocks * volume.f_frsize // MIB}Mi"
         kinds = {"PostgreSQL": "database", "TimescaleDB": "extension", "pg_dump": "program"}
-        versions = {name: self.facts.get(name.lower()) for name in kinds}
         kinds["Colonies Backup Executor"] = "executor"
-        versions["Colonies Backup Executor"] = __version__
+        versions = self.facts | {"colonies backup executor": __version__}
         software = [
-            {"name": name, "type": kinds[name], "version": version}
-            for name, version in versions.items()
-            if version
+            {"name": name, "type": kinds[name], "version": versions[name.lower()]}
+            for name in kinds
+            if versions.get(name.lower())
         ]
         capabilities = {"hardware": [hardware], "software": software}
         self.offer("updateexecutormsg", **self.names, capabilities=capabilities)
@@ -4656,7 +4619,7 @@ class Executor:
             text = "Stopping what was cancelled, failed or given away"
             log("warning", text, ProcessId=job.process.id, Why=f"it {standing.value}")
             stop(job.child, signal.SIGUSR1, 6)
-            self.job = None
+            self.job, self.ended = None, self.ended + 1
 
     def tell(self, job: Job) -> None:
         """Pass the job's log on to its process, once, and as its output what it is at."""
@@ -4955,13 +4918,13 @@ class Crons:
 # ---- Being told ----------------------------------------------------------------------------------
 
 HEARTBEAT = next(each for each in SETTINGS if each.name == "HEARTBEAT_URL")
-BEAT_SECONDS = 10  # for one try
+BEAT_SECONDS = time_limit(10)  # for one try
 
 
 def visit(request: urllib.request.Request) -> int:
     """The HTTP status of an answer; by https the system's authorities (SSL_CERT_FILE) vouch."""
     tls = ssl.create_default_context() if request.type == "https" else None
-    with opener_for(tls).open(request, timeout=time_limit(BEAT_SECONDS)) as reply:
+    with opener_for(tls).open(request, timeout=BEAT_SECONDS) as reply:
         return int(reply.status)
 
 
@@ -4991,15 +4954,14 @@ class Heartbeat:
         """Tell it, in three tries, after what it was told BEFORE: else a start may come last."""
         if before:
             before.join()
-        parts, data, why = urllib.parse.urlsplit(url), None, ""
+        parts, why = urllib.parse.urlsplit(url), ""
         if what:
             url = parts._replace(path=f"{parts.path.rstrip('/')}/{what}").geturl()
-        if what == "fail":
-            data = reason[:10_000].encode()  # services keep 10 kB or more
+        data = reason[:10_000].encode() or None  # services keep 10 kB or more
         request = urllib.request.Request(url, data, {"Content-Type": "text/plain"})
         for pause in itertools.islice(backoff(), 3):
             try:
-                status = in_time(time_limit(BEAT_SECONDS), functools.partial(visit, request))
+                status = in_time(BEAT_SECONDS, functools.partial(visit, request))
                 require(status // 100 == 2, f"HTTP status {status}")
                 return
             except Exception as error:
@@ -5007,8 +4969,8 @@ class Heartbeat:
             finally:
                 gc.collect()  # openers and handlers hold each other, and 1.7 MB of authorities
             time.sleep(pause)
-        what, where = what or "success", parts.hostname
-        log("warning", "Cannot tell HEARTBEAT_URL", What=what, Host=where, Error=why)
+        about = {"What": what or "success", "Host": parts.hostname}
+        log("warning", "Cannot tell HEARTBEAT_URL", **about, Error=why)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until it was told all, for so many seconds at most, or until somebody is tired."""
@@ -5062,42 +5024,40 @@ def survey(s: Settings) -> dict[str, Samples]:
     s3 = S3(s, 10)
     found = s3.backups()
     whose = by_database(found)
-    server = own_server(s, [of for of, database in whose if database == s.db_database])
-    ours = whose.get((server, s.db_database), [])
+    of = own_server(s, whose), s.db_database
+    ours = whose.get(of, [])
     verdicts = verified(s3) or {}
     doubts = judge(ours, verdicts, s.full_backups, time.time()).doubts
     every = sum(map(len, whose.values()))
-    facts: dict[str, Samples] = {
-        "backups": {
-            labels(kind="good"): len(ours) - len(doubts),
-            labels(kind="doubtful"): len(doubts),
-            labels(kind="unproven"): len(found) - every,
-            labels(kind="other"): every - len(ours),
-        },
-        "bucket_timestamp_seconds": {"": int(time.time())},
+    kinds: Samples = {
+        labels(kind="good"): len(ours) - len(doubts),
+        labels(kind="doubtful"): len(doubts),
+        labels(kind="unproven"): len(found) - every,
+        labels(kind="other"): every - len(ours),
     }
-    last = {"newest_timestamp_seconds": 0}
+    told: dict[str, int | None] = {"newest_timestamp_seconds": 0}
     for newest in ours[-1:]:
-        last = about_newest(newest, found) | {"newest_doubtful": int(newest.key in doubts)}
-    facts |= {name: {"": value} for name, value in last.items()}
-    return facts | last_verify(verdicts, (server, s.db_database), ours)
+        told = {
+            "newest_timestamp_seconds": newest.seconds,
+            "newest_size_bytes": newest.size,
+            "newest_dump_seconds": number_in(newest.known, "exectime-backup"),
+            "newest_doubtful": int(newest.key in doubts),
+            "upload_seconds": upload_seconds(found).get(newest.key),
+        }
+    told["bucket_timestamp_seconds"] = int(time.time())
+    facts: dict[str, Samples] = {"backups": kinds}
+    for name, value in told.items():
+        if value is not None:
+            facts[name] = {"": value}
+    return facts | last_verify(verdicts, of, ours)
 
 
-def about_newest(newest: Backup, found: list[Backup]) -> dict[str, int]:
-    """What metrics tell of the newest backup, as far as it is known."""
-    facts = {"newest_timestamp_seconds": newest.seconds, "newest_size_bytes": newest.size}
-    with suppress(KeyError, ValueError):
-        facts["newest_dump_seconds"] = int(newest.known["exectime-backup"])
-    with suppress(KeyError):
-        facts["upload_seconds"] = upload_seconds(found)[newest.key]
-    return facts
-
-
-def own_server(s: Settings, servers: list[str]) -> str:
+def own_server(s: Settings, whose: Iterable[tuple[str, str]]) -> str:
     """The system identifier of DB_HOST; while it is away, of the only one that has backups."""
     try:
         return psql(s.database(), "Looking at the server", WHOSE).strip()
     except Failure:
+        servers = [server for server, database in whose if database == s.db_database]
         if len(servers) > 1:
             raise
         return "".join(servers)
@@ -5149,12 +5109,12 @@ class Metrics:
 
     def __init__(self, us: Executor):
         self.us = us
-        self.clients: dict[int, Client] = {}  # by file descriptor, the oldest first
-        self.facts: dict[str, Samples] = {}  # of the bucket, as `survey` found them
+        self.clients = dict[int, Client]()  # by file descriptor, the oldest first
+        self.facts = dict[str, Samples]()  # of the bucket, as `survey` found them
         self.child: Job | None = None  # that looks at the bucket
         self.begun = 0.0  # when it last began, by the monotonic clock
         self.pause = 0.0  # from then until the next
-        self.seen: tuple[Job | None, int] = (None, 0)  # what the executor did last
+        self.seen = 0  # jobs of the executor that had ended then
 
     def serve(self) -> None:
         """Listen and answer, for ever."""
@@ -5176,15 +5136,12 @@ class Metrics:
         now = time.monotonic()
         for client in [each for each in self.clients.values() if each.end < now]:
             self.drop(client)
-        pipes: list[Any] = [self.child.child.stdout] if self.child else []
-        ready = select.select([*pipes, *self.clients, server], [], [], 1)[0]
-        if self.child and pipes[0] in ready and self.child.ended():
+        if self.child and self.child.ended(0):
             self.conclude(self.child)
-        for descriptor in ready:
+        for descriptor in select.select([*self.clients, server.fileno()], [], [], 1)[0]:
             if descriptor in self.clients:
                 self.attend(self.clients[descriptor])
-        if server in ready:  # last: a new client may have the descriptor of one that is dropped
-            self.accept(server)
+        self.accept(server)  # last: a new client may have the descriptor of one that is dropped
         time.sleep(0.05)
 
     def accept(self, server: socket.socket) -> None:
@@ -5227,12 +5184,13 @@ class Metrics:
 
     def look(self) -> None:
         """Have a child look at the bucket, if it is time and no job runs; end one that hangs."""
-        job, spent = self.us.job, time.monotonic() - self.begun
+        spent = time.monotonic() - self.begun
         if self.child and spent > LOOK_LIMIT * TIME_SCALE:
             stop(self.child.child, signal.SIGKILL)
-        if (job, self.us.ended) != self.seen:
-            self.seen, self.pause = (job, self.us.ended), 60
-        if not self.child and not job and (not self.begun or spent > self.pause * TIME_SCALE):
+        if self.us.ended != self.seen:
+            self.seen, self.pause = self.us.ended, 60
+        busy = self.child or self.us.job
+        if not busy and spent > self.pause * TIME_SCALE:
             self.begun, self.pause = time.monotonic(), 300
             self.child = Job(None, "survey")
             self.pause = LOOK_SECONDS
@@ -5263,9 +5221,7 @@ class Metrics:
         if us.uploaded is not None:
             known["upload_seconds"] = {"": us.uploaded}
         with suppress(OSError):  # the volume may be gone
-            there = os.listdir(us.s.backup_path)
-            waiting = {*re.findall(r"(?m)^backup_\d+\.bak(?=(?:\.age)?$)", "\n".join(there))}
-            known["uploads_waiting"] = {"": len(waiting)}
+            known["uploads_waiting"] = {"": sum(dump.pending for dump in all_dumps(us.s))}
             known["staging_free_bytes"] = {"": free_bytes(us.s)[0]}
         lines = []
         for name in [each for each in METRICS if each in known]:
@@ -5478,7 +5434,7 @@ def count_block(text: bytes, table: str, rows: dict[str, int]) -> tuple[bytes, s
         table, at = "", end.end() - 1
 
 
-def count_copied(program: subprocess.Popen[bytes], errors: IO[bytes]) -> dict[str, int] | None:
+def count_copied(program: Program, errors: IO[bytes]) -> dict[str, int] | None:
     """The rows that a script copies into each table, when pg_restore has written all of it.
 
     By names in quotes, each byte a character, whatever their encoding. None: it inserts rows, or

@@ -63,7 +63,12 @@ ROOMS = {
     "A backup: as a whole": rf"{FRONTS}|{STAGED}{DUMPED}",
     "Colonies": rf"{JOINED}|test_signatures\.py",
     "The executor": JOINED,
-    "Crons": r"test_crons\.py"}
+    "Crons": r"test_crons\.py",
+    "Being told": r"test_told\.py",
+    "Errors and waiting": rf"{JOINED}|test_(said|machine|rows)\.py",
+    "Log and progress": r"test_(shown|said|executor|told)\.py|test_machine\.py::.*(log|saving)",
+    "Settings": r"test_(commands|said|crons|told|reaching)\.py|test_(age|check)\.py::.*(set|recip)",
+    "Programs": rf"{FRONTS}|test_(dump|said|commands|truth|rows|doors)\.py"}
 UNSEEN = "NOT NOTICED"
 # What is put into the copy's module, into a line that is there: each that runs notes its number.
 TRACER = """
