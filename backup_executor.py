@@ -7176,8 +7176,8 @@ def foreseen(
         there = size
     encrypted = backup.encrypted
     plain = opened(s3.s, backup.key, file, cut=True) if encrypted else nullcontext(file)
-    with plain as shown, suppress(Failure):
-        early = Archive(shown, options, backup.known)
+    with plain as readable, suppress(Failure):
+        early = Archive(readable, options, backup.known)
         early.path = path_in(file)
     return there, early
 
@@ -8976,6 +8976,8 @@ def senseless(options: Options) -> Iterator[str]:
         yield f"--jobs {options.jobs}: it takes 1 or more"
     if options.table and options.replace:
         yield "--replace puts nothing in a place whose tables are left empty: --table"
+    if options.file == "":
+        yield "--file '': it takes an archive's path"
     if options.roles and options.file:
         yield "--roles is for backups in the bucket; beside --file use `psql -X -f`"
     if options.resume and options.keep_until is not None:

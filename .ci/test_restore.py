@@ -270,7 +270,7 @@ def test_a_senseless_restore_is_an_error_of_the_command_line(scene: Scene, new: 
     stored(scene, archive(scene))
     before = databases(scene.postgres)
     senseless: list[list[str]] = [[], ["latest", "--file", "/dev/null"], ["latest", "--jobs", "0"],
-                                  ["latest", "--jobs", "-1"]]
+                                  ["latest", "--jobs", "-1"], ["--file", ""]]
     for arguments in senseless:
         restored(scene, "--database", new, *arguments, status=2)
     assert databases(scene.postgres) == before
