@@ -117,6 +117,17 @@ exclusion | ALTER TABLE k.ids ADD CONSTRAINT apart EXCLUDE (i WITH =) |
     @pg_constraint conname = 'apart'
 foreign key | ALTER TABLE k.ids ADD CONSTRAINT refers FOREIGN KEY (i) REFERENCES k.t |
     @pg_constraint conname = 'refers' AND convalidated
+foreign key that is not valid | CREATE TABLE k.loose (i int); INSERT INTO k.loose VALUES (999);
+    ALTER TABLE k.loose ADD CONSTRAINT later FOREIGN KEY (i) REFERENCES k.t NOT VALID |
+    (SELECT i FROM k.loose) = 999 AND @pg_constraint conname = 'later' AND NOT convalidated
+rows without columns | CREATE TABLE k.bare (); INSERT INTO k.bare SELECT FROM generate_series(1, 7) |
+    (SELECT count(*) FROM k.bare) = 7
+replica identity | CREATE UNIQUE INDEX k_other ON k.t (i) INCLUDE (j); ALTER TABLE k.t REPLICA
+    IDENTITY USING INDEX k_other | @pg_index indisreplident AND indrelid = 'k.t'::regclass
+body that takes a key | CREATE FUNCTION k.whole() RETURNS bigint LANGUAGE sql BEGIN ATOMIC
+    SELECT sum(j) FROM (SELECT i, j FROM k.t GROUP BY i) AS x; END;
+    ALTER TABLE k.loose ADD whole bigint DEFAULT k.whole() |
+    @pg_attrdef adrelid = 'k.loose'::regclass
 rule | CREATE RULE quiet AS ON DELETE TO k.typed DO INSTEAD NOTHING | @pg_rules rulename = 'quiet'
 trigger | CREATE TRIGGER same BEFORE UPDATE ON k.t FOR EACH ROW EXECUTE FUNCTION
     suppress_redundant_updates_trigger(); ALTER TABLE k.t ENABLE ALWAYS TRIGGER same |
