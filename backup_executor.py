@@ -1341,6 +1341,7 @@ class S3:
         Raises Failure where boto3 is missing or too old, or does not like its own settings.
         """
         self.s, self.patience = s, patience
+        self.key = s.key  # of what has a name under the prefix
         self.date = ""  # of its last answer, by its clock, as HTTP has it
         self.there: dict[str, Any] = {}  # of the last listing: when what has this key was written
         self.verdicts = ""  # the ETag of those that it gave last; "": it had none
@@ -1526,10 +1527,6 @@ class S3:
         gone = self.call("delete_object", patience, Key=key)
         over = gone.get("DeleteMarker") and (version or gone.get("VersionId") != "null")
         return HIDDEN if over else ""  # a marker that is "null" took the place of what was "null"
-
-    def key(self, name: str) -> str:
-        """The key of what is called NAME under the prefix."""
-        return self.s.key(name)
 
     def head(self, key: str, patience: float | None = None) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
