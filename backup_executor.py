@@ -1049,10 +1049,11 @@ def run(
     status = program.returncode
     how = f"exit status {status}" if status > 0 else f"killed by signal {-status}"
     require(not status, f"{step}: {argv[0]}: {how}: {excerpt(stderr)}")
-    warns = excerpt(re.sub(CIRCULAR, b"", stderr))
-    if warns and heed is not None:
-        log("warning", f"{argv[0]} warns", Step=step, Said=warns)
-        heed.append(warns)
+    if heed is not None:
+        warns = excerpt(re.sub(CIRCULAR, b"", stderr))
+        if warns:
+            log("warning", f"{argv[0]} warns", Step=step, Said=warns)
+            heed += [warns]
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
 
@@ -2935,8 +2936,7 @@ class Window:
     def lost(self) -> bool:
         """Whether a table is gone, which pg_dump fails of, in the server's language."""
         with suppress(Failure):
-            now = self.read("tables", READ_TABLES)
-            return not self.before.tables.keys() <= now.tables.keys()
+            return not self.before.tables.keys() <= self.read("tables", READ_TABLES).tables.keys()
         return False
 
     def end(self, archived: Mapping[str, str]) -> None:
@@ -4042,7 +4042,7 @@ class Colonies:
             if status == 200 and len(raw) > MOST:
                 return beginning(raw)
             envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
-            answer = json.loads(base64.b64decode(envelope["payload"], validate=True))
+            answer = json.loads(base64.b64decode(envelope["payload"]))
             if status == 200 and envelope["error"] is False:
                 return answer
             why = str(answer["message"])
@@ -4473,7 +4473,7 @@ class Executor:
             log("info", "The colony hands out work again")
         if answer is not None:
             process = read_process(answer, self.s)
-            self.queue.setdefault(process.id, process)
+            self.queue[process.id] = process
         return answer is not None
 
     def look(self) -> None:

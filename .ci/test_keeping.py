@@ -360,6 +360,18 @@ def test_no_more_of_what_is_told_to_be_before_is_passed_on_than_fits(scene: Scen
     assert passed.split() == [f"backup_{'9' * 18}.bak"] * 12
 
 
+def test_what_only_a_doubtful_one_tells_to_be_before_a_shrink_is_passed_on(scene: Scene) -> None:
+    """It was made just after that shrink had become normal, and the last good one before that."""
+    first = scene.backup()
+    told = scene.head(first["filename"])["Metadata"]
+    small = scene.objects()[first["filename"]][:first["size"] // 3]
+    scene.put(f"backup_{int(time.time()) + 9}.bak", small,
+              **told | {"after": first["filename"], "before": "backup_7.bak"})
+    made = scene.backup()
+    told = scene.head(made["filename"])["Metadata"]
+    assert (told["before"], told["normal"]) == ("backup_7.bak", str(made["size"]))
+
+
 def test_another_databases_larger_backups_say_nothing_of_this_one() -> None:
     def told(*others: Backup) -> bool:
         return backup_executor.is_steady(backup_executor.as_steady(
