@@ -6523,14 +6523,24 @@ def refused(
     return why, unsure
 
 
+def of_extensions(entries: list[str]) -> set[str]:
+    """The rows of tables that no entry makes. Their foreign keys are there before them.
+
+    An archive has them in the right order, and no other word of it (14 to 18): workers keep none.
+    """
+    made = {entry.split(" ")[2] for entry in filter(TABLE.match, entries)}
+    return {each for each in filter(TABLE_DATA.match, entries) if each.split(" ")[2] not in made}
+
+
 def apart(entries: list[str], archive: Archive | None = None) -> list[list[str]]:
     """Entries, in as many passes as workers need, lest they lock each other out.
 
     archive: whose tables are to be there before, if they are many; None: they are there.
     """
     last, before = {*filter(AFTER_INDEXES.match, entries)}, set[str]()
-    if archive and archive.tables > FEW_TABLES:
-        before = {*archive.read("-l", "--section=pre-data").split("\n")} - last
+    first = of_extensions(entries)
+    if archive and (first or archive.tables > FEW_TABLES):
+        before = {*archive.read("-l", "--section=pre-data").split("\n")} - last | first
     if not any(map(INDEX_ATTACH.match, entries)):
         last = set()
     between = {*entries} - before - last
@@ -6764,8 +6774,9 @@ def rebuild(
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, go_on)
     else:
+        alone = of_extensions(first)
         for part in apart(first, archive):
-            go_on(part, many)
+            go_on(part, many if alone.isdisjoint(part) else "--jobs=1")
         try_again(first, amiss or {}, restore_part)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
@@ -6824,7 +6835,10 @@ def restore_timescaledb(
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
     psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
-    restore_part(entries, "--section=data", *NOT_OF_CATALOG, many)
+    alone = of_extensions(entries)
+    data = ["--section=data", *NOT_OF_CATALOG]
+    restore_part(filter(alone.__contains__, entries), *data)
+    restore_part(itertools.filterfalse(alone.__contains__, entries), *data, many)
 
     for part in apart([entry for entry in entries if entry not in timescale.late]):
         restore_part(part, "--section=post-data", many)

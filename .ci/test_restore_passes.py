@@ -359,6 +359,30 @@ def test_an_extension_that_can_live_in_one_database_alone_is_named_with_what_dep
             *left}
 
 
+# As PgQ, PostGIS' topologies and others have it. By names the second would come first.
+LINKED = """CREATE SCHEMA linked; CREATE TABLE linked.whole (id int PRIMARY KEY, filler text);
+    CREATE TABLE linked.part (id int REFERENCES linked.whole);
+    SELECT pg_extension_config_dump('linked.whole', '');
+    SELECT pg_extension_config_dump('linked.part', '')"""
+
+
+@pytest.mark.parametrize("extension", ["hstore", "timescaledb"])
+def test_an_extensions_own_rows_come_in_the_order_of_its_foreign_keys_and_before_others(
+        timescale: Timescale, s3: SeaweedFS, extension: str) -> None:
+    with extension_of(timescale, "linked", LINKED), scene_at(timescale, s3) as scene:
+        scene.sql(f"""CREATE EXTENSION {extension}; CREATE EXTENSION linked;
+            INSERT INTO linked.whole SELECT i, repeat('x', 99) FROM generate_series(1, 50000) AS i;
+            INSERT INTO linked.part VALUES (50000); CREATE FUNCTION known(int) RETURNS boolean
+            LANGUAGE plpgsql AS 'BEGIN RETURN EXISTS (SELECT FROM linked.whole WHERE id = $1); END';
+            CREATE SCHEMA above; CREATE TABLE above.t (id int CHECK (public.known(id)));
+            INSERT INTO above.t VALUES (50000)""")
+        new = f"{scene.database}_new"
+        ran = restored(scene, scene.backup()["filename"], "--database", new)
+        assert "row for row in number" in ran.stdout
+        assert timescale.sql("""SELECT count(*), (SELECT count(*) FROM linked.part),
+            (SELECT count(*) FROM above.t) FROM linked.whole""", new) == "50000|1|1"
+
+
 @pytest.mark.parametrize(("what", "why"), [
     ("CREATE EXTENSION pg_stat_statements", "permission denied to create extension"),
     ("""CREATE FUNCTION cut(internal) RETURNS internal LANGUAGE internal AS 'numeric_avg'""",
