@@ -1370,7 +1370,6 @@ class S3:
         import warnings
 
         import boto3
-        import botocore.awsrequest
         import botocore.config
         import botocore.exceptions
         import urllib3
@@ -1387,6 +1386,7 @@ class S3:
             Failure,
         )
         botocore.awsrequest.AWSResponse.content = property(body)
+        botocore.loaders.OrderedDict = dict  # 4 MB less
         style = s.aws_s3_addressing or ("path" if s.aws_s3_endpoint else "auto")
         config = botocore.config.Config(
             retries={"total_max_attempts": 1},
