@@ -8987,7 +8987,7 @@ def senseless(options: Options) -> Iterator[str]:
         yield f"--jobs {options.jobs}: it takes 1 or more"
     if options.table and options.replace:
         yield "--replace puts nothing in a place whose tables are left empty: --table"
-    if options.file == "":
+    if not options.file and options.name is None:
         yield "--file '': it takes an archive's path"
     if options.roles and options.file:
         yield "--roles is for backups in the bucket; beside --file use `psql -X -f`"
