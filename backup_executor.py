@@ -3166,10 +3166,13 @@ def compression(s: Settings, server: Server) -> str:
 PAUSES = (15, 60)
 # What is said where a server has no session left; pg_dumpall (17) does not say why.
 # libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
-# a wrong password, has a name in quotes in each; an account may be locked after three of these.
+# a wrong password, has a name in quotes in each; an account may be locked after three of these. So
+# has a role's or a database's limit, which is known by how those languages say "too many".
 CROWDED = (
     "too many (connections|clients)|could not connect to database|pg_use_reserved|"
-    r'connection to server at .* failed: \S+:  (?!.*(authentication failed|["„“«»]))'
+    r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
+    r"занадто багато|för många|.*(ბევრი|çok fazla|多すぎ|太多|초과)|"
+    r'(?!.*(authentication failed|["„“«»])))'
 )
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (

@@ -154,6 +154,8 @@ exec "$real" "$@\"""")
 
 @pytest.mark.parametrize(("said", "status"), [
     ("FATAL:  es sind bereits zu viele Verbindungen offen", 0),
+    ("FATAL:  zu viele Verbindungen von Rolle »x«", 0),
+    ('FATAL:  由角色\\"x\\"发起的连接太多了', 0),
     ('FATAL:  password authentication failed for user \\"x\\"', 1),
     ("FATAL:  Passwort-Authentifizierung für Benutzer »x« fehlgeschlagen", 1)])
 def test_a_server_that_lets_nobody_in_is_asked_again_in_any_language_unless_that_lasts(
