@@ -973,8 +973,12 @@ NO_TIMEOUT = re.compile(
     r"(?m)^(pg_restore: from TOC entry .*\n)?pg_restore: error: .*transaction_timeout.*\n?"
 )
 # Of what pg_restore says all but this: what it tells with --verbose, without which it does not say
-# at which entry it failed; statements; a server's details and context, which show rows.
-CHATTER = re.compile("(?m)^(?!pg_restore: (error|warning|hint|detail|from TOC entry)).*\n?")
+# at which entry it failed; statements; a server's details and context, which show rows. What stays
+# beside its own: what the loader says of it, of memory, and of each address but a host's first.
+CHATTER = re.compile(
+    r"(?m)^(?!\S*pg_restore: (error|warning|hint|detail|from TOC entry|symbol lookup|/)|"
+    "connection to server at |out of memory$).*\n?"
+)
 # A row's, as a server's message has it, in whatever language; it may go on in the next line.
 VALUE = re.compile(
     r'(?m)((?::\s+|\bval\w+ |:  [^"\n]*[^ -~\n"][^"\n]*)"|[„“«»]).*?(?=" is out of range|"?$)'

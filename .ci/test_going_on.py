@@ -168,6 +168,15 @@ exec "$real" "$@\"""")
     assert ("takes no session now, asking again" in ran.stderr) == (status == 0)
 
 
+def test_a_pg_restore_that_cannot_be_loaded_is_told_as_the_loader_says_it(
+        scene: Scene, tmp_path: Path) -> None:
+    path = program(tmp_path, "pg_restore", """
+        echo "$real: error while loading shared libraries: libpq.so.5: cannot open it" >&2
+        exit 127""")
+    error = scene.failure(PATH=path)
+    assert re.search(r"contents: pg_restore: exit status 127: /\S+: error while.* libpq", error)
+
+
 def test_what_pg_dump_warns_of_is_in_log_and_result(scene: Scene, tmp_path: Path) -> None:
     path = program(tmp_path, "pg_dump", """"$real" "$@"
 [ "$1" = --version ] || cat >&2 << END
