@@ -973,8 +973,12 @@ NO_TIMEOUT = re.compile(
     r"(?m)^(pg_restore: from TOC entry .*\n)?pg_restore: error: .*transaction_timeout.*\n?"
 )
 # Of what pg_restore says all but this: what it tells with --verbose, without which it does not say
-# at which entry it failed; statements; a server's details and context, which show rows.
-CHATTER = re.compile("(?m)^(?!pg_restore: (error|warning|hint|detail|from TOC entry)).*\n?")
+# at which entry it failed; statements; a server's details and context, which show rows. What stays
+# beside its own: what the loader says of it, of memory, and of each address but a host's first.
+CHATTER = re.compile(
+    r"(?m)^(?!\S*pg_restore: (error|warning|hint|detail|from TOC entry|symbol lookup|/)|"
+    "connection to server at |out of memory$).*\n?"
+)
 # A row's, as a server's message has it, in whatever language; it may go on in the next line.
 VALUE = re.compile(
     r'(?m)((?::\s+|\bval\w+ |:  [^"\n]*[^ -~\n"][^"\n]*)"|[„“«»]).*?(?=" is out of range|"?$)'
@@ -3166,10 +3170,13 @@ def compression(s: Settings, server: Server) -> str:
 PAUSES = (15, 60)
 # What is said where a server has no session left; pg_dumpall (17) does not say why.
 # libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
-# a wrong password, has a name in quotes in each; an account may be locked after three of these.
+# a wrong password, has a name in quotes in each; an account may be locked after three of these. So
+# has a role's or a database's limit, which is known by how those languages say "too many".
 CROWDED = (
     "too many (connections|clients)|could not connect to database|pg_use_reserved|"
-    r'connection to server at .* failed: \S+:  (?!.*(authentication failed|["„“«»]))'
+    r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
+    r"занадто багато|för många|.*(ბევრი|çok fazla|多すぎ|太多|초과)|"
+    r'(?!.*(authentication failed|["„“«»])))'
 )
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (

@@ -154,6 +154,8 @@ exec "$real" "$@\"""")
 
 @pytest.mark.parametrize(("said", "status"), [
     ("FATAL:  es sind bereits zu viele Verbindungen offen", 0),
+    ("FATAL:  zu viele Verbindungen von Rolle »x«", 0),
+    ('FATAL:  由角色\\"x\\"发起的连接太多了', 0),
     ('FATAL:  password authentication failed for user \\"x\\"', 1),
     ("FATAL:  Passwort-Authentifizierung für Benutzer »x« fehlgeschlagen", 1)])
 def test_a_server_that_lets_nobody_in_is_asked_again_in_any_language_unless_that_lasts(
@@ -164,6 +166,15 @@ def test_a_server_that_lets_nobody_in_is_asked_again_in_any_language_unless_that
 exec "$real" "$@\"""")
     ran = scene.run("backup", PATH=path, BACKUP_TIME_SCALE="0.01", status=status)
     assert ("takes no session now, asking again" in ran.stderr) == (status == 0)
+
+
+def test_a_pg_restore_that_cannot_be_loaded_is_told_as_the_loader_says_it(
+        scene: Scene, tmp_path: Path) -> None:
+    path = program(tmp_path, "pg_restore", """
+        echo "$real: error while loading shared libraries: libpq.so.5: cannot open it" >&2
+        exit 127""")
+    error = scene.failure(PATH=path)
+    assert re.search(r"contents: pg_restore: exit status 127: /\S+: error while.* libpq", error)
 
 
 def test_what_pg_dump_warns_of_is_in_log_and_result(scene: Scene, tmp_path: Path) -> None:

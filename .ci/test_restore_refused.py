@@ -270,6 +270,17 @@ def test_a_row_is_not_told_that_goes_on_in_the_next_line_or_by_a_server_of_anoth
     assert ("is out of range" in said) == ("is out of range" in ran.stderr)
 
 
+def test_what_the_last_address_of_a_host_says_is_told_when_the_first_one_is_not_there(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    scene.backup()
+    path = programs(tmp_path / "bin", pg_restore=f"""#!/bin/sh
+case "$*" in *--verbose*) export PGHOST="127.0.0.2,$PGHOST" PGUSER=nobody;; esac
+exec '{client_programs()[0]}/pg_restore' "$@"
+""")
+    error = refused(scene, "latest", "--database", new, PATH=path)
+    assert "Connection refused" in error and 'failed for user \\"nobody\\"' in error
+
+
 def test_an_extension_that_the_server_lacks_is_said_at_once_and_can_be_done_without(
         timescale: Timescale, s3: SeaweedFS) -> None:
     with scene_at(timescale, s3) as scene:

@@ -157,7 +157,9 @@ def test_a_server_that_goes_while_rows_are_counted_is_no_verdict(scene: Scene) -
     assert not verify.out and scene.objects().keys() == before
 
 
-@pytest.mark.parametrize("how", ["kill -9 $$", "echo pg_restore: error: out of memory >&2; exit 1"])
+@pytest.mark.parametrize("how", [
+    "kill -9 $$", "echo pg_restore: error: out of memory >&2; exit 1",
+    "echo pg_restore: warning: odd >&2; echo out of memory >&2; exit 1"])
 def test_a_pg_restore_that_gets_no_memory_says_nothing_of_the_backup(
         scene: Scene, tmp_path: Path, how: str) -> None:
     scene.backup()
