@@ -975,9 +975,11 @@ NO_TIMEOUT = re.compile(
 # Of what pg_restore says all but this: what it tells with --verbose, without which it does not say
 # at which entry it failed; statements; a server's details and context, which show rows.
 CHATTER = re.compile("(?m)^(?!pg_restore: (error|warning|hint|detail|from TOC entry)).*\n?")
-# A row's, as a server's message has it, in whatever language; it may go on in the next line.
+# A row's, as a server's message has it, in whatever language; it may go on in the next line. No
+# text of it takes longer than one pass. The setting is Refusals'; an SQLSTATE stays.
 VALUE = re.compile(
-    r'(?m)((?::\s+|\bval\w+ |:  [^"\n]*[^ -~\n"][^"\n]*)"|[„“«»]).*?(?=" is out of range|"?$)'
+    r'(?m)((?::\s+|\bval\w+ |:  [ !#-~]*[^ -~\n"][^"\n]*)"|[„“«»])(?!\W?transaction_timeout)'
+    r'.*?(?=" is out of range|"?(?: \(\w{5}\))?$)'
 )
 
 
@@ -6304,7 +6306,7 @@ def require_creation(hub: Database, create: str) -> None:
     It looks at all of that before the name: one that is taken is what it refuses last (14 to 18).
     Its owner may be a role that is still to be made.
     """
-    create = re.sub(rf" OWNER {NAME}( LOCALE_|$)", r"\1", create)
+    create = re.sub(rf" OWNER {NAME}( LOCALE|$)", r"\1", create)
     query = f"CREATE DATABASE template0 {create}"  # a pooler may have another name for ours
     argv = [*PSQL, "-vVERBOSITY=verbose"]
     try:
@@ -6641,7 +6643,7 @@ class Refusals:
             said, name = redacted(error[1]), entry_for_people(self.entry)
             if USELESS.search(re.sub('"[^"]*"', "", said)):
                 raise ServerLacks(f"{name}: {said}; it was stopped there")
-            said = VALUE.sub(r"\1…", said)[:LONGEST_LINE]
+            said = VALUE.sub(r"\1…", said[:LONGEST_LINE])
             self.lines.setdefault(self.entry, f"{name}: {said}")  # its owner's is another
         elif line.startswith("Command was: SET ") and "_timeout" in self.lines.get(self.entry, ""):
             # No server before 17 has that, and pg_restore 17 sets it.
