@@ -7546,6 +7546,12 @@ def finish_restore(
             log("error", text)
 
 
+def is_sealed(path: str, file: IO[bytes]) -> bool:
+    """Whether a file is encrypted. Raises OSError, of PATH: a pipe can't be read twice, for one."""
+    with placing(path):
+        return os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD
+
+
 def obtain(
     s: Settings,
     options: Options,
@@ -7561,7 +7567,7 @@ def obtain(
     if options.no_tablespaces:
         parts.append("--no-tablespaces")
     if options.file:
-        if os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD:
+        if is_sealed(options.file, file):
             unseal(s, options.file, file, steps)
         archive = Archive(file, parts, {})
         require_all(hub, cluster, archive, options.locale)
