@@ -979,9 +979,11 @@ CHATTER = re.compile(
     r"(?m)^(?!\S*pg_restore: (error|warning|hint|detail|from TOC entry|symbol lookup|/)|"
     "connection to server at |out of memory$).*\n?"
 )
-# A row's, as a server's message has it, in whatever language; it may go on in the next line.
+# A row's, as a server's message has it, in whatever language; it may go on in the next line. No
+# text of it takes longer than one pass. The setting is Refusals'; an SQLSTATE stays.
 VALUE = re.compile(
-    r'(?m)((?::\s+|\bval\w+ |:  [^"\n]*[^ -~\n"][^"\n]*)"|[„“«»]).*?(?=" is out of range|"?$)'
+    r'(?m)((?::\s+|\bval\w+ |:  [ !#-~]*[^ -~\n"][^"\n]*)"|[„“«»])(?!\W?transaction_timeout)'
+    r'.*?(?=" is out of range|"?(?: \(\w{5}\))?$)'
 )
 
 
@@ -6311,7 +6313,7 @@ def require_creation(hub: Database, create: str) -> None:
     It looks at all of that before the name: one that is taken is what it refuses last (14 to 18).
     Its owner may be a role that is still to be made.
     """
-    create = re.sub(rf" OWNER {NAME}( LOCALE_|$)", r"\1", create)
+    create = re.sub(rf" OWNER {NAME}( LOCALE|$)", r"\1", create)
     query = f"CREATE DATABASE template0 {create}"  # a pooler may have another name for ours
     argv = [*PSQL, "-vVERBOSITY=verbose"]
     try:
@@ -6648,7 +6650,7 @@ class Refusals:
             said, name = redacted(error[1]), entry_for_people(self.entry)
             if USELESS.search(re.sub('"[^"]*"', "", said)):
                 raise ServerLacks(f"{name}: {said}; it was stopped there")
-            said = VALUE.sub(r"\1…", said)[:LONGEST_LINE]
+            said = VALUE.sub(r"\1…", said[:LONGEST_LINE])
             self.lines.setdefault(self.entry, f"{name}: {said}")  # its owner's is another
         elif line.startswith("Command was: SET ") and "_timeout" in self.lines.get(self.entry, ""):
             # No server before 17 has that, and pg_restore 17 sets it.
@@ -7551,6 +7553,12 @@ def finish_restore(
             log("error", text)
 
 
+def is_sealed(path: str, file: IO[bytes]) -> bool:
+    """Whether a file is encrypted. Raises OSError, of PATH: a pipe can't be read twice, for one."""
+    with placing(path):
+        return os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD
+
+
 def obtain(
     s: Settings,
     options: Options,
@@ -7566,7 +7574,7 @@ def obtain(
     if options.no_tablespaces:
         parts.append("--no-tablespaces")
     if options.file:
-        if os.pread(file.fileno(), len(AGE_HEAD), 0) == AGE_HEAD:
+        if is_sealed(options.file, file):
             unseal(s, options.file, file, steps)
         archive = Archive(file, parts, {})
         require_all(hub, cluster, archive, options.locale)

@@ -266,6 +266,13 @@ def test_a_name_that_is_not_there_is_refused(scene: Scene, new: str) -> None:
     assert "no backup" in refused(scene, "latest", "--database", new)
 
 
+def test_a_pipe_in_an_archives_place_is_named(scene: Scene, new: str, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    writer = os.open(pipe, os.O_RDWR)  # which waits for no reader
+    assert f"{pipe}: Illegal seek" in refused(scene, "--file", str(pipe), "--database", new)
+    os.close(writer)
+
+
 def test_a_senseless_restore_is_an_error_of_the_command_line(scene: Scene, new: str) -> None:
     stored(scene, archive(scene))
     before = databases(scene.postgres)
