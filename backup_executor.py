@@ -4192,7 +4192,7 @@ class Job:
         self.child = start([sys.executable, *itself, *command], env, close_fds=False)
 
     def ended(self, within: float = 1) -> bool:
-        """Whether it has ended; takes in what it says, for a second at most."""
+        """Whether it has ended; takes in what it says WITHIN so many seconds."""
         pipe = self.child.stdout
         if not pipe or not select.select([pipe], [], [], within)[0]:
             return False
