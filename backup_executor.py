@@ -4200,7 +4200,7 @@ class Job:
         self.child = start([sys.executable, *itself, *command], env, close_fds=False)
 
     def ended(self, within: float = 1) -> bool:
-        """Whether it has ended; takes in what it says, for a second at most."""
+        """Whether it has ended; takes in what it says WITHIN so many seconds."""
         pipe = self.child.stdout
         if not pipe or not select.select([pipe], [], [], within)[0]:
             return False
@@ -6537,14 +6537,15 @@ def of_extensions(entries: list[str]) -> set[str]:
 
     An archive has them in the right order, and no other word of it (14 to 18): workers keep none.
     """
-    made = {entry.split(" ")[2] for entry in filter(TABLE.match, entries)}
-    return {each for each in filter(TABLE_DATA.match, entries) if each.split(" ")[2] not in made}
+    made = set(map(oid_of, filter(TABLE.match, entries)))
+    return {each for each in filter(TABLE_DATA.match, entries) if oid_of(each) not in made}
 
 
 def apart(entries: list[str], archive: Archive | None = None) -> list[list[str]]:
     """Entries, in as many passes as workers need, lest they lock each other out.
 
-    archive: whose tables are to be there before, if they are many; None: they are there.
+    archive: whose tables are to be there before, if they are many, and with them the rows of its
+    extensions' own, if there are any; None: all that is there.
     """
     last, before = {*filter(AFTER_INDEXES.match, entries)}, set[str]()
     first = of_extensions(entries)
@@ -6652,8 +6653,10 @@ class Refusals:
                 raise ServerLacks(f"{name}: {said}; it was stopped there")
             said = VALUE.sub(r"\1…", said[:LONGEST_LINE])
             self.lines.setdefault(self.entry, f"{name}: {said}")  # its owner's is another
-        elif line.startswith("Command was: SET ") and "_timeout" in self.lines.get(self.entry, ""):
-            # No server before 17 has that, and pg_restore 17 sets it.
+        elif (
+            line.startswith("Command was: SET transaction_timeout")  # none before 17 has that
+            and "transaction_timeout" in self.lines.get(self.entry, "")  # not another refusal
+        ):
             del self.lines[self.entry]
 
 
@@ -7879,7 +7882,7 @@ def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
 def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> dict[str, Any]:
     """What `remember` notes. Of what is encrypted neither rows nor what its tables are called."""
     note: dict[str, Any] = {
-        # what is said of a failure may have rows in it
+        # what is said of a failure names tables, and what a function says may have rows in it
         "verdict": verdict.partition(":")[0] if backup.encrypted else verdict,
         "time": moment(int(time.time())),
         "seconds": steps.seconds,
@@ -8644,7 +8647,7 @@ clone of its files have the same. VERSIONS: PostgreSQL's, and TimescaleDB's. "�
 What --keep-until keeps has a second line, with its label.
 
 --json has all of it exactly: the time, bytes, the verdict as `verify` gave it (of an encrypted one
-without its reason, which may have rows in it); and tables, and whether the backup is encrypted, and
+without its reason, which names its tables); and tables, and whether the backup is encrypted, and
 brings its server's roles. "-", and null, is what is not known: UPLOAD, for one, at AWS and wherever
 an object's time is not when its upload ended. That shows where one took 2 seconds; before, none is
 known. The newest 10,000 names are looked at, or three times FULL_BACKUPS; restore and verify find
@@ -8729,18 +8732,19 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
   2. It makes a database restore_NUMBER, where only superusers and its owner may connect, and
      restores into that. A line of the log each 30 seconds, or a bar, has its size, and what part
      that is of the size at backup time, where the backup tells it. After what the server refuses of
-     the archive it goes on, and names it, a line each, up to 1000. Then it is not whole: step 3 is
-     done, TimescaleDB's jobs are switched off, it stays as restore_NUMBER, and the statements that
-     name, swap or drop it are printed. A whole database, too, does without what is refused of
-     these: event triggers, publications, subscriptions (they are restored disabled), the filling of
-     materialized views, and extensions that one database alone can have (pg_cron), with what
-     depends on them. With --only-complete the first refusal of any is the end, and it is dropped.
-     So it is where the server has no room or memory, goes away, or lacks an extension, and where
-     this is stopped, but for --keep, which goes on without such an extension. After kill -9 or a
-     power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then pg_restore's
-     workers, if there were several, still end the table or index that they are at. Checks mean what
-     the database's own settings say (TimeZone, …); those of its server are in no backup: PGTZ sets
-     the time zone.
+     the archive it goes on, and tries that once more at the end, but not with TimescaleDB, nor rows
+     that triggers would see. What is refused for good is named, a line each, up to 1000. Then it is
+     not whole: step 3 is done, TimescaleDB's jobs are switched off, it stays as restore_NUMBER, and
+     the statements that name, swap or drop it are printed. A whole database, too, does without what
+     is refused of these: event triggers, publications, subscriptions (they are restored disabled),
+     the filling of materialized views, and extensions that one database alone can have (pg_cron),
+     with what depends on them. With --only-complete the first refusal of any is the end, and it is
+     dropped. So it is where the server has no room or memory, goes away, or lacks an extension, and
+     where this is stopped, but for --keep, which goes on without such an extension. After kill -9
+     or a power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then
+     pg_restore's workers, if there were several, still end the table or index that they are at.
+     Checks mean what the database's own settings say (TimeZone, …); those of its server are in no
+     backup: PGTZ sets the time zone.
   3. "What was restored is whole" (or "not whole"), says the log. From here on nothing drops it. It
      gets the database's own settings and privileges, and statistics; the rows of each table are
      counted, and compared with the archive's. After a kill -9 here, name it yourself, and GRANT

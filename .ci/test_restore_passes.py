@@ -254,18 +254,18 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
             scene.database)
         assert older.sql("SELECT n, pubname FROM filled, pg_publication_tables",
                          f"{there.database}_1") == "500|one"
-        scene.sql(f"""CREATE VIEW v AS SELECT i, '{"x" * 5000}' AS text
+        scene.sql(f"""CREATE VIEW v_timeout AS SELECT i, '{"x" * 5000}' AS text
             FROM JSON_TABLE('[1]', '$[*]' COLUMNS (i int PATH '$'))""")
         file.write_bytes(archive(scene))
         before = older.sql("SELECT count(*) FROM pg_database")
         strict = [*restore, f"{there.database}_2", "--only-complete"]
         said = there.run(*strict, clients=17, status=1).stderr
-        assert "syntax error" in said and " VIEW v postgres" in said
+        assert "syntax error" in said and " VIEW v_timeout postgres" in said
         assert "transaction_timeout" not in said and said.count("TOC entry") == 1
         assert older.sql("SELECT count(*) FROM pg_database") == before
         said = there.run(*strict[:-1], clients=17, status=1).stderr
         [error] = errors(subprocess.CompletedProcess("", 1, "", said))
-        assert error.startswith("not restored: VIEW public v: ERROR:  syntax error")
+        assert error.startswith("not restored: VIEW public v_timeout: ERROR:  syntax error")
         assert f"{there.database}_2" not in older.sql("SELECT datname FROM pg_database")
 
 

@@ -77,7 +77,8 @@ def test_what_takes_what_comes_after_it_is_tried_once_more(
     scene.sql(EARLY.replace("FROM t", "FROM public.t") + """;
         CREATE FUNCTION whole() RETURNS bigint LANGUAGE sql
         BEGIN ATOMIC SELECT sum(length(text)) FROM (SELECT id, text FROM t GROUP BY id) AS x; END;
-        CREATE TABLE with_default (i bigint DEFAULT whole())""")
+        CREATE TABLE with_default (i bigint DEFAULT whole());
+        INSERT INTO with_default VALUES (1)""")
     ran = restored(scene, stored(scene, archive(scene)), "--database", new, "--jobs", jobs)
     assert "row for row in number." in ran.stdout
     same_databases(scene, new)
