@@ -6541,16 +6541,15 @@ def of_extensions(entries: list[str]) -> set[str]:
     return {each for each in filter(TABLE_DATA.match, entries) if oid_of(each) not in made}
 
 
-def apart(entries: list[str], archive: Archive | None = None) -> list[list[str]]:
+def apart(entries: list[str], alone: set[str], archive: Archive | None = None) -> list[list[str]]:
     """Entries, in as many passes as workers need, lest they lock each other out.
 
-    archive: whose tables are to be there before, if they are many, and with them the rows of its
-    extensions' own, if there are any; None: all that is there.
+    archive: whose tables are to be there before, if they are many, and with them what is to be
+    restored ALONE, if there is any; None: all that is there.
     """
     last, before = {*filter(AFTER_INDEXES.match, entries)}, set[str]()
-    first = of_extensions(entries)
-    if archive and (first or archive.tables > FEW_TABLES):
-        before = {*archive.read("-l", "--section=pre-data").split("\n")} - last | first
+    if archive and (alone or archive.tables > FEW_TABLES):
+        before = {*archive.read("-l", "--section=pre-data").split("\n")} - last | alone
     if not any(map(INDEX_ATTACH.match, entries)):
         last = set()
     between = {*entries} - before - last
@@ -6787,7 +6786,7 @@ def rebuild(
         restore_timescaledb(target, archive, timescale, first, many, go_on)
     else:
         alone = of_extensions(first)
-        for part in apart(first, archive):
+        for part in apart(first, alone, archive):
             go_on(part, many if alone.isdisjoint(part) else "--jobs=1")
         try_again(first, amiss or {}, restore_part)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
@@ -6852,7 +6851,7 @@ def restore_timescaledb(
     restore_part(filter(alone.__contains__, entries), *data)
     restore_part(itertools.filterfalse(alone.__contains__, entries), *data, many)
 
-    for part in apart([entry for entry in entries if entry not in timescale.late]):
+    for part in apart([entry for entry in entries if entry not in timescale.late], set()):
         restore_part(part, "--section=post-data", many)
     restore_part(filter(timescale.late.__contains__, entries), many, options=ALL_ROWS)
 
