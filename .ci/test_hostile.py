@@ -257,8 +257,8 @@ def test_a_process_is_closed_with_what_an_odd_database_server_caused(
 
 
 @pytest.mark.parametrize(("about", "step"), [
-    ("pg_database_size", "Looking at the database"), ("relfilenode", "Reading the tables"),
-    ("::json", "Reading the schemas")])
+    ("pg_control_system", "Looking at the database"), ("pg_database_size", "Looking at its size"),
+    ("relfilenode", "Reading the tables"), ("::json", "Reading the schemas")])
 def test_something_else_that_answers_in_a_servers_place_is_named_with_the_step(
         scene: Scene, tmp_path: Path, about: str, step: str) -> None:
     real = client_programs()[0]
