@@ -576,7 +576,7 @@ def test_a_backup_and_a_verify_need_the_standard_library_and_boto3_alone(
 def test_each_test_that_is_written_is_collected() -> None:
     """pytest passes over hidden folders and names it does not know, and says nothing of it."""
     ran = subprocess.run([sys.executable, "-B", "-m", "pytest", "-q", "--collect-only",
-                          str(PROJECT), "-p", "no:cacheprovider",
+                          str(PROJECT), "-p", "no:cacheprovider", "--assert=plain",
                           "-o", "python_functions=test_* image_* chart_*"],
                          cwd=PROJECT, capture_output=True, text=True, check=True)
     written = {(str(file.relative_to(PROJECT)), name) for file in files_with_tests()

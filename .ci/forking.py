@@ -25,6 +25,7 @@ import json
 import marshal
 import os
 import py_compile
+import re
 import runpy
 import select
 import signal
@@ -48,7 +49,7 @@ LOADED = """argparse base64 collections ctypes concurrent.futures datetime email
     hmac http.client itertools json random resource select ssl subprocess tempfile threading
     traceback unicodedata urllib.request warnings boto3 s3transfer.utils"""
 SCALE = "BACKUP_TIME_SCALE"  # what the executor reads before it runs
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, MADV_HUGEPAGE, MADV_COLLAPSE = 1, 14, 25
 LONGEST = 60_000  # bytes of an order
 
 
@@ -254,6 +255,26 @@ def serve(orders: socket.socket) -> None:
             asker.send(str(pid).encode())
 
 
+def beforehand(make: Callable[..., Any]) -> Callable[..., Any]:
+    """MAKE, of which two are made already: for a copy, and for what that starts again."""
+    ready = [make(), make()]
+    return lambda *given: make(*given) if given or not ready else ready.pop()
+
+
+def in_huge_pages() -> None:
+    """Have the kernel hold this memory in pages of 2 MB, if it can: half of what a fork costs.
+
+    A copy that writes into one gets a small page of its own as before.
+    """
+    size, advise = 2 << 20, ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if found := re.match(r"(\w+)-(\w+) rw-p \w+ 00:00 0 +(\[heap\])?$", line):
+            first, last = -(-int(found[1], 16) // size) * size, int(found[2], 16) // size * size
+            if first < last:
+                for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):
+                    advise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+
+
 # ---- Who gives it orders -------------------------------------------------------------------------
 
 class Forker:
@@ -346,6 +367,13 @@ if __name__ == "__main__":
     loader = sys.modules["botocore.loaders"].JSONFileLoader
     read = functools.cache(functools.partial(loader._load_file, None))
     loader._load_file = lambda _, *file: read(*file)
+    # So is what each session and client finds out of functions that are there: a third of the rest.
+    hooks: Any = sys.modules["botocore.hooks"]
+    session: Any = sys.modules["botocore.session"]
+    accepts = functools.cache(hooks.accepts_kwargs)
+    hooks.accepts_kwargs = lambda each: accepts(getattr(each, "__func__", each))
     sys.modules["boto3"].Session("-", "-").client("s3", "us-east-1")  # which imports still more
+    session.get_session = beforehand(session.get_session)
     gc.freeze()
+    in_huge_pages()
     serve(socket.socket(fileno=int(sys.argv[1])))

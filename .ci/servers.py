@@ -242,10 +242,10 @@ def tool(name: str) -> str:
 def descendants(pid: int) -> list[int]:
     """Process ids of all that PID started, and what those started."""
     parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = entry.read_text(errors="replace").rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    for name in filter(str.isdigit, os.listdir("/proc")):  # often: pathlib takes twice as long
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb", 0) as stat:
+            fields = stat.read().rpartition(b")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(name))
     found = list(parents.get(pid, []))
     for child in found:  # grows as it goes
         found += parents.get(child, [])
