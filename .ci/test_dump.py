@@ -491,6 +491,11 @@ def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Proxy) -> N
 
 def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
         big: Scene, meddler: Proxy) -> None:
+    reading = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'pg_enum'::regclass"
+    with big.locked("pg_enum"), big.start() as executor:
+        until_found(big.postgres, reading, big.database)  # who holds the snapshot
+        assert executor.stop() == 143
+        assert not big.sql(reading) and big.files() == []
     with big.locked(), big.start() as executor:
         session = os.pidfd_open(int(big.waiting()))
         assert executor.stop() == 143

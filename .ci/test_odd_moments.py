@@ -364,7 +364,11 @@ def test_a_child_that_is_killed_before_it_notes_anything_is_begun_three_times(
             assert ("three times" in error) == (funcname == "backup")
             assert len(begun.read_text()) == count
         assert executor.log.count("beginning it again") == 4
-        (tmp_path / "sitecustomize.py").write_text("")
+        program = tmp_path / "sitecustomize.py"
+        program.write_text(program.read_text().replace("os.kill(os.getpid(), 9)", "os._exit(5)"))
+        (error,) = site.client.wait(site.submit(), FAILED)["errors"]
+        assert error == "it ended with exit status 5"
+        program.write_text("")
         site.succeeds(site.submit())
 
 
