@@ -4678,7 +4678,7 @@ class Executor:
                     log("warning", text, ProcessId=process.id, Signal=killer)
                     return
             text = f"killed {often}by {killer}: is the memory limit low?"
-            self.fail(process, text, *job.errors)
+            self.fail(process, text)
 
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
@@ -4700,7 +4700,6 @@ class Executor:
         log("info", "Closed process", ProcessId=process.id, End=end.name.lower())
         del self.queue[process.id]
         self.outcomes.pop(process.id, None)
-        del self.deaths[process.id]
         with suppress(OSError):  # where the volume is gone, so is this
             for dump in dumps(self.s):
                 if dump.process == process.id and not dump.pending:
@@ -4883,7 +4882,7 @@ class Crons:
                 outdated.append(cron)
         abandoned, served = self.abandoned(theirs, wanted, bool(right))
         outdated += abandoned
-        if not right and (outdated or not served):
+        if not (right or served):
             self.add(function, name, wanted, outdated)
         for cron in outdated:
             us.remove("cron", cronid=cron.id, **us.colony)
