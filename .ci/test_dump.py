@@ -313,6 +313,8 @@ def test_a_table_that_is_made_while_the_backup_begins_is_in_it_whole_or_not_at_a
         scene: Scene, tmp_path: Path, sessions: int) -> None:
     """pg_dump has the snapshot in which the tables were read, if its role may have the sessions."""
     scene.postgres.sql(f'ALTER DATABASE "{scene.database}" CONNECTION LIMIT {sessions}')
+    for setting in ("log_statement = 'all'", "client_min_messages = 'log'"):  # amid the answers
+        scene.postgres.sql(f'ALTER DATABASE "{scene.database}" SET {setting}')
     program, real = tmp_path / "pg_dump", client_programs()[0]
     program.write_text(f"""#!/bin/sh
 [ "$1" = --version ] || '{real}/psql' -Xqc \\

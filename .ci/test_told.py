@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import backup_executor
 from colonies import FAILED
 from debian import unpacked
 from environment import PROJECT, ROOT
-from proxies import Proxy, Stranger, http_reply, secured, through
+from proxies import Proxy, Stranger, drip, http_reply, secured, through
 from restores import RESTORED, verifying
 from servers import Executor, Program, compiled, free_ports, kill_child, memory, run
 from surroundings import BRISK, EXECUTOR_KEY, FAULT_SCALE, Scene, Site, becomes_true, standin
@@ -158,6 +159,18 @@ def test_who_is_tired_of_waiting_for_the_service_has_his_backup(scene: Scene) ->
     with Holding() as service, scene.start(HEARTBEAT_URL=service.url) as executor:
         becomes_true(lambda: executor.out)
         assert executor.stop() == 0, executor.log
+
+
+def test_a_service_whose_answer_never_ends_is_told_again(scene: Scene) -> None:
+    def unended(request: bytes) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nX-Filled:"
+        yield from itertools.islice(drip(request), 1, None)
+
+    with Service() as service, Proxy(service.port) as proxy:
+        proxy.reply(b"/start", unended)
+        url = service.url.replace(f":{service.port}", f":{proxy.port}")
+        scene.run("backup", HEARTBEAT_URL=url, BACKUP_TIME_SCALE=BRISK)
+        service.wait("GET /…/start", "GET /…")
 
 
 @standin()
