@@ -4712,8 +4712,6 @@ class Executor:
         """
         try:
             job = self.job
-            if self.checks:
-                self.checks.child.terminate()  # it removes its object from the bucket meanwhile
             if job:
                 stop(job.child, signal.SIGTERM, 6)
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
@@ -4729,7 +4727,7 @@ class Executor:
             log("warning", "Could not take leave", Error=error)
         self.heart.wait(1)
         if self.checks:
-            stop(self.checks.child, signal.SIGTERM, 2)
+            stop(self.checks.child, signal.SIGTERM, 2)  # it removes its object from the bucket
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
