@@ -4690,7 +4690,7 @@ class Executor:
                     log("warning", text, ProcessId=process.id, Signal=killer)
                     return
             text = f"killed {often}by {killer}: is the memory limit low?"
-            self.fail(process, text, *job.errors)
+            self.fail(process, text)
 
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
@@ -4712,7 +4712,6 @@ class Executor:
         log("info", "Closed process", ProcessId=process.id, End=end.name.lower())
         del self.queue[process.id]
         self.outcomes.pop(process.id, None)
-        del self.deaths[process.id]
         with suppress(OSError):  # where the volume is gone, so is this
             for dump in dumps(self.s):
                 if dump.process == process.id and not dump.pending:
@@ -4725,8 +4724,6 @@ class Executor:
         """
         try:
             job = self.job
-            if self.checks:
-                self.checks.child.terminate()  # it removes its object from the bucket meanwhile
             if job:
                 stop(job.child, signal.SIGTERM, 6)
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
@@ -4742,7 +4739,7 @@ class Executor:
             log("warning", "Could not take leave", Error=error)
         self.heart.wait(1)
         if self.checks:
-            stop(self.checks.child, signal.SIGTERM, 2)
+            stop(self.checks.child, signal.SIGTERM, 2)  # it removes its object from the bucket
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
@@ -4895,7 +4892,7 @@ class Crons:
                 outdated.append(cron)
         abandoned, served = self.abandoned(theirs, wanted, bool(right))
         outdated += abandoned
-        if not right and (outdated or not served):
+        if not (right or served):
             self.add(function, name, wanted, outdated)
         for cron in outdated:
             us.remove("cron", cronid=cron.id, **us.colony)

@@ -51,6 +51,7 @@ def test_check_finds_an_executor_that_nobody_approved(site: Site) -> None:
     assert "FAIL" in lines_of(run(settings, "check").stdout, "colonies")[0]
     site.admit()
     assert "ok" in lines_of(run(settings, "check").stdout, "colonies")[0]
+    assert not site.alive.exists()  # which is for `serve` to touch
 
 
 @standin(*GENERATIONS)

@@ -211,21 +211,22 @@ def test_the_first_node_of_a_cron_takes_nothing_from_the_run_before(site: Site) 
 
 
 @standin()
-@pytest.mark.parametrize(("name", "folder"), [
-    ("backup_5.bak", "their"), ("--help", ""), ("../x.bak", "")], ids=["elsewhere", "option", "up"])
+@pytest.mark.parametrize(("name", "folder", "bucket"), [
+    ("backup_5.bak", "their", "backup"), ("backup_5.bak", "", "another"), ("--help", "", "backup"),
+    ("../x.bak", "", "backup")], ids=["elsewhere", "another-bucket", "option", "up"])
 def test_a_verify_of_a_workflow_whose_backup_is_none_of_ours_says_so(
-        site: Site, name: str, folder: str) -> None:
+        site: Site, name: str, folder: str, bucket: str) -> None:
     site.given_backup()
     site.admit(OTHER_KEY, "elsewhere")
     _, verify = site.client.submit_workflow(site.name, "backup", "verify")
     taken = site.client.call("assignprocessmsg", OTHER_KEY, timeout=9)
     path = f"/{folder or site.prefix}/{name}"
-    theirs = {"filename": name, "bucket": "backup", "filepath_s3": path}
+    theirs = {"filename": name, "bucket": bucket, "filepath_s3": path}
     site.client.call("closesuccessfulmsg", OTHER_KEY, processid=taken["processid"],
                      out=[json.dumps(theirs)])
     with site.serve():
         (error,) = site.client.wait(verify, FAILED)["errors"]
-        assert f"backup{path}" in error and "not of this bucket and prefix" in error
+        assert f"{bucket}{path}" in error and "not of this bucket and prefix" in error
 
 
 @standin()

@@ -187,6 +187,8 @@ def test_a_server_away_for_longer_than_its_patience_costs_no_second_dump(
             site.serve(proxy.port, BACKUP_TIME_SCALE=BRISK) as executor:
         site.waiting()
         proxy.down()
+        lines = "Backup in progress"
+        executor.wait_for(lines, count=executor.log.count(lines) + 1)
         site.standin.stale, patience = 0, site.standin.stale
         site.client.wait(process, WAITING)  # the server has dropped the executor
         site.standin.stale = patience
@@ -204,6 +206,8 @@ def test_a_server_away_for_longer_than_its_patience_costs_no_second_dump(
         assert site.called("addexecutormsg") == 2
         assert executor.log.count("Backing up database") == 1
         assert "Traceback" not in executor.log
+        if when == "while it runs":  # what nobody took was told later
+            assert site.client.logs(process).count(lines) == executor.log.count(lines)
     assert len(site.stored_keys()) == 1
 
 

@@ -180,8 +180,10 @@ def test_a_cron_that_names_nobody_is_taken_over_where_nobody_else_is(site: Site)
     site.admit(name="elsewhere")
     cron = made_by_hand(site)
     warning = f"backupcron.*elsewhere.*--cronid {cron}"
-    with site.serve(BACKUP_CRON=DAILY) as executor:
+    with site.serve(BACKUP_CRON=DAILY, BACKUP_TIME_SCALE="0.0001") as executor:
         executor.wait_for(f"level=warning .*{warning}")
+        site.standin.wait_call("getcronsmsg", count=4)  # it looks each hour, and says so once
+        assert len(re.findall(f'msg="Colonies: the cron .*{cron}', executor.log)) == 1
         checked = run(site.environ(), "check")
         assert re.search(f"(?m)^warn  colonies: .*{warning}", checked.stdout)
         assert crons_for(site) == {"backupcron": ([], DAILY)}
@@ -195,13 +197,16 @@ def test_a_cron_that_names_nobody_is_taken_over_where_nobody_else_is(site: Site)
     with site.serve(BACKUP_CRON="0 0 2 * * *", BACKUP_TIME_SCALE="0.001") as executor:
         becomes_true(lambda: crons_for(site) == later)
         assert "level=warning" not in executor.log
+    theirs = {"mine": ([], DAILY), "backupcron-a-b": (["a", "b"], DAILY)}
     for scale, when in (("0.001", DAILY), ("1", "0 0 3 * * *")):  # an equal one after a while
         for each in site.client.crons():
             site.client.call(leave.replace("executor", "cron"), cronid=each["cronid"])
-        made_by_hand(site)
+        for name, (names, _) in {"backupcron": ([], DAILY), **theirs}.items():
+            made_by_hand(site, name, conditions={
+                "executortype": site.name, "executornames": names, **site.client.colony})
         with site.serve(BACKUP_CRON=when, BACKUP_TIME_SCALE=scale):
             becomes_true(lambda: crons_for(site).get("backupcron", ([],))[0] == [site.name])
-        assert crons_for(site) == {"backupcron": ([site.name], when)}
+        assert crons_for(site) == {"backupcron": ([site.name], when), **theirs}
 
 
 @standin(*GENERATIONS)

@@ -313,6 +313,8 @@ def test_a_table_that_is_made_while_the_backup_begins_is_in_it_whole_or_not_at_a
         scene: Scene, tmp_path: Path, sessions: int) -> None:
     """pg_dump has the snapshot in which the tables were read, if its role may have the sessions."""
     scene.postgres.sql(f'ALTER DATABASE "{scene.database}" CONNECTION LIMIT {sessions}')
+    for setting in ("log_statement = 'all'", "client_min_messages = 'log'"):  # amid the answers
+        scene.postgres.sql(f'ALTER DATABASE "{scene.database}" SET {setting}')
     program, real = tmp_path / "pg_dump", client_programs()[0]
     program.write_text(f"""#!/bin/sh
 [ "$1" = --version ] || '{real}/psql' -Xqc \\
@@ -491,6 +493,11 @@ def test_a_kill_during_the_upload_loses_nothing(big: Scene, meddler: Proxy) -> N
 
 def test_a_backup_that_is_told_to_stop_stops_pg_dump_but_keeps_a_complete_dump(
         big: Scene, meddler: Proxy) -> None:
+    reading = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'pg_enum'::regclass"
+    with big.locked("pg_enum"), big.start() as executor:
+        until_found(big.postgres, reading, big.database)  # who holds the snapshot
+        assert executor.stop() == 143
+        assert not big.sql(reading) and big.files() == []
     with big.locked(), big.start() as executor:
         session = os.pidfd_open(int(big.waiting()))
         assert executor.stop() == 143

@@ -273,15 +273,20 @@ def test_a_dump_whose_upload_was_killed_three_times_is_finished_when_that_kills_
 
 
 @standin()
-def test_a_kept_dump_is_uploaded_while_colonies_is_away(site: Site) -> None:
+@pytest.mark.parametrize("away", [True, False], ids=["away", "there"])
+def test_a_kept_dump_is_uploaded_whether_or_not_colonies_is_there(site: Site, away: bool) -> None:
     with Proxy(site.s3.port) as proxy:
-        proxy.reply(PART, FORBIDDEN, 100)
-        endpoint = f"127.0.0.1:{proxy.port}"
-        assert run(site.environ(AWS_S3_ENDPOINT=endpoint), "backup").returncode == 1
-    [name, _] = site.files()
-    site.standin.stop()
-    with site.serve(BACKUP_TIME_SCALE=BRISK):
-        becomes_true(lambda: site.files() == [])
+        proxy.reply(PART, FORBIDDEN)
+        site.settings["AWS_S3_ENDPOINT"] = f"127.0.0.1:{proxy.port}"
+        assert run(site.environ(), "backup").returncode == 1
+        [name, _] = site.files()
+        if away:
+            site.standin.stop()
+        else:
+            proxy.delay(PART, 3)  # so it looks around meanwhile, as it does each minute
+        with site.serve(BACKUP_TIME_SCALE=BRISK) as executor:
+            becomes_true(lambda: site.files() == [])
+            assert "level=error" not in executor.log
     assert site.stored_keys() == [f"{site.name}/{name}"]
 
 
@@ -364,7 +369,11 @@ def test_a_child_that_is_killed_before_it_notes_anything_is_begun_three_times(
             assert ("three times" in error) == (funcname == "backup")
             assert len(begun.read_text()) == count
         assert executor.log.count("beginning it again") == 4
-        (tmp_path / "sitecustomize.py").write_text("")
+        program = tmp_path / "sitecustomize.py"
+        program.write_text(program.read_text().replace("os.kill(os.getpid(), 9)", "os._exit(5)"))
+        (error,) = site.client.wait(site.submit(), FAILED)["errors"]
+        assert error == "it ended with exit status 5"
+        program.write_text("")
         site.succeeds(site.submit())
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ import backup_executor
 from colonies import FAILED
 from debian import unpacked
 from environment import PROJECT, ROOT
-from proxies import Proxy, Stranger, http_reply, secured, through
+from proxies import Proxy, Stranger, drip, http_reply, secured, through
 from restores import RESTORED, verifying
 from servers import Executor, Program, compiled, free_ports, kill_child, memory, run
-from surroundings import BRISK, FAULT_SCALE, Scene, Site, becomes_true, standin
+from surroundings import BRISK, EXECUTOR_KEY, FAULT_SCALE, Scene, Site, becomes_true, standin
 
 OK = http_reply("200 OK", b"OK")
 
@@ -98,6 +99,7 @@ def test_it_is_told_of_processes_and_of_what_an_idle_executor_finishes(
         site.succeeds(site.submit())
         service.wait("GET /…/start", "GET /…")
         site.succeeds(site.submit("verify"))
+        site.client.wait(site.submit("verify", args=["missing"]), FAILED)
         meddler.reply(b"uploads", http_reply("403 Forbidden", b""), 1)
         [error] = site.client.wait(site.submit(), FAILED)["errors"]
         becomes_true(lambda: len(service.received) >= 5)
@@ -130,6 +132,45 @@ class Holding(Service):
         if name == "answer":
             self.released.wait(120)
         return super().__getattribute__(name)
+
+
+@standin()
+def test_it_is_told_of_a_backup_that_ends_with_its_executor(
+        site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its start, which the service answers as late as when the process is closed."""
+    site.admit()
+    real = site.standin.on_closefailed
+    with Holding() as service, site.locked(), site.serve(
+            HEARTBEAT_URL=service.url, COLONIES_COLONY_PRVKEY="",
+            COLONIES_EXECUTOR_PRVKEY=EXECUTOR_KEY) as executor:
+        def closed(caller: str, fields: dict[str, Any]) -> Any:
+            service.released.set()
+            return real(caller, fields)
+
+        monkeypatch.setattr(site.standin, "on_closefailed", closed)
+        site.submit()
+        site.waiting()
+        becomes_true(lambda: service.received)
+        assert executor.stop() == 0
+        becomes_true(lambda: service.told[-1] == "POST /…/fail the executor was stopped")
+
+
+def test_who_is_tired_of_waiting_for_the_service_has_his_backup(scene: Scene) -> None:
+    with Holding() as service, scene.start(HEARTBEAT_URL=service.url) as executor:
+        becomes_true(lambda: executor.out)
+        assert executor.stop() == 0, executor.log
+
+
+def test_a_service_whose_answer_never_ends_is_told_again(scene: Scene) -> None:
+    def unended(request: bytes) -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nX-Filled:"
+        yield from itertools.islice(drip(request), 1, None)
+
+    with Service() as service, Proxy(service.port) as proxy:
+        proxy.reply(b"/start", unended)
+        url = service.url.replace(f":{service.port}", f":{proxy.port}")
+        scene.run("backup", HEARTBEAT_URL=url, BACKUP_TIME_SCALE=BRISK)
+        service.wait("GET /…/start", "GET /…")
 
 
 @standin()
