@@ -4690,7 +4690,7 @@ class Executor:
                     log("warning", text, ProcessId=process.id, Signal=killer)
                     return
             text = f"killed {often}by {killer}: is the memory limit low?"
-            self.fail(process, text)
+            self.fail(process, text, *job.errors)
 
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
@@ -4724,6 +4724,8 @@ class Executor:
         """
         try:
             job = self.job
+            if self.checks:
+                self.checks.child.terminate()  # it removes its object from the bucket meanwhile
             if job:
                 stop(job.child, signal.SIGTERM, 6)
                 if job.child.returncode == 0 and any(job.ended() for _ in range(2)):
@@ -4739,7 +4741,7 @@ class Executor:
             log("warning", "Could not take leave", Error=error)
         self.heart.wait(1)
         if self.checks:
-            stop(self.checks.child, signal.SIGTERM, 2)  # it removes its object from the bucket
+            stop(self.checks.child, signal.SIGTERM, 2)
 
 
 # ---- Crons ---------------------------------------------------------------------------------------
