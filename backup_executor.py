@@ -2140,9 +2140,7 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
 
     False: they stay, since they have no metadata, so may be anybody's. Raises S3Failure.
     """
-    head = None
-    with allowing(403):  # a policy for archives alone; then we have put none
-        head = s3.head(name)
+    head = s3.head(name)
     metadata = head["Metadata"] if head else {}
     known = metadata.get("backup-id")
     if not known or not whose.items() <= metadata.items():
@@ -3595,7 +3593,8 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     whose = {"backup-id": dump.id}
     dump.save(id=os.urandom(16).hex())
     s3.delete(key, head.get("VersionId", ""))
-    remove_roles(s3, beside(key), whose)
+    if dump.roles:
+        remove_roles(s3, dump.roles, whose)
     raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
 
