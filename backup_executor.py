@@ -2441,9 +2441,7 @@ class Dump:
             print(json.dumps(known), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.journal)
-        opened = os.open(folder, os.O_RDONLY)
-        os.fsync(opened)
-        os.close(opened)
+        flush(folder)
         vars(self).update(changes)
 
     def remove(self, *more: str) -> None:
@@ -3313,9 +3311,11 @@ def read_contents(dump: Dump) -> list[tuple[str, str]]:
 
 
 def flush(path: str) -> None:
-    """Have a file on the disk. Raises OSError."""
-    with placing(path), open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Have a file, or a folder's names, on the disk. Raises OSError."""
+    with placing(path):
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
 
 
 def seal(server: Server, dump: Dump, took: int, tables: int) -> None:

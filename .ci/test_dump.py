@@ -187,21 +187,25 @@ def test_no_session_of_a_backup_compiles_its_queries(scene: Scene) -> None:
     assert seen[0] == "off" and seen[1] > 5
 
 
+@pytest.mark.parametrize("what", [".bak.partial", "backup_journal.partial", ""],
+                         ids=["archive", "journal", "names"])
 def test_an_archive_is_on_the_disk_before_anything_vouches_for_it(
-        scene: Scene, tmp_path: Path) -> None:
+        scene: Scene, tmp_path: Path, what: str) -> None:
     """What the kernel could not write is known at this moment alone."""
-    (tmp_path / "sitecustomize.py").write_text("""import errno, os
+    ending = what or scene.folder.name
+    (tmp_path / "sitecustomize.py").write_text(f"""import errno, os
 real = os.fsync
 def fsync(file):
-    name = os.readlink(f"/proc/self/fd/{file}")
-    if name.endswith(".bak.partial"):
+    if os.readlink("/proc/self/fd/%d" % file).endswith({ending!r}):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     real(file)
 os.fsync = fsync
 """)
     ran = scene.run("backup", status=1, PYTHONPATH=str(tmp_path))
-    assert re.search(r"\.bak\.partial: Input/output error \(BACKUP_PATH", ran.stderr)
-    assert scene.files() == [] and not scene.objects()
+    assert re.search(rf"{re.escape(ending)}: Input/output error \(BACKUP_PATH", ran.stderr)
+    assert not scene.objects()
+    scene.run("backup", "--resume")
+    assert {*scene.files()} <= {"backup_journal.partial"}
 
 
 def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_copies_is_seen(
