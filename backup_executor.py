@@ -1654,7 +1654,7 @@ class S3:
         head = self.head(known.key, patience)
         now = shown(known, head) if head else known  # somebody else has removed it
         if now.metadata != known.metadata:
-            self.index, self.seen, self.sure = {}, {}, False
+            self.index, self.sure = {}, False
         require(self.sure, f"{self.where}: {known.key}: S3 shows metadata that it had not before")
         return now
 
@@ -3480,7 +3480,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         if head:
             if is_ours(s3, dump, key, head, dump.size):
                 return key, head
-            seconds, end = seconds + 1, FOREVER  # somebody else's: that name is taken
+            seconds += 1  # somebody else's: that name is taken
             continue
         if parts.get("Key") != key:
             if not roles_beside(s3, dump, key):
