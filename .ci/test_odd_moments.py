@@ -353,6 +353,25 @@ def deadly(folder: Path) -> Path:
     return begun
 
 
+def test_an_upload_that_is_killed_three_times_is_given_up_and_stops_do_not_count(
+        scene: Scene, meddler: Proxy) -> None:
+    told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
+    meddler.cut(PART, times=10**5)
+    for kills in [False] * 3 + [True] * 3:
+        with scene.start(**told, **through(meddler)) as executor:
+            executor.wait_for("Uploading backup file")
+            meddler.wait_seen(PART, meddler.seen(PART) + 1)
+            if kills:
+                executor.kill()
+            else:
+                assert executor.stop() == 143
+    assert "killed three times" in scene.run("backup", status=1, **told).stderr
+    [name, _] = scene.files()
+    scene.run("backup", "--resume")
+    assert list(scene.objects()) == [name]
+    assert f'"filename": "{name}"' in scene.run("backup", **told).stdout  # what is there, counts
+
+
 @standin(None)
 def test_a_child_that_is_killed_before_it_notes_anything_is_begun_three_times(
         site: Site, tmp_path: Path) -> None:
