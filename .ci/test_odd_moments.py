@@ -517,13 +517,14 @@ def test_an_upload_that_may_not_be_aborted_does_not_block_the_backups_to_come(
 def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
         scene: Scene, meddler: Proxy) -> None:
     told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
-    meddler.reply(COMPLETING, FORBIDDEN)
-    scene.run("backup", status=1, **told, **through(meddler, 0.001))
+    meddler.cut(PART, times=10**5)
+    with scene.start(**told, **through(meddler)) as executor:
+        meddler.wait_seen(PART)
+        executor.kill()
     [name, _] = scene.files()
     damaged = bytearray((scene.folder / name).read_bytes())
     damaged[100] ^= 1
     (scene.folder / name).write_bytes(damaged)
-    scene.run("backup", "--resume")
     lines = scene.run("backup", **told).stdout.splitlines()
     result = json.loads("".join(line for line in lines if not line.startswith("#")))
     assert sha256_of(scene.objects()[result["filename"]]) == result["sha256"]
