@@ -364,7 +364,9 @@ def test_an_upload_that_is_killed_three_times_is_given_up_and_stops_do_not_count
             if kills:
                 executor.kill()
             else:
+                meddler.down()  # so it cannot abort the upload
                 assert executor.stop() == 143
+                meddler.up()
     assert "killed three times" in scene.run("backup", status=1, **told).stderr
     [name, _] = scene.files()
     scene.run("backup", "--resume")
