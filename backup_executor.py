@@ -1654,7 +1654,7 @@ class S3:
         head = self.head(known.key, patience)
         now = shown(known, head) if head else known  # somebody else has removed it
         if now.metadata != known.metadata:
-            self.index, self.seen, self.sure = {}, {}, False
+            self.index, self.sure = {}, False
         require(self.sure, f"{self.where}: {known.key}: S3 shows metadata that it had not before")
         return now
 
@@ -2140,9 +2140,7 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
 
     False: they stay, since they have no metadata, so may be anybody's. Raises S3Failure.
     """
-    head = None
-    with allowing(403):  # a policy for archives alone; then we have put none
-        head = s3.head(name)
+    head = s3.head(name)
     metadata = head["Metadata"] if head else {}
     known = metadata.get("backup-id")
     if not known or not whose.items() <= metadata.items():
@@ -2443,9 +2441,7 @@ class Dump:
             print(json.dumps(known), file=file, flush=True)
             os.fsync(file.fileno())
         os.rename(draft, self.journal)
-        opened = os.open(folder, os.O_RDONLY)
-        os.fsync(opened)
-        os.close(opened)
+        flush(folder)
         vars(self).update(changes)
 
     def remove(self, *more: str) -> None:
@@ -3327,9 +3323,11 @@ def read_contents(dump: Dump) -> list[tuple[str, str]]:
 
 
 def flush(path: str) -> None:
-    """Have a file on the disk. Raises OSError."""
-    with placing(path), open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Have a file, or a folder's names, on the disk. Raises OSError."""
+    with placing(path):
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
 
 
 def seal(server: Server, dump: Dump, took: int, tables: int) -> None:
@@ -3494,7 +3492,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         if head:
             if is_ours(s3, dump, key, head, dump.size):
                 return key, head
-            seconds, end = seconds + 1, FOREVER  # somebody else's: that name is taken
+            seconds += 1  # somebody else's: that name is taken
             continue
         if parts.get("Key") != key:
             if not roles_beside(s3, dump, key):
@@ -3607,7 +3605,8 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
     whose = {"backup-id": dump.id}
     dump.save(id=os.urandom(16).hex())
     s3.delete(key, head.get("VersionId", ""))
-    remove_roles(s3, beside(key), whose)
+    if dump.roles:
+        remove_roles(s3, dump.roles, whose)
     raise Failure(f"{s3.where}: {key}: {size} bytes, {etag}; sent: {dump.size}, {sent}")
 
 

@@ -318,8 +318,10 @@ class Session:
                 return ""
             if time.monotonic() > end:
                 return f"{UNSEEN} by {number} of {len(items)} tests"
-            if self.failed(item, 60 + 4 * self.learnt[item.nodeid].seconds):
-                self.kills.update([(mutant.function, item.nodeid), (mutant.tests, item.nodeid)])
+            begun, longest = time.monotonic(), 15 + 3 * self.learnt[item.nodeid].seconds
+            if self.failed(item, longest):
+                if time.monotonic() < begun + longest:  # else others may tell sooner
+                    self.kills.update([(mutant.function, item.nodeid), (mutant.tests, item.nodeid)])
                 return item.nodeid
         return f"{UNSEEN} by {len(items)} tests"
 

@@ -11,7 +11,7 @@ import botocore.exceptions
 import pytest
 
 import backup_executor
-from proxies import FORBIDDEN, Proxy, http_answer, through
+from proxies import FORBIDDEN, SLOW, Proxy, http_answer, through
 from servers import Moto, Postgres, S3Server, SeaweedFS, executor_environment, temporary_folder
 from surroundings import FILLED, Scene
 
@@ -65,6 +65,12 @@ def both(result: dict[str, Any]) -> list[str]:
     return [result["filename"], result["roles"].rpartition("/")[2]]
 
 
+def connected(scene: Scene) -> backup_executor.S3:
+    """Our own, which waits for seconds at most."""
+    environment = executor_environment(scene.settings, str(scene.folder), 17)
+    return backup_executor.S3(backup_executor.read_settings(environment), 5)
+
+
 def line_of_check(scene: Scene) -> str:
     """What `check` says of the bucket."""
     [line] = re.findall("(?m)^.* bucket: .*", scene.run("check").stdout)
@@ -102,6 +108,11 @@ def test_what_may_only_be_hidden_is_called_hidden_not_removed(
     third = keeping.backup()  # what is hidden is not looked at any more
     assert third["removed"] == [second["filepath_s3"][1:]]
     assert {each.name for each in kept(keeping)} >= {*both(first), *both(third)}
+    key, s3 = third["filepath_s3"][1:], connected(keeping)
+    for status in ("400 Bad Request", "405 Method Not Allowed"):
+        before.reply(BY_VERSION, http_answer(status, "InvalidRequest"))
+        assert s3.delete(key, s3.head(key)["VersionId"]) == HIDDEN and not before.rules
+        keeping.put(third["filename"])
 
 
 def test_backups_from_before_versions_were_kept_or_after_that_go_as_well(keeping: Scene) -> None:
@@ -223,11 +234,16 @@ def test_a_backup_under_a_legal_hold_goes_when_that_has_ended(keeping: Scene) ->
     assert len(third["removed"]) == 2 and [each.name for each in kept(keeping)] == both(third)
 
 
-def test_a_hold_that_comes_between_the_look_and_the_removal_holds(keeping: Scene) -> None:
-    first = keeping.backup(BACKUP_ROLES="off")
-    environment = executor_environment(keeping.settings, str(keeping.folder), 17)
-    s3 = backup_executor.S3(backup_executor.read_settings(environment))
+def test_a_hold_that_comes_between_the_look_and_the_removal_holds(
+        keeping: Scene, before: Proxy) -> None:
+    first, s3 = keeping.backup(BACKUP_ROLES="off"), connected(keeping)
     [found] = s3.backups()
+    passed = len(before.requests)
+    before.reply(rb"^HEAD ", SLOW, times=9)
+    with pytest.raises(backup_executor.S3Failure, match="503"):
+        backup_executor.remove(s3, found, 0)
+    assert len(before.requests) == passed + 1  # S3 was waited for before
+    before.clear()
     hold: dict[str, Any] = {"Bucket": "backup", "Key": first["filepath_s3"][1:]}
     for status, said in (("ON", "not removed: locked while there is a legal hold"), ("OFF", "")):
         keeping.s3_client.put_object_legal_hold(**hold, LegalHold={"Status": status})

@@ -201,6 +201,7 @@ def test_no_index_makes_retention_take_what_is_kept_for_good(
         for name in theirs:
             lines[name][-1]["database"] = scene.database
     forge(scene, lines)
+    scene.run("prune", status=1, **few)
     ran = scene.run("backup", **few)
     assert {*good, *theirs} < set(scene.objects()) and not json.loads(ran.stdout)["removed"]
     assert "level=warning" in ran.stderr and "metadata that it had not before" in ran.stderr
@@ -209,6 +210,10 @@ def test_no_index_makes_retention_take_what_is_kept_for_good(
     meddler.requests.clear()
     scene.backup(**few)
     assert meddler.seen(HEAD) < 2 * LOOKS
+    there = {*scene.objects()}  # and what cannot be looked at may be anything
+    meddler.reply(rb"^HEAD \S*/" + good[8].encode(), FORBIDDEN, times=9)
+    said = scene.run("prune", status=1, **few | {"FULL_BACKUPS": "3"}).stderr
+    assert "what stays is not what it seemed" in said and {*scene.objects()} == there
 
 
 SMALL = "backup_1700000002.bak"

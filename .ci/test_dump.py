@@ -187,21 +187,25 @@ def test_no_session_of_a_backup_compiles_its_queries(scene: Scene) -> None:
     assert seen[0] == "off" and seen[1] > 5
 
 
+@pytest.mark.parametrize("what", [".bak.partial", "backup_journal.partial", ""],
+                         ids=["archive", "journal", "names"])
 def test_an_archive_is_on_the_disk_before_anything_vouches_for_it(
-        scene: Scene, tmp_path: Path) -> None:
+        scene: Scene, tmp_path: Path, what: str) -> None:
     """What the kernel could not write is known at this moment alone."""
-    (tmp_path / "sitecustomize.py").write_text("""import errno, os
+    ending = what or scene.folder.name
+    (tmp_path / "sitecustomize.py").write_text(f"""import errno, os
 real = os.fsync
 def fsync(file):
-    name = os.readlink(f"/proc/self/fd/{file}")
-    if name.endswith(".bak.partial"):
+    if os.readlink("/proc/self/fd/%d" % file).endswith({ending!r}):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     real(file)
 os.fsync = fsync
 """)
     ran = scene.run("backup", status=1, PYTHONPATH=str(tmp_path))
-    assert re.search(r"\.bak\.partial: Input/output error \(BACKUP_PATH", ran.stderr)
-    assert scene.files() == [] and not scene.objects()
+    assert re.search(rf"{re.escape(ending)}: Input/output error \(BACKUP_PATH", ran.stderr)
+    assert not scene.objects()
+    scene.run("backup", "--resume")
+    assert {*scene.files()} <= {"backup_journal.partial"}
 
 
 def test_a_void_dump_is_stopped_at_once_and_a_schema_that_is_replaced_while_it_copies_is_seen(
@@ -540,7 +544,7 @@ OF_SERVER = {"database_size", "roles_sql", "roles_sha256", "role_passwords", "ot
              "warnings"}
 
 
-@pytest.mark.parametrize("stage", ["sealed", "stored", "gone"])
+@pytest.mark.parametrize("stage", ["sealed", "stored", "removed", "gone"])
 def test_a_journal_that_another_version_wrote_is_finished_and_ours_has_its_format(
         scene: Scene, meddler: Proxy, tmp_path: Path, stage: str) -> None:
     meddler.reply(COMPLETING, FORBIDDEN)
@@ -554,9 +558,10 @@ def test_a_journal_that_another_version_wrote_is_finished_and_ours_has_its_forma
     if stage != "sealed":
         old |= {"filename": name, "bucket": "backup", "filepath_s3": f"/{key}",
                 "size_s3": told["size"], "exectime_upload_s3": 1}
-    if stage == "gone":
-        old["gone"] = True
+    if stage in ("removed", "gone"):
         (scene.folder / name).unlink()
+    if stage == "gone":  # else a crash came before that was noted
+        old["gone"] = True
     (tmp_path / name).write_text("somebody's")
     strange = {"file": str(tmp_path / name), "save": 1, "remove": [], "pending": False, "new": {}}
     (scene.folder / journal).write_text(json.dumps(old | strange))

@@ -32,6 +32,16 @@ def test_an_upload_keeps_to_the_limits_of_parts_at_any_size(size: int) -> None:
     assert step == 16 * MIB or size > 16_000 * MIB  # what fails is sent again
 
 
+def test_of_a_large_volume_a_gibibyte_stays_free_and_of_a_small_one_a_twentieth(
+        scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = backup_executor.read_settings(scene.settings, "backup")
+    for gibibytes, floor in ((1000, 1024 * MIB), (10, 512 * MIB)):
+        size = gibibytes * 2**18  # blocks of 4 KiB; of 7 that are free 2 are root's
+        there = os.statvfs_result((2**16, 4096, size, 7, 5, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _, there=there: there)
+        assert backup_executor.free_bytes(s) == (5 * 4096, floor)
+
+
 def test_a_finished_dump_of_the_same_name_at_another_host_is_named_and_left_alone(
         scene: Scene, meddler: Proxy) -> None:
     meddler.reply(COMPLETING, SLOW, times=10000)
@@ -95,7 +105,7 @@ def test_a_journal_whose_process_came_to_another_end_is_kept_for_a_day(scene: Sc
     for hours, kept in ((0, [journal]), (23.9, [journal]), (24.1, [])):
         then = time.time() - hours * 3600
         os.utime(scene.folder / journal, (then, then))
-        scene.run("backup", "--resume")
+        assert not scene.run("backup", "--resume").stdout  # it was told of: it was made once
         assert scene.files() == kept
     assert len(scene.objects()) == 1
 

@@ -358,6 +358,27 @@ def deadly(folder: Path) -> Path:
     return begun
 
 
+def test_an_upload_that_is_killed_three_times_is_given_up_and_stops_do_not_count(
+        scene: Scene, meddler: Proxy) -> None:
+    told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
+    meddler.cut(PART, times=10**5)
+    for kills in [False] * 3 + [True] * 3:
+        with scene.start(**told, **through(meddler)) as executor:
+            executor.wait_for("Uploading backup file")
+            meddler.wait_seen(PART, meddler.seen(PART) + 1)
+            if kills:
+                executor.kill()
+            else:
+                meddler.down()  # so it cannot abort the upload
+                assert executor.stop() == 143
+                meddler.up()
+    assert "killed three times" in scene.run("backup", status=1, **told).stderr
+    [name, _] = scene.files()
+    scene.run("backup", "--resume")
+    assert list(scene.objects()) == [name]
+    assert f'"filename": "{name}"' in scene.run("backup", **told).stdout  # what is there, counts
+
+
 @standin(None)
 def test_a_child_that_is_killed_before_it_notes_anything_is_begun_three_times(
         site: Site, tmp_path: Path) -> None:
@@ -507,13 +528,14 @@ def test_an_upload_that_may_not_be_aborted_does_not_block_the_backups_to_come(
 def test_a_damaged_kept_dump_is_not_what_its_process_is_closed_with(
         scene: Scene, meddler: Proxy) -> None:
     told = {"BACKUP_PROCESS": json.dumps({"process": "p1", "starttime": ""})}  # as `serve` does
-    meddler.reply(COMPLETING, FORBIDDEN)
-    scene.run("backup", status=1, **told, **through(meddler, 0.001))
+    meddler.cut(PART, times=10**5)
+    with scene.start(**told, **through(meddler)) as executor:
+        meddler.wait_seen(PART)
+        executor.kill()
     [name, _] = scene.files()
     damaged = bytearray((scene.folder / name).read_bytes())
     damaged[100] ^= 1
     (scene.folder / name).write_bytes(damaged)
-    scene.run("backup", "--resume")
     lines = scene.run("backup", **told).stdout.splitlines()
     result = json.loads("".join(line for line in lines if not line.startswith("#")))
     assert sha256_of(scene.objects()[result["filename"]]) == result["sha256"]

@@ -257,7 +257,8 @@ def test_what_was_completed_and_never_shows_is_asked_for_at_growing_pauses_till_
 
 @pytest.mark.parametrize("answer", [
     http_answer("400 Bad Request", "InvalidRequest"),
-    http_answer("405 Method Not Allowed", "MethodNotAllowed")], ids=["400", "405"])
+    http_answer("405 Method Not Allowed", "MethodNotAllowed"),
+    http_answer("501 Not Implemented", "NotImplemented")], ids=["400", "405", "501"])
 def test_an_abort_that_a_server_does_not_know_hinders_nothing(
         scene: Scene, meddler: Proxy, answer: bytes) -> None:
     meddler.reply(COMPLETING, SLOW, times=10**5)
