@@ -96,7 +96,7 @@ def test_backslashes_mean_what_they_mean_to_pg_restore_when_an_entry_is_tried_on
     scene.sql(f"ALTER ROLE {restorer['DB_USER']} SET standard_conforming_strings = off")
     scene.backup()
     ran = scene.run("verify", status=1, **restorer)
-    assert " INDEX odd_marked_idx " in ran.stderr and not ran.stdout, ran.stdout
+    assert " INDEX public odd_marked_idx: " in ran.stderr and not ran.stdout, ran.stdout
 
 
 def test_a_list_of_verdicts_that_somebody_else_wrote_takes_another_one(scene: Scene) -> None:
