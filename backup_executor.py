@@ -1589,7 +1589,7 @@ class S3:
             for item in page.get("Contents", []):
                 last = item["Key"]
                 match = name.fullmatch(last)
-                if match:
+                if match and last != before:  # a server may begin with that one
                     etag, written = plain_etag(item), item.get("LastModified")
                     if len(self.there) < 2 * NAMES:
                         self.there[last] = written
@@ -5557,7 +5557,10 @@ class Archive:
         self.pg_restore = pg_restore_for(head.get("Dumped by pg_dump version", ""))
         self.server = major_version(head.get("Dumped from database version", ""))
         self.format = head.get("Dump Version", "")
-        self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
+        self.tar = head.get("Format") == "TAR"
+        # But for statistics (pg_dump 18 --statistics), which an older server does not know: we
+        # make them anew.
+        self.entries: list[str] = re.findall(r"(?m)^\d+; (?!0 0 STATISTICS DATA )\d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         # Entries without which a database was made, as an extension was refused; why, a line each.
         self.refused = dict[str, str]()
@@ -7629,6 +7632,8 @@ def restore(s: Settings, options: Options) -> int:
         source = obtain(s, options, hub, cluster, file, steps)
         archive = source.archive
         archive.choose(options.table)
+        if archive.tar:  # which pg_restore reads with one alone
+            options.jobs = 1
         left, unmade = list[str](), list[str]()
         if source.roles:
             unmade = make_roles(hub, source.roles)

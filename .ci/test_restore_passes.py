@@ -269,6 +269,21 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         assert f"{there.database}_2" not in older.sql("SELECT datname FROM pg_database")
 
 
+@pytest.mark.parametrize("version", [17, 18])
+def test_the_statistics_of_an_archive_are_made_anew(
+        generations: Generations, s3: SeaweedFS, tmp_path: Path, version: int) -> None:
+    with scene_at(generations[18], s3) as scene, scene_at(generations[version], s3) as there:
+        scene.sql("""CREATE SCHEMA "DATA"; CREATE STATISTICS "DATA".kept ON id, text FROM t;
+            ANALYZE""")
+        body = archive(scene, "--statistics")
+        assert b"pg_restore_relation_stats" in body
+        (tmp_path / "a").write_bytes(body)
+        there.run("restore", "--file", str(tmp_path / "a"), "--database", there.database + "_2",
+                  clients=18)
+        assert there.postgres.sql("""SELECT reltuples, stxname FROM pg_class, pg_statistic_ext
+            WHERE relname = 't'""", there.database + "_2") == "500|kept"
+
+
 # ---- What a database is whole without ----------------------------------------------------------
 
 REFUSED = """CREATE FUNCTION picky() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
