@@ -2572,7 +2572,8 @@ LOOK = """SELECT json_build_object('database', current_database(),
         AND o.oid = ANY (partclass) AND opcname ~ '^(array|record|oid|(multi)?range)_ops'),
     'search_path', current_setting('search_path'))"""
 # What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
-# read mappings, too; others see none of their options, if they have any.
+# read mappings, too; others see none of their options, if they have any. A restored table has what
+# it inherits before its own columns, and a row in another table keeps its values' order (14 to 18).
 LEFT_OUT = """SELECT json_build_object(
     'subscriptions, as the role is no superuser', (SELECT json_agg(subname) FROM pg_subscription
         WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -2581,7 +2582,18 @@ LEFT_OUT = """SELECT json_build_object(
         format('%s at %s', usename, srvname)) FROM pg_user_mappings WHERE umoptions IS NULL
         AND {known}),
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
-        WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
+        WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()),
+    'the order of columns of a table that inherits, by which values lie in rows of its type', (
+        SELECT json_agg(format('%s of %s', a.attname, a.attrelid::regclass))
+        FROM pg_class r JOIN pg_type t ON t.oid = reltype, unnest(ARRAY[t.oid, typarray]) AS type
+            JOIN pg_attribute a ON atttypid = type
+        WHERE r.relkind = 'r' AND NOT relispartition AND NOT attisdropped
+        AND r.oid IN (SELECT inhrelid FROM pg_inherits) AND EXISTS (SELECT FROM (
+            SELECT c.attnum, lag(c.attnum) OVER (ORDER BY min(inhseqno * 2000 + p.attnum), c.attnum)
+            FROM pg_attribute c LEFT JOIN (pg_inherits JOIN pg_attribute p ON attrelid = inhparent)
+                ON inhrelid = c.attrelid AND p.attname = c.attname
+            WHERE c.attrelid = r.oid AND c.attnum > 0 AND NOT c.attisdropped AND a.attnum > 0
+            GROUP BY c.attnum) AS restored WHERE lag > attnum)))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 # As the login, also where its settings or a database's have it take a role; as which it may neither
 # see nor end sessions of ours, for one.
