@@ -2584,15 +2584,18 @@ LEFT_OUT = """SELECT json_build_object(
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
         WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()),
     'the order of columns of a table that inherits, by which values lie in rows of its type', (
-        SELECT json_agg(format('%s of %s', a.attname, a.attrelid::regclass))
-        FROM pg_class r JOIN pg_type t ON t.oid = reltype, unnest(ARRAY[t.oid, typarray]) AS type
-            JOIN pg_attribute a ON atttypid = type
-        WHERE r.relkind = 'r' AND NOT relispartition AND NOT attisdropped
-        AND r.oid IN (SELECT inhrelid FROM pg_inherits) AND EXISTS (SELECT FROM (
+        SELECT json_agg(format('%s of %s', a.attname, h.oid::regclass)) FROM (
+            SELECT atttypid, (SELECT t.typrelid FROM pg_type e, pg_type t
+                WHERE e.oid = atttypid AND t.oid IN (e.oid, e.typelem) AND t.typtype = 'c') AS rows
+            FROM pg_attribute WHERE atttypid >= 16384 GROUP BY atttypid OFFSET 0) AS types
+        JOIN pg_attribute a USING (atttypid) JOIN pg_class h ON h.oid = attrelid
+        WHERE h.relkind IN ('c', 'r')
+        AND rows IN (SELECT oid FROM pg_class WHERE relkind = 'r' AND NOT relispartition)
+        AND EXISTS (SELECT FROM (
             SELECT c.attnum, lag(c.attnum) OVER (ORDER BY min(inhseqno * 2000 + p.attnum), c.attnum)
             FROM pg_attribute c LEFT JOIN (pg_inherits JOIN pg_attribute p ON attrelid = inhparent)
                 ON inhrelid = c.attrelid AND p.attname = c.attname
-            WHERE c.attrelid = r.oid AND c.attnum > 0 AND NOT c.attisdropped AND a.attnum > 0
+            WHERE c.attrelid = rows AND c.attnum > 0 AND NOT c.attisdropped
             GROUP BY c.attnum) AS restored WHERE lag > attnum)))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 # As the login, also where its settings or a database's have it take a role; as which it may neither
