@@ -6770,7 +6770,7 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
 
 
 def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None]) -> None:
-    """Take from AMISS what is not refused once more: it took what came after it in ENTRIES.
+    """Take from AMISS what is not refused any more: it took what came after it in ENTRIES.
 
     Workers do not know all that a function takes. Not tried are rows that their table's triggers
     would see, a partitioned one's perhaps, and what may be there in part: inserted rows, large
@@ -6786,9 +6786,10 @@ def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None
             tried.remove(entry)
     if tried:
         restore_part(tried, amiss=still)
-    if UNNAMED not in still:
-        for entry in {*tried} - {*still}:
+    if UNNAMED not in still and (done := {*tried} - {*still}):
+        for entry in done:
             del amiss[entry]
+        try_again(entries, amiss, restore_part)  # they may be what others took
 
 
 def rebuild(

@@ -85,6 +85,9 @@ AFTER = EARLY.replace("FROM t", "FROM public.t") + """;
     CREATE FUNCTION whole() RETURNS bigint LANGUAGE sql
     BEGIN ATOMIC SELECT sum(length(text)) FROM (SELECT id, text FROM t GROUP BY id) AS x; END;
     CREATE TABLE with_default (i bigint DEFAULT whole()); INSERT INTO with_default VALUES (1);
+    CREATE FUNCTION first(int) RETURNS bool LANGUAGE plpgsql AS
+    $$ BEGIN RETURN EXISTS (SELECT FROM public.a_first WHERE a = $1); END $$;
+    CREATE TABLE a_before (a int CHECK (first(a))); INSERT INTO a_before VALUES (7);
     CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
     $$BEGIN INSERT INTO public.seen VALUES (NEW.a); RETURN NEW; END$$;
     CREATE TABLE seen (a int);
