@@ -6639,6 +6639,7 @@ FAILED = re.compile(
 )
 LONGEST_LINE = 400  # characters of a message
 MOST_REFUSED = 1000  # are named
+NOT_BEGUN = " (COPY)"  # ends the line of rows whose table is not there
 UNNAMED = "; 0 0 what it does not name -"
 
 
@@ -6690,6 +6691,8 @@ class Refusals:
             and "transaction_timeout" in self.lines.get(self.entry, "")  # not another refusal
         ):
             del self.lines[self.entry]
+        elif line.startswith("Command was: COPY ") and self.entry in self.lines:
+            self.lines[self.entry] += NOT_BEGUN
 
 
 def watching(target: Database, total: int) -> Callable[[], None]:
@@ -6782,11 +6785,15 @@ def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None
     tried = [entry for entry in entries if entry in amiss]
     for entry in filter(DATA.match, [*tried]):
         table = re.escape(entry.partition(" TABLE DATA ")[2].rpartition(" ")[0])
-        if ": COPY failed for " not in amiss[entry] or re.search(f"(ER|CH) {table} ", seen):
+        # Where it was not there it has no triggers yet, but a partitioned one's.
+        kinds = "CH" if amiss[entry].endswith(NOT_BEGUN) else "ER|CH"
+        empty = re.search(r": COPY failed for | \(COPY\)$", amiss[entry])
+        if not empty or re.search(f"({kinds}) {table} ", seen):
             tried.remove(entry)
     if tried:
         restore_part(tried, amiss=still)
     if UNNAMED not in still and (done := {*tried} - {*still}):
+        amiss |= still
         for entry in done:
             del amiss[entry]
         try_again(entries, amiss, restore_part)  # they may be what others took

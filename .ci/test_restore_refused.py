@@ -82,15 +82,19 @@ def test_what_is_refused_is_named_and_all_else_is_there(
 
 
 AFTER = EARLY.replace("FROM t", "FROM public.t") + """;
+    CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
+    $$BEGIN INSERT INTO public.seen VALUES (NEW.a); RETURN NEW; END$$; CREATE TABLE seen (a int);
     CREATE FUNCTION whole() RETURNS bigint LANGUAGE sql
     BEGIN ATOMIC SELECT sum(length(text)) FROM (SELECT id, text FROM t GROUP BY id) AS x; END;
     CREATE TABLE with_default (i bigint DEFAULT whole()); INSERT INTO with_default VALUES (1);
     CREATE FUNCTION first(int) RETURNS bool LANGUAGE plpgsql AS
     $$ BEGIN RETURN EXISTS (SELECT FROM public.a_first WHERE a = $1); END $$;
     CREATE TABLE a_before (a int CHECK (first(a))); INSERT INTO a_before VALUES (7);
-    CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS
-    $$BEGIN INSERT INTO public.seen VALUES (NEW.a); RETURN NEW; END$$;
-    CREATE TABLE seen (a int);
+    CREATE FUNCTION priced(int) RETURNS numeric IMMUTABLE LANGUAGE sql
+        AS $$ SELECT $1 * id FROM public.t WHERE id = 7 $$;
+    CREATE TABLE a_price (a int CHECK (first(a)), p numeric GENERATED ALWAYS AS (priced(a)) STORED);
+    INSERT INTO a_price VALUES (7); CREATE TRIGGER see BEFORE INSERT ON a_price FOR EACH ROW
+        EXECUTE FUNCTION see();
     CREATE TRIGGER see BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION see()"""
 
 
