@@ -130,7 +130,14 @@ class ColoniesFailure(Failure):
 
 
 class ServerLacks(Failure):
-    """A server lacks what a restore takes, or its role may not do it: no word of the backup."""
+    """A server lacks what a restore takes, or its role may not do it: no word of the backup.
+
+    entry: of its archive, which was refused, if one was: then that is still to be told.
+    """
+
+    def __init__(self, text: str, entry: str = ""):
+        super().__init__(text)
+        self.entry = entry
 
 
 class Stop(BaseException):
@@ -968,10 +975,6 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
 
 # What psql repeats of a statement that was refused.
 LINE = re.compile(r"(?m)^LINE \d+: .*\n *\^$\n?")
-# What 17's and later ones say of a server before 17, each time they connect: see part_by_part.
-NO_TIMEOUT = re.compile(
-    r"(?m)^(pg_restore: from TOC entry .*\n)?pg_restore: error: .*transaction_timeout.*\n?"
-)
 # Of what pg_restore says all but this: what it tells with --verbose, without which it does not say
 # at which entry it failed; statements; a server's details and context, which show rows. What stays
 # beside its own: what the loader says of it, of memory, and of each address but a host's first.
@@ -987,6 +990,17 @@ VALUE = re.compile(
 )
 
 
+def without_values(said: str) -> str:
+    """What a server said, without what may be a row's."""
+    return VALUE.sub(r"\1…", said)
+
+
+def in_one(lines: Iterable[str]) -> str:
+    """Lines as one: all of it, or its first and last 2 kB."""
+    said = os.fsencode("; ".join(lines)).decode("utf-8", "replace")
+    return said if len(said) <= 4096 else f"{said[:2048]} […] {said[-2048:]}"
+
+
 def excerpt(stderr: bytes) -> str:
     """What a program said, without secrets: all else of it, or its first and last 2 kB.
 
@@ -996,11 +1010,8 @@ def excerpt(stderr: bytes) -> str:
     """
     said = redacted(stderr.decode("utf-8", "replace"))
     if "pg_restore: " in said:
-        said = VALUE.sub(r"\1…", NO_TIMEOUT.sub("", CHATTER.sub("", said)))
-    said = LINE.sub("", said).strip()
-    if len(said) <= 4096:
-        return said
-    return f"{said[:2048]} […] {said[-2048:]}"
+        said = without_values(CHATTER.sub("", said))
+    return in_one([LINE.sub("", said).strip()])
 
 
 # pg_dump's words about TimescaleDB's catalog, each time; they mean --data-only (14 to 18).
@@ -1578,7 +1589,7 @@ class S3:
             for item in page.get("Contents", []):
                 last = item["Key"]
                 match = name.fullmatch(last)
-                if match:
+                if match and last != before:  # a server may begin with that one
                     etag, written = plain_etag(item), item.get("LastModified")
                     if len(self.there) < 2 * NAMES:
                         self.there[last] = written
@@ -2557,7 +2568,8 @@ LOOK = """SELECT json_build_object('database', current_database(),
         AND o.oid = ANY (partclass) AND opcname ~ '^(array|record|oid|(multi)?range)_ops'),
     'search_path', current_setting('search_path'))"""
 # What pg_dump leaves out in silence (14 to 18), or warns of without a name. Who reads passwords may
-# read mappings, too; others see none of their options, if they have any.
+# read mappings, too; others see none of their options, if they have any. A restored table has what
+# it inherits before its own columns, and a row in another table keeps its values' order (14 to 18).
 LEFT_OUT = """SELECT json_build_object(
     'subscriptions, as the role is no superuser', (SELECT json_agg(subname) FROM pg_subscription
         WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -2566,7 +2578,21 @@ LEFT_OUT = """SELECT json_build_object(
         format('%s at %s', usename, srvname)) FROM pg_user_mappings WHERE umoptions IS NULL
         AND {known}),
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
-        WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()))"""
+        WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()),
+    'the order of columns of a table that inherits, by which values lie in rows of its type', (
+        SELECT json_agg(format('%s of %s', a.attname, h.oid::regclass)) FROM (
+            SELECT atttypid, (SELECT t.typrelid FROM pg_type e, pg_type t
+                WHERE e.oid = atttypid AND t.oid IN (e.oid, e.typelem) AND t.typtype = 'c') AS rows
+            FROM pg_attribute WHERE atttypid >= 16384 GROUP BY atttypid OFFSET 0) AS types
+        JOIN pg_attribute a USING (atttypid) JOIN pg_class h ON h.oid = attrelid
+        WHERE h.relkind IN ('c', 'r')
+        AND rows IN (SELECT oid FROM pg_class WHERE relkind = 'r' AND NOT relispartition)
+        AND EXISTS (SELECT FROM (
+            SELECT c.attnum, lag(c.attnum) OVER (ORDER BY min(inhseqno * 2000 + p.attnum), c.attnum)
+            FROM pg_attribute c LEFT JOIN (pg_inherits JOIN pg_attribute p ON attrelid = inhparent)
+                ON inhrelid = c.attrelid AND p.attname = c.attname
+            WHERE c.attrelid = rows AND c.attnum > 0 AND NOT c.attisdropped
+            GROUP BY c.attnum) AS restored WHERE lag > attnum)))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 # As the login, also where its settings or a database's have it take a role; as which it may neither
 # see nor end sessions of ours, for one.
@@ -5283,6 +5309,7 @@ REFRESH = entry_of("MATERIALIZED VIEW DATA")
 REST = entry_of("((COMMENT|SECURITY LABEL) - )?(EVENT TRIGGER|PUBLICATION|SUBSCRIPTION)")
 TRIGGER = entry_of("EVENT TRIGGER")
 ON_ROWS = entry_of("TRIGGER")
+SEES = entry_of("TRIGGER|TABLE ATTACH")  # each followed by schema and table
 SUBSCRIPTION = entry_of("SUBSCRIPTION")
 # A key of a partitioned table and an index that is attached further down lock each other out, where
 # several workers make them (17.10: it knows of no locks on partitions). So keys come when all
@@ -5555,7 +5582,10 @@ class Archive:
         self.pg_restore = pg_restore_for(head.get("Dumped by pg_dump version", ""))
         self.server = major_version(head.get("Dumped from database version", ""))
         self.format = head.get("Dump Version", "")
-        self.entries: list[str] = re.findall(r"(?m)^\d+; \d+ \d+ .*$", contents)
+        self.tar = head.get("Format") == "TAR"
+        # But for statistics (pg_dump 18 --statistics), which an older server does not know: we
+        # make them anew.
+        self.entries: list[str] = re.findall(r"(?m)^\d+; (?!0 0 STATISTICS DATA )\d+ .*$", contents)
         self.tables = len(re.findall(TABLES, contents))  # whose rows it has
         # Entries without which a database was made, as an extension was refused; why, a line each.
         self.refused = dict[str, str]()
@@ -6567,28 +6597,31 @@ def apart(entries: list[str], alone: set[str], archive: Archive | None = None) -
 
 def restore_last(
     parts: Sequence[tuple[str, list[str]]], restore_part: Callable[..., None], options: str
-) -> dict[str, str]:
+) -> Amiss:
     """Restore what a database is whole without; the entries that were refused, a line each.
 
-    parts: entries, each with the option by which they are tried all at once. Where that fails, each
-    is tried by itself; a view is filled once more then. None is any more where the server has no
-    room.
+    parts: entries, each with the option by which they are tried all at once. Those that are refused
+    are tried once more, each by itself. None is any more where the server has no room.
     """
-    left, full = dict[str, str](), ""
+    left, full = Amiss(), ""
     for how, entries in parts:
-        try:
+        again, amiss = entries, Amiss()
+        with suppress(Failure):
             require(not full, full)
             if entries:
-                restore_part(entries, how, options=options)
-        except Failure:
-            for entry in entries:
-                try:
-                    require(not full, full)
-                    restore_part([entry], options=options)
-                except Failure as error:
-                    left[entry] = f"{entry_for_people(entry)}: {error}"
-                    if NO_ROOM.search(str(error)):
-                        full = "not tried, as the server has no room"
+                restore_part(entries, how, options=options, amiss=amiss)
+            again = [entry for entry in entries if entry in amiss or UNNAMED in amiss]
+        for entry in again:
+            amiss = Amiss()
+            try:
+                require(not full, full)
+                restore_part([entry], options=options, amiss=amiss)
+            except Failure as error:
+                amiss = amiss or {entry: f"{entry_for_people(entry)}: {error}"}
+                if NO_ROOM.search(str(error)):
+                    full = "not tried, as the server has no room"
+            if amiss:
+                left[entry] = "; ".join(amiss.values())
     return left
 
 
@@ -6615,6 +6648,7 @@ FAILED = re.compile(
 )
 LONGEST_LINE = 400  # characters of a message
 MOST_REFUSED = 1000  # are named
+NOT_BEGUN = " (COPY)"  # ends the line of rows whose table is not there
 UNNAMED = "; 0 0 what it does not name -"
 
 
@@ -6642,11 +6676,11 @@ class Refusals:
             for line in lines:
                 self.note(line.decode("utf-8", "replace").strip())
 
-    def all_of(self, said: str) -> Amiss:
-        """All of them, at least one, when pg_restore has ended; it SAID how."""
+    def complete(self, said: str) -> None:
+        """Note all of them, at least one, when pg_restore has ended; it SAID how."""
         self.look()
         cut_off = {entry: entry_for_people(entry) for entry in self.next}
-        return cut_off | self.lines or {UNNAMED: said}
+        self.lines = cut_off | self.lines or {UNNAMED: said}
 
     def note(self, line: str) -> None:
         """Note what a line says. Others are a statement's, or the server's, perhaps about a row."""
@@ -6657,15 +6691,17 @@ class Refusals:
             if self.next:
                 self.entry = self.next.pop(0)
             said, name = redacted(error[1]), entry_for_people(self.entry)
+            told = f"{name}: {without_values(said[:LONGEST_LINE])}"
+            self.lines.setdefault(self.entry, told)  # its owner's is another
             if USELESS.search(re.sub('"[^"]*"', "", said)):
-                raise ServerLacks(f"{name}: {said}; it was stopped there")
-            said = VALUE.sub(r"\1…", said[:LONGEST_LINE])
-            self.lines.setdefault(self.entry, f"{name}: {said}")  # its owner's is another
+                raise ServerLacks(f"{told}; it was stopped there", self.entry)
         elif (
             line.startswith("Command was: SET transaction_timeout")  # none before 17 has that
             and "transaction_timeout" in self.lines.get(self.entry, "")  # not another refusal
         ):
             del self.lines[self.entry]
+        elif line.startswith("Command was: COPY ") and self.entry in self.lines:
+            self.lines[self.entry] += NOT_BEGUN
 
 
 def watching(target: Database, total: int) -> Callable[[], None]:
@@ -6689,11 +6725,11 @@ def watching(target: Database, total: int) -> Callable[[], None]:
 
 
 def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[..., None]:
-    """What restores some of an archive's entries, as options of pg_restore say. It raises Failure.
+    """What restores some of an archive's entries, as options of pg_restore say.
 
-    pg_restore 17 and 18 set transaction_timeout on servers before 17, too, which is no reason to
-    stop. They count once that they could not; with workers once more, as they connect anew after
-    them, and theirs not at all (17.10 and 18.6, at 14 to 16, each of our passes).
+    pg_restore 17 and 18 set transaction_timeout on servers before 17, too. They count once that
+    they could not; with workers once more, as they connect anew after them, and theirs not at all
+    (17.10 and 18.6, at 14 to 16, each of our passes).
     """
     argv = ["pg_restore", f"--dbname={ALIVE}", "--no-password", "--verbose"]
     known = archive.pg_restore >= 17 and "transaction_timeout" not in target.options
@@ -6705,15 +6741,12 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
         on = target.options.replace("event_triggers=off", "event_triggers=on")
         target = target._replace(options=on)
 
-    def restore_part(
-        entries: Iterable[str], *how: str, options: str = "", amiss: Amiss | None = None
-    ) -> None:
+    def restore_part(entries: Iterable[str], *how: str, amiss: Amiss, options: str = "") -> None:
         """Restore these, as HOW says; options: of libpq.
 
-        amiss: if it is to go on after what the server refuses, that is added here. Then it raises
-        ServerLacks where that is of no use.
+        amiss: what the server refuses is added here. Raises ServerLacks where to go on after that
+        is of no use.
         """
-        stops = [] if known or amiss is not None else ["--exit-on-error"]
         times = 2 if f"--jobs={jobs}" in how and jobs > 1 else 1
         options = f"{UNHINDERED} {settings} {options}"
         with listing(entries) as chosen, tempfile.TemporaryFile() as errors:
@@ -6724,18 +6757,19 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
                 tick()
                 refusals.look()
 
-            what = [*argv, *stops, *how, chosen, *archive.options, archive.path]
-            # Where there is no room, three workers had failed 200 times within a second.
-            watch, pause = (tick, 1.0) if amiss is None else (look, 0.03)
-            try:
-                run("Restoring", what, target, options, tick=watch, errors=errors, slowest=pause)
+            what = [*argv, *how, chosen, *archive.options, archive.path]
+            try:  # where there is no room, three workers had failed 200 times within a second
+                run("Restoring", what, target, options, tick=look, errors=errors, slowest=0.03)
             except Failure as error:
                 ignored = str(error).rpartition("errors ignored on restore: ")[2]
                 if known and ignored == str(times):
-                    return
-                if amiss is None or not ignored.isdecimal():
+                    refusals.lines.clear()
+                elif ignored.isdecimal():
+                    refusals.complete(str(error))
+                else:
                     raise
-                amiss |= refusals.all_of(str(error))
+            finally:
+                amiss |= refusals.lines
 
     return restore_part
 
@@ -6748,36 +6782,45 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
 
 
 def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None]) -> None:
-    """Take from AMISS what is not refused once more: it took what came after it in ENTRIES.
+    """Take from AMISS what is not refused any more: it took what came after it in ENTRIES.
 
-    Workers do not know all that a function takes. Not tried are rows that triggers would see, and
-    what may be there in part: inserted rows, large objects.
+    Workers do not know all that a function takes. Not tried are rows that their table's triggers
+    would see, a partitioned one's perhaps, and what may be there in part: inserted rows, large
+    objects.
     """
-    seen, still = any(map(ON_ROWS.match, entries)), Amiss()
+    seen, still = "", Amiss()
+    if any(map(ON_ROWS.match, entries)):
+        seen = "\n".join(filter(SEES.match, entries))
     tried = [entry for entry in entries if entry in amiss]
     for entry in filter(DATA.match, [*tried]):
-        if seen or ": COPY failed for " not in amiss[entry]:
+        table = re.escape(entry.partition(" TABLE DATA ")[2].rpartition(" ")[0])
+        # Where it was not there it has no triggers yet, but a partitioned one's.
+        kinds = "CH" if amiss[entry].endswith(NOT_BEGUN) else "ER|CH"
+        empty = re.search(r": COPY failed for | \(COPY\)$", amiss[entry])
+        if not empty or re.search(f"({kinds}) {table} ", seen):
             tried.remove(entry)
     if tried:
         restore_part(tried, amiss=still)
-    if UNNAMED not in still:
-        for entry in {*tried} - {*still}:
+    if UNNAMED not in still and (done := {*tried} - {*still}):
+        amiss |= still
+        for entry in done:
             del amiss[entry]
+        try_again(entries, amiss, restore_part)  # they may be what others took
 
 
 def rebuild(
     target: Database,
     archive: Archive,
     jobs: int,
-    amiss: Amiss | None = None,
+    amiss: Amiss,
     complete: bool = False,
     keep: bool = False,
-) -> list[str]:
+) -> Amiss:
     """Restore an archive into a new database, with so many jobs at once. Raises Failure.
 
-    What it is whole without, and was refused, a line each; complete: that raises Failure, too.
-    amiss: gets the entries that it is not whole without, and were refused, with a line each; None:
-    that raises Failure. keep: an extension that the server lacks is among these.
+    What it is whole without, and was refused, a line each. amiss: gets the entries that it is not
+    whole without, and were refused, likewise. complete: either raises Failure. keep: an extension
+    that the server lacks is among the latter.
 
     After a kill -9 of ours its workers, if there are several, end the table or index that they are
     at; the database is never named then.
@@ -6787,27 +6830,29 @@ def rebuild(
     go_on = functools.partial(restore_part, amiss=amiss)
     without, unsure = refused(target, archive, amiss if keep else None)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
-    require(not complete or not left, "; ".join(left.values()))
+    require(not complete or not left, in_one(left.values()))
 
     wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
     first, refreshes, rest = divided(wanted, unsure)
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, go_on)
+        first = list(itertools.filterfalse(timescale.late.__contains__, first))
     else:
         alone = of_extensions(first)
         for part in apart(first, alone, archive):
             go_on(part, many if alone.isdisjoint(part) else "--jobs=1")
-        try_again(first, amiss or {}, restore_part)
+    try_again(first, amiss, restore_part)
     # From here on a crash of the server may be one line of several: nothing gets lost by it.
     psql(target, "Waiting for the server's disk", FLUSH, options=LASTING)
     parts = [(many, refreshes), ("--single-transaction", rest)]
     left |= restore_last(parts, restore_part, LASTING + (ALL_ROWS if timescale else ""))
-    require(not complete or not left, "; ".join(left.values()))
+    lost = amiss | left
+    require(not complete or not lost, in_one(lost.values()))
     if without and not amiss:
         archive.refused = left
 
     warn_of_subscriptions(target, rest)
-    return list(left.values())
+    return left
 
 
 def warn_of_subscriptions(target: Database, entries: Iterable[str]) -> None:
@@ -6851,7 +6896,10 @@ def restore_timescaledb(
 
     adopted = JOBS if timescale.adopted else re.compile("$")
     catalog = itertools.filterfalse(adopted.match, entries)
-    restore_part(catalog, "--section=data", *OF_CATALOG, amiss=None)  # without it all is nothing
+    lost = Amiss()
+    restore_part(catalog, "--section=data", *OF_CATALOG, amiss=lost)
+    if lost:  # without it all is nothing
+        raise ServerLacks(in_one(lost.values()), next(iter(lost)))
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
     psql(target, step, NUMBER_TABLESPACES, options=PUBLIC)
@@ -6896,7 +6944,7 @@ def for_each(target: Database, step: str, sql: str, **more: Any) -> tuple[int, l
     """
     told = read_json(target, step, ANSWERS, timeout=FOREVER, first=sql, **more)
     answers = json.loads(bytes.fromhex(told["answers"]).decode("utf-8", "surrogateescape"))
-    return told["size"], [(*whole, VALUE.sub(r"\1…", why)) for *whole, why in answers]
+    return told["size"], [(*whole, without_values(why)) for *whole, why in answers]
 
 
 @contextmanager
@@ -7616,6 +7664,8 @@ def restore(s: Settings, options: Options) -> int:
         source = obtain(s, options, hub, cluster, file, steps)
         archive = source.archive
         archive.choose(options.table)
+        if archive.tar:  # which pg_restore reads with one alone
+            options.jobs = 1
         left, unmade = list[str](), list[str]()
         if source.roles:
             unmade = make_roles(hub, source.roles)
@@ -7625,15 +7675,15 @@ def restore(s: Settings, options: Options) -> int:
             create = creation(cluster, archive, options.locale)
             made = new_database(hub, new.scratch, create, options.keep)
             with made, steps.timed("restore"):
-                amiss = None if options.only_complete else new.amiss
-                left += rebuild(
+                lines = rebuild(
                     hub.named(new.scratch),
                     archive,
                     options.jobs,
-                    amiss,
+                    new.amiss,
                     options.only_complete,
                     options.keep,
                 )
+                left += lines.values()
             # From here on nothing drops it.
             finish_restore(new, source, copied, options, steps, left)
     return 1 if left or unmade else 0
@@ -7750,7 +7800,7 @@ def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dic
     left, counted = restore_scratch(s3.s, archive, copied, steps)
     yield {"database_size": counted.size, "rows": counted.rows, "compared": counted.compared}
     steps.current = "count"
-    require(not counted.different, excerpt(os.fsencode("; ".join(counted.different))))
+    require(not counted.different, in_one(counted.different))
     unproven += [*left, *counted.missed, *not_restored(archive, counted)]
     yield {"verdict": f"restored, {'not all of it' if left else counted.verdict()}"}
 
@@ -7817,27 +7867,23 @@ def once_more(lines: Iterable[bytes], rows: bool) -> Iterator[bytes]:
             break
 
 
-def sqlstate(target: Database, archive: Archive, said: str) -> str:
-    """By which SQLSTATE an entry is refused once more, the first that pg_restore said it failed at.
+def sqlstate(target: Database, archive: Archive, entry: str) -> str:
+    """By which SQLSTATE an entry is refused once more.
 
     pg_restore tells none, and the server's words may be in any language. "": it is not refused, it
     is too long, or there is no connection.
     """
-    failed = re.findall(r"pg_restore: from TOC entry (\d+);", said)[:1]
-    entries = [entry for entry in archive.entries if number_of(entry) in failed]
-    if not entries:
-        return ""
     # With a warning for each row psql would wait for who reads them, as we do for it to read rows.
     options = f"{UNHINDERED} -c client_min_messages=error -c standard_conforming_strings=on"
     env = environment(target, f"{options} {decisive_settings(target, archive)}")
-    with listing(entries) as chosen:
+    with listing([entry]) as chosen:
         argv = ["pg_restore", "-f-", chosen, *archive.options, archive.path]
         source: Any = start(argv, environment(None))
         argv = [*PSQL, "-vVERBOSITY=sqlstate"]
         reader: Any = start(argv, env, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             with suppress(BrokenPipeError), reader.stdin as pipe:
-                pipe.writelines(once_more(source.stdout, bool(DATA.match(entries[0]))))
+                pipe.writelines(once_more(source.stdout, bool(DATA.match(entry))))
             told = reader.stdout.read()
         finally:
             stop(source, signal.SIGKILL)
@@ -7859,21 +7905,29 @@ def restore_scratch(
     create = f"{creation(cluster, archive)} CONNECTION LIMIT {s.mark}"
     with new_database(hub, scratch.name, create):
         with steps.timed("restore"):
+            amiss = Amiss()
             try:
-                left = rebuild(scratch, archive, 1)
+                left = rebuild(scratch, archive, 1, amiss)
+                entry, said = next(iter(amiss), ""), in_one(amiss.values())
+            except ServerLacks as error:
+                entry, said = error.entry, str(error)
             except Failure as error:
-                state = sqlstate(scratch, archive, str(error))
-                if BACKUPS_FAULT.match(state) and cluster.major >= archive.server:
-                    raise
                 raise ServerLacks(str(error)) from None
-            lacking = [each for each in left if WANTING.match(sqlstate(scratch, archive, each))]
+            if said:
+                state = sqlstate(scratch, archive, entry)
+                if BACKUPS_FAULT.match(state) and cluster.major >= archive.server:
+                    raise Failure(said)
+                raise ServerLacks(said)
+            lacking = [
+                left[each] for each in left if WANTING.match(sqlstate(scratch, archive, each))
+            ]
         with steps.timed("count"):
             counted = count_rows(scratch, archive, copied)
         lacking += filter(UNCOUNTED.search, counted.missed)
         if counted.size is None or lacking:
-            raise ServerLacks("; ".join(lacking or counted.missed))
+            raise ServerLacks(in_one(lacking or counted.missed))
     drop(hub, scratch.name)
-    return left, counted
+    return [*left.values()], counted
 
 
 NOTED = 30  # tables whose rows are noted, those with most: all noted have to be read at once
@@ -8740,14 +8794,14 @@ encrypted one takes AGE_IDENTITY_FILE, and room for both on BACKUP_PATH. In this
   2. It makes a database restore_NUMBER, where only superusers and its owner may connect, and
      restores into that. A line of the log each 30 seconds, or a bar, has its size, and what part
      that is of the size at backup time, where the backup tells it. After what the server refuses of
-     the archive it goes on, and tries that once more at the end, but not with TimescaleDB, nor rows
-     that triggers would see. What is refused for good is named, a line each, up to 1000. Then it is
+     the archive it goes on, and tries that once more at the end, but not rows that triggers of
+     their table would see. What is refused for good is named, a line each, up to 1000. Then it is
      not whole: step 3 is done, TimescaleDB's jobs are switched off, it stays as restore_NUMBER, and
      the statements that name, swap or drop it are printed. A whole database, too, does without what
      is refused of these: event triggers, publications, subscriptions (they are restored disabled),
      the filling of materialized views, and extensions that one database alone can have (pg_cron),
-     with what depends on them. With --only-complete the first refusal of any is the end, and it is
-     dropped. So it is where the server has no room or memory, goes away, or lacks an extension, and
+     with what depends on them. With --only-complete it is dropped when any of this is refused for
+     good. So it is where the server has no room or memory, goes away, or lacks an extension, and
      where this is stopped, but for --keep, which goes on without such an extension. After kill -9
      or a power failure drop it yourself: DROP DATABASE restore_NUMBER WITH (FORCE). Then
      pg_restore's workers, if there were several, still end the table or index that they are at.
@@ -8872,7 +8926,7 @@ restore|restore latest --database sensors_restored|restore a backup into a new d
   --pause-jobs||leave TimescaleDB's jobs off, also users' own, and print what switches them on
   --replace||take the name of a database that holds something; that stays, as before_restore_…
   --keep||keep, as restore_…, also what is stopped, or lacks an extension
-  --only-complete||all or nothing: stop at the first refusal, and drop it
+  --only-complete||all or nothing: drop it if anything is refused for good
 """
 # Of what follows them: how argparse is told that it is more than a text.
 FOLLOWING: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,27 @@ def test_a_listing_that_does_not_go_on_is_a_clear_failure(scene: Scene, meddler:
     meddler.reply(rb"^GET \S*list-type", http_reply("200 OK", page), 300)
     assert f"127.0.0.1:{meddler.port}" in scene.failure(**through(meddler, 0.01))
     assert meddler.seen(rb"^GET \S*list-type") < 10 and not scene.files()
+
+
+def test_a_listing_that_begins_where_the_last_one_ended_has_no_backup_twice(
+        scene: Scene, meddler: Proxy) -> None:
+    def page(asked: bytes) -> Iterator[bytes]:
+        after = re.findall(r"start-after=([^& ]*)|$", asked.decode())[0].replace("%2F", "/")
+        listed = scene.s3_client.list_objects_v2(Bucket="backup", Prefix=f"{scene.prefix}/b")
+        left = [item for item in listed["Contents"] if item["Key"] >= after]
+        each = "<Contents><Key>{Key}</Key><Size>{Size}</Size><ETag>{ETag}</ETag></Contents>"
+        items = "".join(map(each.format_map, left[:2]))
+        more = str(len(left) > 2).lower()
+        yield http_reply("200 OK", f"<ListBucketResult><IsTruncated>{more}</IsTruncated>{items}"
+                         "</ListBucketResult>".encode())
+
+    off = {"BACKUP_ROLES": "off"}
+    made = [scene.backup(**off)["filename"] for _ in range(3)]
+    meddler.reply(rb"^GET \S*list-type", page, 300)
+    rows = json.loads(scene.run("list", "--json", **through(meddler)).stdout)
+    assert [row["name"] for row in rows] == made[::-1]
+    made.append(scene.backup(FULL_BACKUPS="2", **off, **through(meddler))["filename"])
+    assert sorted(scene.objects()) == made[2:]
 
 
 def test_an_object_that_answers_400_stays_and_does_not_fail_a_backup(

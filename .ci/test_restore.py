@@ -424,6 +424,15 @@ def test_postgresql_15_is_restored_and_verified_by_its_own_programs_and_by_newer
             assert all(old.sql("SELECT count(*) FROM t", name) == "500" for name in made)
 
 
+def test_a_tar_archive_that_only_one_job_can_read_is_restored(
+        scene: Scene, new: str, tmp_path: Path) -> None:
+    scene.sql("SELECT lo_from_bytea(0, 'large'); CREATE TABLE \"o\n/d\" AS SELECT 1 AS one")
+    (tmp_path / "a").write_bytes(archive(scene, "-Ft"))
+    ran = restored(scene, "--file", str(tmp_path / "a"), "--database", new, "--jobs", "3")
+    assert "row for row in number." in ran.stdout
+    same_databases(scene, new)
+
+
 @pytest.mark.parametrize("how", ["metadata", "none", "--file"])
 def test_a_pg_restore_older_than_the_dump_is_refused(
         scene: Scene, new: str, tmp_path: Path, how: str) -> None:
