@@ -333,10 +333,10 @@ def columns() -> int:
 
 def short_size(size: float) -> str:
     """Bytes as people read them, in powers of 1024: "27.7M"."""
-    units = iter("BKMGTP")
-    unit = next(units)
-    while size >= 1023.5 and unit != "P":
-        size, unit = size / 1024, next(units)
+    for unit in "BKMGTP":
+        if size < 1023.5 or unit == "P":
+            break
+        size /= 1024
     digits = 1 if size < 99.5 else 0
     return f"{size:.{digits}f}".removesuffix(".0") + unit
 
@@ -368,8 +368,8 @@ def progress(what: str, total: int) -> Callable[[int], None]:
         nonlocal shown
         now = time.monotonic()
         part = 100 * done // total if 0 < done <= total else None
-        left = (total / done - 1) * (now - begun) if part is not None else 0.0
         speed = done / (now - begun + 0.001)
+        left = (total - done) / speed if part is not None else 0.0
         if on_terminal():
             with suppress(OSError):
                 write(2, "\r\x1b[K" + bar(what, done, total, part, left, speed))
@@ -377,8 +377,8 @@ def progress(what: str, total: int) -> Callable[[int], None]:
             shown = now
             more = {"Size": f"{done} bytes", "Rate": f"{speed / MIB:.1f} MiB/s"}
             if part is not None:
-                about = {"Of": f"about {total} bytes", "Done": f"{part} %"}
-                more |= about | {"Left": f"about {left:.0f} seconds"}
+                more |= {"Of": f"about {total} bytes", "Done": f"{part} %"}
+                more["Left"] = f"about {left:.0f} seconds"
             log("info", what, **more)
 
     return show
