@@ -2440,12 +2440,10 @@ class Dump:
         with suppress(FileNotFoundError):
             os.unlink(draft)  # of a crash, or a link to elsewhere
         with placing(draft), open(draft, "x", encoding="utf-8") as file:
-            print(json.dumps(known), file=file, flush=True)
-            os.fsync(file.fileno())
+            file.write(json.dumps(known))
+        flush(draft)
         os.rename(draft, self.journal)
-        opened = os.open(folder, os.O_RDONLY)
-        os.fsync(opened)
-        os.close(opened)
+        flush(folder)
         vars(self).update(changes)
 
     def remove(self, *more: str) -> None:
@@ -3315,9 +3313,11 @@ def read_contents(dump: Dump) -> list[tuple[str, str]]:
 
 
 def flush(path: str) -> None:
-    """Have a file on the disk. Raises OSError."""
-    with placing(path), open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Have a file, or a folder's names, on the disk. Raises OSError."""
+    with placing(path):
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
 
 
 def seal(server: Server, dump: Dump, took: int, tables: int) -> None:
