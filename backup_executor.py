@@ -1420,22 +1420,20 @@ class S3:
     def call(
         self,
         verb: str,
-        patience: float | None = None,
+        patience: float = FOREVER,
         take: Any = small_object,
         **arguments: Any,
     ) -> Any:
         """Make one request; repeat it, with growing pauses, while that can help.
 
         verb: a method of boto3's client, for example "head_object".
-        patience: seconds after which no further attempt begins.
+        patience: seconds after which no further attempt begins, if they are fewer than our own.
         take: reads an answer that has a body, anew for each attempt; what it returns is returned.
 
         Returns boto3's answer, or what TAKE made of it. Raises S3Failure; Failure where a file of
         ours could not be read or written, which is no fault of S3 and is not repeated.
         """
-        if patience is None:
-            patience = self.patience
-        end = time.monotonic() + patience * TIME_SCALE
+        end = time.monotonic() + min(patience, self.patience) * TIME_SCALE
         large = "PartNumber" in arguments or "Range" in arguments
         limit = time_limit(TRANSFER_SECONDS if large else REQUEST_SECONDS)
         attempt = functools.partial(self.attempt, verb, take, arguments)
@@ -1511,15 +1509,15 @@ class S3:
             hint = f"{hint}; {REMEDIES['SSLError']}".removeprefix("; ")
         return hint
 
-    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> Any:
+    def put(self, key: str, data: bytes, **more: Any) -> Any:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects.
 
-        more: arguments of PutObject, whose answer is returned.
+        more: what else `call` takes, whose answer is returned.
         """
         md5 = content_md5(hashlib.md5(data, usedforsecurity=False).digest())
-        return self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
+        return self.call("put_object", Key=key, Body=data, ContentMD5=md5, **more)
 
-    def delete(self, key: str, version: str, patience: float | None = None) -> str:
+    def delete(self, key: str, version: str, patience: float = FOREVER) -> str:
         """Remove an object; "", or why what it held is not gone for good. Raises S3Failure.
 
         version: its VersionId, as S3 answered it; "" where it did not. Without it, or where that
@@ -1535,7 +1533,7 @@ class S3:
         over = gone.get("DeleteMarker") and (version or gone.get("VersionId") != "null")
         return HIDDEN if over else ""  # a marker that is "null" took the place of what was "null"
 
-    def head(self, key: str, patience: float | None = None) -> Any:
+    def head(self, key: str, patience: float = FOREVER) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
             found = self.call("head_object", patience, Key=key)
@@ -1637,11 +1635,11 @@ class S3:
         known = (self.index | self.seen).values()
         text = "".join(f"{json.dumps([*each.facts, each.metadata])}\n" for each in known)
         try:
-            self.put(self.key(INDEX), text.encode(), 0)
+            self.put(self.key(INDEX), text.encode(), patience=0)
         except Failure as error:
             log("warning", "Cannot write the index of the backups", Error=error)
 
-    def confirmed(self, known: Backup, patience: float | None = None) -> Backup:
+    def confirmed(self, known: Backup, patience: float = FOREVER) -> Backup:
         """A backup that is to go, as HeadObject shows it now. patience: as of `call`.
 
         One that it has shown already is not asked for again, unless the bucket keeps versions:
@@ -2042,7 +2040,7 @@ def why_gone(old: Backup) -> str:
     return "proven, but none of those that are to be kept" + (f"; {until} is over" if until else "")
 
 
-def remove(s3: S3, old: Backup, patience: float | None) -> str:
+def remove(s3: S3, old: Backup, patience: float) -> str:
     """Remove a backup, with a line in the log; "", or why it is not gone for good.
 
     One that is locked is not even hidden: so a later backup finds and removes it when it may.
@@ -2064,7 +2062,7 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
     KEPT, why which is kept, has what is not gone for good then.
     """
     gone = []
-    patience: float | None = None
+    patience = FOREVER
     for old in backups:
         try:
             still = remove(s3, old, patience)
@@ -2198,7 +2196,7 @@ def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
     s3.verdicts, key = "", s3.key("verified.json")
     with allowing(404):
         s3.verdicts, text = s3.call(
-            "get_object", None, lambda it: (plain_etag(it), small_object(it)), Key=key
+            "get_object", FOREVER, lambda it: (plain_etag(it), small_object(it)), Key=key
         )
     try:
         for name, was in json.loads(text).items():
@@ -3567,7 +3565,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
         if time.monotonic() > end:
             break
         try:
-            s3.put(name, data, 0, Metadata=metadata, **condition)
+            s3.put(name, data, patience=0, Metadata=metadata, **condition)
             dump.save(taken=name)
         except S3Failure as error:
             why = error
@@ -3622,7 +3620,7 @@ def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
     return sha256.hexdigest()
 
 
-def abort(s3: S3, dump: Dump, patience: float | None = None) -> None:
+def abort(s3: S3, dump: Dump, patience: float = FOREVER) -> None:
     """Have S3 forget the parts of an upload that was begun and not completed. Raises Failure."""
     if dump.upload:
         with allowing(400, 403, 404, 405, 501):  # some servers know no such request
@@ -3679,7 +3677,7 @@ def send_part(s3: S3, dump: Dump, upload: Mapping[str, str], start: int, end: in
             md5.update(data)
         checksum = content_md5(md5.digest())
         answer = s3.call(
-            "upload_part", None, **upload, PartNumber=number, Body=part, ContentMD5=checksum
+            "upload_part", FOREVER, **upload, PartNumber=number, Body=part, ContentMD5=checksum
         )
     return Sent(answer["ETag"], md5.digest())
 
@@ -8297,7 +8295,7 @@ def check_bucket(now: Checking) -> Lines:
         yield "warn", f"{s3.where}: there is no such bucket; the first backup makes it"
         return
     try:  # S3 tells the version "null" of what is there, not of what is put
-        made, data = s3.call("get_object", None, lambda it: (it, small_object(it)), Key=key)
+        made, data = s3.call("get_object", FOREVER, lambda it: (it, small_object(it)), Key=key)
         listed = s3.call("list_objects_v2", Prefix=key).get("Contents")
     finally:
         still = s3.delete(key, made.get("VersionId", ""))
