@@ -309,7 +309,7 @@ def log(level: str, message: str, **fields: object) -> None:
     more = "".join(f" {name}={quoted(told[name])}" for name in told)
     with suppress(OSError):
         if CHILD in os.environ and level != "debug":
-            write(1, f"#{json.dumps([level, text, told])}\n")
+            write(1, f"#{json.dumps([level, text + more, text, told])}\n")
         if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
             if os.isatty(2):
@@ -4208,11 +4208,10 @@ class Job:
             if not line.startswith(b"#"):
                 self.result += line + b"\n"
                 continue
-            level, text, fields = json.loads(line[1:])
-            more = "".join(f" {name}={quoted(fields[name])}" for name in fields)
-            self.news.append(text + more)
+            level, said, text, fields = json.loads(line[1:])
+            self.news.append(said)
             if level == "error":
-                self.errors.append(text + more)
+                self.errors.append(said)
             elif level == "info":
                 self.shown = {"phase": text, **fields}
         return not data and self.child.wait() is not None
