@@ -181,6 +181,11 @@ def time_limit(seconds: float) -> float:
     return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
 
 
+def later(seconds: float) -> float:
+    """What the monotonic clock shows in so many seconds, as BACKUP_TIME_SCALE has it."""
+    return time.monotonic() + seconds * TIME_SCALE
+
+
 def behind(work: Action) -> threading.Thread:
     """Start a thread, which ends with us. Raises RuntimeError where there is none to be had.
 
@@ -1433,7 +1438,7 @@ class S3:
         Returns boto3's answer, or what TAKE made of it. Raises S3Failure; Failure where a file of
         ours could not be read or written, which is no fault of S3 and is not repeated.
         """
-        end = time.monotonic() + min(patience, self.patience) * TIME_SCALE
+        end = later(min(patience, self.patience))
         large = "PartNumber" in arguments or "Range" in arguments
         limit = time_limit(TRANSFER_SECONDS if large else REQUEST_SECONDS)
         attempt = functools.partial(self.attempt, verb, take, arguments)
@@ -2853,7 +2858,7 @@ class Window:
         self, what: str, query: str, patience: float = 0, tick: Action | None = None
     ) -> Catalog:
         """The catalog as it is now; asked for again for so many seconds. Raises Failure."""
-        end = time.monotonic() + patience * TIME_SCALE
+        end = later(patience)
         pauses = backoff()
         while True:
             try:
@@ -2869,13 +2874,12 @@ class Window:
         tick: as for `run`, while the server answers. One that does not is asked again later, at
         last by `end`.
         """
-        now = time.monotonic()
-        if now < self.next_look:
+        if time.monotonic() < self.next_look:
             return False
         try:
             if not self.locked:
                 return self.look_for_locks(tick)
-            self.next_look = now + 10 * TIME_SCALE
+            self.next_look = later(10)
             self.compare_schemas(self.read("schemas", READ_SCHEMAS, tick=tick))
         except Failure as error:
             if error.again:
@@ -3502,7 +3506,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
-        end = min(end, time.monotonic() + s3.patience * TIME_SCALE)
+        end = min(end, later(s3.patience))
         time.sleep(next(pauses))
 
 
@@ -3553,7 +3557,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
     data = dump.roles_sql.encode()
     metadata = {**metadata_of(dump), "sha256": dump.roles_sha256}
     condition = {"IfNoneMatch": "*"}
-    end, why = time.monotonic() + s3.patience * TIME_SCALE, S3Failure("S3 has nothing there")
+    end, why = later(s3.patience), S3Failure("S3 has nothing there")
     for pause in itertools.chain([0.0], backoff()):
         head = s3.head(name)
         if head:
@@ -4302,10 +4306,9 @@ class Executor:
 
     def due(self, what: str, seconds: float) -> bool:
         """True once in so many seconds."""
-        now = time.monotonic()
-        if now < self.times.get(what, 0):
+        if time.monotonic() < self.times.get(what, 0):
             return False
-        self.times[what] = now + seconds * TIME_SCALE
+        self.times[what] = later(seconds)
         return True
 
     def serve(self) -> None:
@@ -4538,7 +4541,7 @@ class Executor:
                 see_to_crons(self)  # which may ask to be called again
             except ColoniesFailure as error:
                 if error.status == 200 or error.status >= 500:  # a former cron may be gone: soon
-                    self.times["cron"] = time.monotonic() + 60 * TIME_SCALE
+                    self.times["cron"] = later(60)
                 raise
         if self.queue or self.assign(timeout=10):
             return
@@ -4670,7 +4673,7 @@ class Executor:
             if process.function == "backup":
                 often = "three times, at last "
                 if self.deaths[process.id] < DEATHS:
-                    self.times["again"] = time.monotonic() + TIME_SCALE
+                    self.times["again"] = later(1)
                     text = "It was killed, beginning it again"
                     log("warning", text, ProcessId=process.id, Signal=killer)
                     return
@@ -7271,7 +7274,7 @@ def name_database(new: Target, archive: Archive) -> None:
 
 def name_patiently(new: Target, query: str) -> None:
     """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
-    end, told = time.monotonic() + 60 * TIME_SCALE, None
+    end, told = later(60), None
     for pause in backoff():
         over, staying = time.monotonic() > end, None
         try:
