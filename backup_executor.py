@@ -4745,7 +4745,8 @@ class Cron(NamedTuple):
     expression: str  # when, seconds first
     names: list[str]  # of the executors that may take its processes (2026); none: any of the type
     ids: list[str]  # likewise (2023)
-    more: list[object]  # its processes' `maxwaittime`, in seconds, and label; 0 and "": not told
+    wait: object  # its processes' `maxwaittime`, in seconds; 0: not told
+    label: object  # of its processes; "": not told
 
 
 def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -4772,10 +4773,10 @@ def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
             names = [str(x) for x in whom.pop("executornames", [])]
             ids = [str(x) for x in whom.pop("executorids", [])]
             plain = {"funcname": function, "conditions": {"executortype": kind}}
-            more = [node.pop("maxwaittime", 0), node.pop("label", "")]
-            if function in FUNCTIONS and node == plain and (names or not any(more)):
+            wait, label = node.pop("maxwaittime", 0), node.pop("label", "")
+            if function in FUNCTIONS and node == plain and (names or not (wait or label)):
                 name, number, when = (str(cron[x]) for x in ("name", "cronid", "cronexpression"))
-                found.append(Cron(name, number, function, when, names, ids, more))
+                found.append(Cron(name, number, function, when, names, ids, wait, label))
     return sorted(found, key=lambda cron: cron[:3])
 
 
@@ -4811,12 +4812,11 @@ class Crons:
         ours = [x for x in members if x["executortype"] == us.type]
         # Those that are pending, or approved.
         self.others = {str(x["executorname"]) for x in ours if x["state"] in (0, 1)} - {us.name}
-        # Who was away at one look only may be starting again.
-        now = time.monotonic()
+        self.wait = int(us.s.backup_max_wait * 3600)
         # 2023 knows no labels.
-        label = "" if "updateexecutormsg" in us.unknown else us.s.db_database
-        self.more = [int(us.s.backup_max_wait * 3600), label]
-        self.alone = not self.others and us.alone_since + 60 * TIME_SCALE <= now
+        self.label = "" if "updateexecutormsg" in us.unknown else us.s.db_database
+        # Who was away at one look only may be starting again.
+        self.alone = not self.others and us.alone_since <= later(-60)
 
     def odd(self) -> list[str]:
         """What to tell of crons by which a database among several may get no backup."""
@@ -4877,7 +4877,7 @@ class Crons:
         for cron in self.made(function, name):
             if not self.is_ours(cron, name):
                 theirs.append(cron)
-            elif not right and cron[3:] == (wanted, [us.name], [us.id], self.more):
+            elif not right and cron[3:] == (wanted, [us.name], [us.id], self.wait, self.label):
                 right.append(cron)
             else:
                 outdated.append(cron)
@@ -4897,12 +4897,21 @@ class Crons:
         """
         us = self.us
         whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
-        node: dict[str, Any] = {"nodename": function, "funcname": function}
-        node |= {"conditions": whom | us.colony}
-        node["maxwaittime"], node["label"] = self.more
+        node = {
+            "nodename": function,
+            "funcname": function,
+            "conditions": whom | us.colony,
+            "maxwaittime": self.wait,
+            "label": self.label,
+        }
         workflow = json.dumps({"functionspecs": [node], **us.colony})
-        cron = {"cronexpression": wanted, "interval": -1, "random": False, **us.colony}
-        cron["workflowspec"] = workflow
+        cron = {
+            "cronexpression": wanted,
+            "workflowspec": workflow,
+            "interval": -1,
+            "random": False,
+            **us.colony,
+        }
         for called in (name, f"{name}-{us.name}"):
             try:
                 us.call("addcronmsg", cron=cron | {"name": called})
