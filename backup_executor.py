@@ -1884,25 +1884,26 @@ def reasons(
 ) -> Iterator[tuple[Backup, str]]:
     """Those of a database's proven backups that stay, and why; some for several reasons."""
     judged = judge(ours, verdicts, keep.newest, now)
-    good, bad, proofs = list[Backup](), list[Backup](), dict[bool, Backup]()
+    sorts: dict[bool, list[Backup]] = {False: [], True: []}  # the good ones, the doubtful ones
+    proofs = dict[bool, Backup]()
     for backup in ours:
         why, is_bad = held(backup, now), backup.key in judged.doubts
         if why:
             yield backup, why
         else:
-            (bad if is_bad else good).append(backup)
+            sorts[is_bad].append(backup)
         if restored(backup, verdicts):
             proofs[is_bad] = backup
     newest = "newest" if any(keep[1:]) else "proven"
-    for sort, why in ((good, newest), (bad, DOUBTFUL)):
-        for backup in sort[-keep.newest :]:
+    for is_bad, why in ((False, newest), (True, DOUBTFUL)):
+        for backup in sorts[is_bad][-keep.newest :]:
             yield backup, why
     # The doubtful have places of their own, too: without the verdicts what was normal is doubtful.
-    for tier, sort in itertools.product(PERIODS, (good, bad)):
-        form = PERIODS[tier]
-        last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in sort}
-        for period in itertools.islice(reversed(last), getattr(keep, tier)):
-            yield last[period], f"{tier} {period}"
+    for tier, form in PERIODS.items():
+        for sort in sorts.values():
+            last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in sort}
+            for period in itertools.islice(reversed(last), getattr(keep, tier)):
+                yield last[period], f"{tier} {period}"
     for backup in judged.before:
         yield backup, "the last before a shrink that lasts"
     for backup in proofs.values():
