@@ -763,13 +763,11 @@ def completed(s: Settings) -> Settings:
     if endpoint and "://" not in endpoint:
         scheme = "https" if s.aws_s3_secure else "http"
         endpoint = f"{scheme}://{endpoint}"
-    alive = f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
-    name = f"backup-{os.uname().nodename}"
     return s._replace(
         aws_s3_endpoint=endpoint,
         aws_s3_prefix=s.aws_s3_prefix.strip("/"),
-        backup_alive_file=s.backup_alive_file or alive,
-        colonies_executor_name=s.colonies_executor_name or name,
+        backup_alive_file=s.backup_alive_file or f"{os.environ.get('TMPDIR') or '/tmp'}/alive",
+        colonies_executor_name=s.colonies_executor_name or f"backup-{os.uname().nodename}",
     )
 
 
@@ -784,7 +782,7 @@ def read_settings(
     wrong = dict[str, str]()
     for setting in SETTINGS:
         name = setting.name.lower()
-        values[name] = "?"
+        values[name] = "?"  # what is wrong is not missing
         try:
             values[name] = value_of(setting, environ)
         except OSError as error:
