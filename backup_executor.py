@@ -5043,23 +5043,26 @@ def survey(s: Settings) -> dict[str, Samples]:
     verdicts = verified(s3) or {}
     doubts = judge(ours, verdicts, s.full_backups, time.time()).doubts
     every = sum(map(len, whose.values()))
-    kinds: Samples = {
-        labels(kind="good"): len(ours) - len(doubts),
-        labels(kind="doubtful"): len(doubts),
-        labels(kind="unproven"): len(found) - every,
-        labels(kind="other"): every - len(ours),
+    facts: dict[str, Samples] = {
+        "backups": {
+            labels(kind="good"): len(ours) - len(doubts),
+            labels(kind="doubtful"): len(doubts),
+            labels(kind="unproven"): len(found) - every,
+            labels(kind="other"): every - len(ours),
+        }
     }
-    told: dict[str, int | None] = {"newest_timestamp_seconds": 0}
+    told: dict[str, int | None] = {
+        "newest_timestamp_seconds": 0,
+        "bucket_timestamp_seconds": int(time.time()),
+    }
     for newest in ours[-1:]:
-        told = {
+        told |= {
             "newest_timestamp_seconds": newest.seconds,
             "newest_size_bytes": newest.size,
             "newest_dump_seconds": number_in(newest.known, "exectime-backup"),
             "newest_doubtful": int(newest.key in doubts),
             "upload_seconds": upload_seconds(found).get(newest.key),
         }
-    told["bucket_timestamp_seconds"] = int(time.time())
-    facts: dict[str, Samples] = {"backups": kinds}
     for name, value in told.items():
         if value is not None:
             facts[name] = {"": value}
