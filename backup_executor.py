@@ -5227,10 +5227,9 @@ class Metrics:
         us = self.us
         job, info = us.job, {"version": __version__, "database": us.database, "executor": us.name}
         does = (job.process.function if job.process else "resume") if job else ""
-        functions = [*FUNCTIONS, "resume"]
         known = self.facts | {
             "info": {labels(**info): 1},
-            "running": {labels(function=name): int(name == does) for name in functions},
+            "running": {labels(function=x): int(x == does) for x in (*FUNCTIONS, "resume")},
             "colonies_reachable": {"": int(us.reachable)},
             "registered": {"": int(bool(us.joined))},
             "failures_total": {labels(function=name): us.failures[name] for name in FUNCTIONS},
