@@ -3963,7 +3963,7 @@ def own_key(owner: int, colony: str, name: str) -> int:
 MOST = 16 * MIB  # bytes of an answer; a process has 3/4 of that
 
 
-def beginning(raw: bytes) -> Any:
+def first_process(raw: bytes) -> Any:
     """What an answer beyond MOST tells of its first process, before what its submitter wrote.
 
     That is all that it takes to close it. Raises Failure where the answer has none.
@@ -4030,7 +4030,7 @@ class Colonies:
     def ask(self, key: int, within: float, kind: str, **fields: Any) -> Any:
         """Sign and send a message; the decoded answer, within so many seconds.
 
-        Of one beyond MOST it is the `beginning`.
+        Of one beyond MOST it is the `first_process`.
 
         Raises ColoniesFailure; its status is 0 also where something in between answers in its
         place.
@@ -4050,7 +4050,7 @@ class Colonies:
             status, raw = in_time(within, exchange)
             require(status // 100 != 3, "it redirects, which is not followed")
             if status == 200 and len(raw) > MOST:
-                return beginning(raw)
+                return first_process(raw)
             envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
             answer = json.loads(base64.b64decode(envelope["payload"]))
             if status == 200 and envelope["error"] is False:
