@@ -1199,6 +1199,11 @@ class Backup(NamedTuple):
     locked: str = ""  # until when Object Lock keeps that, in words; "" where it does not
 
     @property
+    def name(self) -> str:
+        """Its name, by which verdicts and later backups go."""
+        return os.path.basename(self.key)
+
+    @property
     def known(self) -> dict[str, str]:
         """Its metadata, as far as there are any."""
         return self.metadata or {}
@@ -1755,13 +1760,13 @@ def held(backup: Backup, now: float) -> str:
 
 def restored(backup: Backup, verdicts: Verdicts) -> bool:
     """Whether the last verify of a backup restored it."""
-    was = verdicts.get(os.path.basename(backup.key), {})
+    was = verdicts.get(backup.name, {})
     return str(was.get("verdict")).startswith("restored")
 
 
 def rows_of(backup: Backup, verdicts: Verdicts) -> Rows | None:
     """The rows of its largest tables, as a verify that restored it found them; None: not known."""
-    rows = verdicts.get(os.path.basename(backup.key), {}).get("rows")
+    rows = verdicts.get(backup.name, {}).get("rows")
     plain = isinstance(rows, dict) and all(isinstance(many, int) for many in rows.values())
     return rows if plain and restored(backup, verdicts) else None
 
@@ -1831,7 +1836,7 @@ def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup
     """Add to those BEFORE shrinks those that good ones name; what is normal since them."""
     normal, told = set[str](), {name for each in good for name in each.before}
     for each in backups:
-        named, last = os.path.basename(each.key) in told, good[-1]
+        named, last = each.name in told, good[-1]
         if named and smaller(each, last, 2) and each not in before:
             before.append(each)
         if each.known.get("after") in told and not smaller(last, each, 2):
@@ -3024,7 +3029,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     )
     last = last_steady(s3, newest)
     if last:
-        dump.after = os.path.basename(last.key)
+        dump.after = last.name
         dump.before = " ".join((newest if newest.before else last).before)
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
@@ -3092,14 +3097,14 @@ def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: i
     """
     last = newest.known.get("after")
     for each in found:
-        large = each.size > 2 * newest.size or os.path.basename(each.key) == last
+        large = each.size > 2 * newest.size or each.name == last
         other = each.database != newest.database or each.server == newest.server
         if large and not (other and each.known.get("sha256")):
             return newest  # it may be this database's, as a server that was lost had it
     judged = judge(proven(found, newest.server, newest.database), verdicts, nights, time.time())
     if newest.key in judged.doubts:
         return newest
-    before = " ".join(os.path.basename(each.key) for each in judged.before)
+    before = " ".join(each.name for each in judged.before)
     told = {"steady": str(newest.size), "before": before}
     return newest._replace(metadata=newest.known | told)
 
@@ -5082,7 +5087,7 @@ def own_server(s: Settings, whose: Iterable[tuple[str, str]]) -> str:
 
 def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: list[Backup]) -> dict[str, Samples]:
     """What metrics tell of the last verify of one of OURS, or of another `of` our server's."""
-    names = {os.path.basename(backup.key) for backup in ours}
+    names = {backup.name for backup in ours}
     last, facts = 0.0, dict[str, Samples]()
     for name, was in verdicts.items():
         with suppress(Exception):  # somebody else wrote it
@@ -5786,7 +5791,7 @@ class Steps:
 def facts_of(backup: Backup) -> str:
     """What one chooses a backup by, as `list` shows it."""
     return (
-        f"{os.path.basename(backup.key)} ({moment(backup.seconds)}, {backup.size} bytes, "
+        f"{backup.name} ({moment(backup.seconds)}, {backup.size} bytes, "
         f"tables: {backup.known.get('tables', '?')}, server {backup.short_server or '?'})"
     )
 
@@ -7882,7 +7887,7 @@ NOTED = 30  # tables whose rows are noted, those with most: all noted have to be
 
 def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """The names whose verdicts stay: what is there, and the last one of each database."""
-    kept = {os.path.basename(each.key) for each in s3.names()}
+    kept = {each.name for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
     last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
     return kept | {name for name in last.values() if known[name].get("database")}
@@ -7910,7 +7915,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     keeps what it replaces, some kB. What another verify notes meanwhile stays, too, where S3 knows
     conditions. Raises Failure: where the key may not write there, for one.
     """
-    name, note = os.path.basename(backup.key), note_of(backup, verdict, steps, rows)
+    name, note = backup.name, note_of(backup, verdict, steps, rows)
     pauses = [*itertools.islice(backoff(), 5), 0.0]
     while True:
         pause, known = pauses.pop(0), verified(s3)
@@ -7981,7 +7986,7 @@ def as_row(
     before: the size of the one before it, of this server and database; 0: there is none. took: the
     seconds of its upload.
     """
-    metadata, name = backup.known, os.path.basename(backup.key)
+    metadata, name = backup.known, backup.name
     return {
         "name": name,
         "time": moment(backup.seconds),
