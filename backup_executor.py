@@ -1729,8 +1729,8 @@ def is_over(until: str, now: float) -> bool:
         return False
     if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", until):
         raise ValueError(until)
-    day = datetime.date.fromisoformat(until)
-    return str(day) < time.strftime(PERIODS["daily"], time.localtime(now))
+    datetime.date.fromisoformat(until)  # is there such a day?
+    return until < time.strftime(PERIODS["daily"], time.localtime(now))
 
 
 def keep_fault(label: str | None, until: str | None) -> str:
