@@ -366,11 +366,11 @@ def progress(what: str, total: int) -> Callable[[int], None]:
     total: bytes, as far as they are known; else 0. A terminal shows a bar, a log a line at times.
     What is more than it was to be has no part that is done, and no time that is left.
     """
-    begun = shown = time.monotonic()
+    begun = last = time.monotonic()
 
     def show(done: int) -> None:
         """Show it, if it is time."""
-        nonlocal shown
+        nonlocal last
         now = time.monotonic()
         part = 100 * done // total if 0 < done <= total else None
         speed = done / (now - begun + 0.001)
@@ -378,8 +378,8 @@ def progress(what: str, total: int) -> Callable[[int], None]:
         if on_terminal():
             with suppress(OSError):
                 write(2, "\r\x1b[K" + bar(what, done, total, part, left, speed))
-        elif now - shown >= PROGRESS_SECONDS * TIME_SCALE:
-            shown = now
+        elif now - last >= PROGRESS_SECONDS * TIME_SCALE:
+            last = now
             more = {"Size": f"{done} bytes", "Rate": f"{speed / MIB:.1f} MiB/s"}
             if part is not None:
                 more |= {"Of": f"about {total} bytes", "Done": f"{part} %"}
