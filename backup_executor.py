@@ -1789,7 +1789,7 @@ class Judged(NamedTuple):
 
     doubts: set[str]  # the keys of the doubtful ones
     last: Backup | None  # the last good one
-    run: list[Backup]  # the doubtful ones since then
+    since: list[Backup]  # the doubtful ones since then
     rows: Rows  # of the last good one of which they are known
     before: list[Backup]  # the last good one before each shrink that became normal
 
@@ -1808,28 +1808,28 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
     that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
     name it: so the new normal lasts when what made it so is gone.
     """
-    good, run, before = list[Backup](), list[Backup](), list[Backup]()
+    good, since, before = list[Backup](), list[Backup](), list[Backup]()
     rows: Rows = {}
-    normal: Backup | None = None  # the last of a run that restored
+    normal: Backup | None = None  # the last of those SINCE that restored
     for backup in backups:
         found = rows_of(backup, verdicts)
         if not good or is_steady(backup) or not smaller(good[-1], backup, 2):
             good.append(backup)
-            run, normal = [], None
+            since, normal = [], None
         else:
-            run.append(backup)
+            since.append(backup)
             if is_filled(good[-1], backup, rows, verdicts):
                 normal = backup
-            more = normal_ones(run, normal, 0 if is_sound(rows, found) else nights, now)
+            more = normal_ones(since, normal, 0 if is_sound(rows, found) else nights, now)
             if more:
                 before.append(good[-1])
                 good += more
-                run, normal = [], None
+                since, normal = [], None
         before = [old for old in before if smaller(old, good[-1], 2)]
         rows = rows_of(good[-1], verdicts) or rows
     doubts = {backup.key for backup in backups} - {backup.key for backup in good}
     doubts -= since_shrinks(good, backups, before)
-    return Judged(doubts, next(reversed(good), None), run, rows, before)
+    return Judged(doubts, next(reversed(good), None), since, rows, before)
 
 
 def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
@@ -1859,11 +1859,13 @@ def is_sound(before: Rows, rows: Rows | None) -> bool:
     return all(rows.get(table, 0) * 2 >= many for table, many in before.items())
 
 
-def normal_ones(run: list[Backup], normal: Backup | None, nights: int, now: float) -> list[Backup]:
-    """Those of a run that are like the one that restored, if so many make it normal; else none."""
-    if not normal or sum(not held(each, now) for each in run) < nights:
+def normal_ones(
+    since: list[Backup], normal: Backup | None, nights: int, now: float
+) -> list[Backup]:
+    """Doubtful ones that are like the one that restored, if so many make it normal; else none."""
+    if not normal or sum(not held(each, now) for each in since) < nights:
         return []
-    return [each for each in run if not smaller(normal, each, 2)]
+    return [each for each in since if not smaller(normal, each, 2)]
 
 
 def is_filled(last: Backup, backup: Backup, before: Rows, verdicts: Verdicts) -> bool:
@@ -1876,10 +1878,10 @@ def is_filled(last: Backup, backup: Backup, before: Rows, verdicts: Verdicts) ->
 
 def promising(judged: Judged, verdicts: Verdicts, nights: int) -> bool:
     """Whether doubtful ones lack nothing to be normal but a verify that restores the newest."""
-    run, last = judged.run, judged.last
-    if not last or len(run) < nights or any(restored(each, verdicts) for each in run):
+    since, last = judged.since, judged.last
+    if not last or len(since) < nights or any(restored(each, verdicts) for each in since):
         return False
-    return bool(judged.rows) or not smaller(last, run[-1], 4)
+    return bool(judged.rows) or not smaller(last, since[-1], 4)
 
 
 def reasons(
@@ -5870,7 +5872,7 @@ def newest_good(
         judged = judge(backups, verdicts, nights, now)
         good = [backup for backup in backups if backup.key not in judged.doubts]
         if proving and not closed(s3.s, backups[-1]) and promising(judged, verdicts, nights):
-            good = judged.run
+            good = judged.since
             proposed.add(good[-1].key)
             log("info", "If it restores, its size is the new normal", Key=good[-1].key)
         for backup in backups[backups.index(good[-1]) + 1 :]:
