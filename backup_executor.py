@@ -5232,10 +5232,10 @@ class Metrics:
     def text(self) -> str:
         """All metrics, as Prometheus reads them."""
         us = self.us
-        job, info = us.job, {"version": __version__, "database": us.database, "executor": us.name}
+        job = us.job
         does = (job.process.function if job.process else "resume") if job else ""
         known = self.facts | {
-            "info": {labels(**info): 1},
+            "info": {labels(version=__version__, database=us.database, executor=us.name): 1},
             "running": {labels(function=x): int(x == does) for x in (*FUNCTIONS, "resume")},
             "colonies_reachable": {"": int(us.reachable)},
             "registered": {"": int(bool(us.joined))},
