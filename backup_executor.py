@@ -779,7 +779,7 @@ def read_settings(
     serve: what it takes to talk to Colonies is required, too. s3: the bucket is.
     """
     values = dict[str, Any]()
-    wrong = dict[str, str]()
+    wrong = {}
     for setting in SETTINGS:
         name = setting.name.lower()
         values[name] = "?"  # what is wrong is not missing
@@ -1952,7 +1952,7 @@ def outdated(
     counting = [backup for backup in ours if not held(backup, now)][-newest:]
     if verdicts is None or len(counting) < newest:
         return []
-    proof, old_ones = 0, list[Backup]()
+    proof, old_ones = 0, []
     for backup in ours:
         if restored(backup, verdicts):
             proof = backup.seconds
@@ -1982,7 +1982,7 @@ def archive_origin(head: bytes) -> tuple[str, str]:
     """
     fixed = ARCHIVE.match(head)
     rest = head[fixed.end() :] if fixed else b""
-    texts: list[str] = []
+    texts = []
     for _ in ("database", "server version"):
         size = int.from_bytes(rest[1:5], "little")
         text = rest[5 : 5 + size]
@@ -2022,7 +2022,7 @@ def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, s
     server's database of this name that has backups here. More than HEADS are looked at by lot, so
     that none is passed over for ever. When S3 goes away, the rest is not asked for.
     """
-    why: dict[str, str] = {}  # "" for one that is this database's
+    why = {}  # "" for one that is this database's
     otherwise = f"only {HEADS} are looked at"
     chances = random.sample(aged, min(HEADS, len(aged)))
     if twin:
