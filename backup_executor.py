@@ -289,8 +289,7 @@ def write(fd: int, text: str) -> None:
     """Write all of a text to a file descriptor. Raises OSError."""
     rest = text.encode("utf-8", "backslashreplace")
     while rest:
-        written = os.write(fd, rest)
-        rest = rest[written:]
+        rest = rest[os.write(fd, rest) :]
 
 
 def say(text: str) -> None:
@@ -603,8 +602,7 @@ class Settings(NamedTuple):
 
     def database(self) -> Database:
         """The one that is backed up, and its server the one where backups are restored."""
-        here = f"{self.place} {os.uname().nodename}"
-        tag = hashlib.sha256(here.encode()).hexdigest()[:8]
+        tag = hashlib.sha256(f"{self.place} {os.uname().nodename}".encode()).hexdigest()[:8]
         who = f"colonies-{self.command} {tag} {self.colonies_executor_name}/{self.db_database}"
         session = re.sub("[^ -~]", "?", who)[:63]  # a longer one would be cut by the server
         return Database(
@@ -1508,8 +1506,7 @@ class S3:
         if re.fullmatch("[a-z0-9-]{1,40}", region) and region != self.s.aws_s3_region:
             hint = f"AWS_S3_REGION: it says {region}"
         with suppress(ValueError, TypeError):  # it has no Date, or none that can be read
-            date = email.utils.parsedate_to_datetime(headers.get("date"))
-            ahead = time.time() - date.timestamp()
+            ahead = time.time() - email.utils.parsedate_to_datetime(headers.get("date")).timestamp()
             if code == "RequestTimeTooSkewed" or (status == 403 and abs(ahead) > SKEW):
                 how = "ahead of" if ahead > 0 else "behind"
                 hint = f"this machine's clock is {short_time(abs(ahead))} {how} S3's"
@@ -4636,8 +4633,7 @@ class Executor:
     def tell(self, job: Job) -> None:
         """Pass the job's log on to its process, once, and as its output what it is at."""
         if job.process and job.news:
-            text = "\n".join(job.news) + "\n"
-            self.offer("addlogmsg", processid=job.process.id, message=text)
+            self.offer("addlogmsg", processid=job.process.id, message="\n".join([*job.news, ""]))
             job.news.clear()
             if job.shown:
                 self.put_out(job.process, json.dumps(job.shown, indent=4))
@@ -4910,10 +4906,9 @@ class Crons:
             "maxwaittime": self.wait,
             "label": self.label,
         }
-        workflow = json.dumps({"functionspecs": [node], **us.colony})
         cron = {
             "cronexpression": wanted,
-            "workflowspec": workflow,
+            "workflowspec": json.dumps({"functionspecs": [node], **us.colony}),
             "interval": -1,
             "random": False,
             **us.colony,
