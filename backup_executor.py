@@ -948,7 +948,7 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
         libpqs = database and LIBPQS.match(name)
         if libpqs or PASSED_ON.match(name):
             env[name] = value
-    if "LC_ALL" in env:
+    if "LC_ALL" in env:  # it would win over LC_MESSAGES
         env["LANG"] = env.pop("LC_ALL")
     env["LC_MESSAGES"] = "C"  # their words are read
     if database is None:
@@ -1561,10 +1561,10 @@ class S3:
         Anybody who may write to the bucket can put millions of such names there. So only some are
         looked at: the newest that are not of the future (a clock may have been wrong).
         """
-        most = max(NAMES, 3 * self.s.full_backups)
-        soon = time.time() + 24 * 60 * 60
         import heapq  # an idle executor does without it
 
+        most = max(NAMES, 3 * self.s.full_backups)
+        soon = time.time() + 24 * 60 * 60
         found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
             log("warning", f"{self.where}: {most} names are looked at, no more")
@@ -3380,7 +3380,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
             roles_sql=roles,
             roles_sha256=hashlib.sha256(roles.encode()).hexdigest(),
         )
-        os.rename(dump.partial, dump.path)
+        os.rename(dump.draft, dump.path)
     with suppress(FileNotFoundError):
         os.unlink(dump.file)
 
@@ -4255,7 +4255,7 @@ class Executor:
         self.joined: bool | None = None  # None: never yet
         self.job: Job | None = None
         self.checks: Job | None = None  # `check`, once; what it finds it logs itself
-        self.times = dict[str, float]()  # when what is due again, by the monotonic clock
+        self.times = dict[str, float]()  # when what is due again, by the monotonic clock; 0: now
         self.queue = dict[str, Process]()  # assigned to us and not closed; the job's, too
         self.outcomes = dict[str, dict[str, list[str]]]()  # to close with: `out` or `errors`
         # When the newest backup's process was assigned (ns, as `submitted`), and its result: with
