@@ -4636,11 +4636,8 @@ class Executor:
             self.offer("addlogmsg", processid=job.process.id, message="\n".join([*job.news, ""]))
             job.news.clear()
             if job.shown:
-                self.put_out(job.process, json.dumps(job.shown, indent=4))
-
-    def put_out(self, process: Process, text: str) -> None:
-        """Show a text as the output of a process that runs; if it fails, that stays."""
-        self.offer("setoutputmsg", processid=process.id, out=[text])
+                out = [json.dumps(job.shown, indent=4)]
+                self.offer("setoutputmsg", processid=job.process.id, out=out)
 
     def conclude(self, job: Job) -> None:
         """A job has ended: note with what its process is to be closed, or let it begin anew.
@@ -4666,9 +4663,10 @@ class Executor:
                 self.heart.beat()
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
-            if job.result:  # a report of what failed
+            if job.result:  # a report of what failed; as output it stays
+                out = [job.result.decode().strip()]
                 with suppress(Failure):
-                    self.put_out(process, job.result.decode().strip())
+                    self.offer("setoutputmsg", processid=process.id, out=out)
         else:
             self.deaths[process.id] += 1
             often = ""
