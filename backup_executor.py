@@ -81,6 +81,7 @@ MIB, GIB = 1024**2, 1024**3
 BLOCK = 256 * 1024  # bytes read at a time; larger ones cost memory and gain nothing
 FOREVER = float("inf")
 Answer = TypeVar("Answer")
+Fields = dict[str, Any]  # by their names: of a JSON object, or a call's arguments
 Action = Callable[[], None]
 Program = subprocess.Popen[bytes]
 
@@ -776,7 +777,7 @@ def read_settings(
 
     serve: what it takes to talk to Colonies is required, too. s3: the bucket is.
     """
-    values = dict[str, Any]()
+    values = Fields()
     wrong = {}
     for setting in SETTINGS:
         name = setting.name.lower()
@@ -1264,17 +1265,17 @@ def body(answer: Any) -> bytes:
     return whole
 
 
-def small_object(answer: Mapping[str, Any]) -> bytes:
+def small_object(answer: Fields) -> bytes:
     """The body of an answer, its first 16 MiB at most. Raises what botocore does if it is cut."""
     return b"".join(itertools.islice(answer["Body"].iter_chunks(MIB), 16))
 
 
-def plain_etag(answer: Mapping[str, Any]) -> str:
+def plain_etag(answer: Fields) -> str:
     """An answer's ETag as its bare text; "" where it has none."""
     return str(answer.get("ETag", "")).strip('W/"')
 
 
-def locked(head: Mapping[str, Any]) -> str:
+def locked(head: Fields) -> str:
     """Until when Object Lock keeps what HeadObject answered of; "" where it does not, or is mute.
 
     AWS tells it who has s3:GetObjectRetention and s3:GetObjectLegalHold.
@@ -1325,7 +1326,7 @@ def content_md5(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def status_of(answer: Mapping[str, Any]) -> int:
+def status_of(answer: Fields) -> int:
     """The HTTP status of an answer; 0 where there is none."""
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -1454,13 +1455,13 @@ class S3:
                 log("warning", "S3 is away, trying again ...", Error=failure)
             time.sleep(pause)
 
-    def attempt(self, verb: str, take: Any, arguments: dict[str, Any]) -> Any:
+    def attempt(self, verb: str, take: Any, arguments: Fields) -> Any:
         """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
         client = self.client = self.client or self.connected(self.s)
         method = getattr(client, verb)  # outside: that there is none would be our mistake
         if verb == "upload_part":
             arguments["Body"].seek(0)  # it was read, if only for its MD5
-        begun, answer = time.monotonic(), dict[str, Any]()
+        begun, answer = time.monotonic(), Fields()
         try:
             answer = method(Bucket=self.s.aws_s3_bucket_name, **arguments)
         except self.causes as error:
@@ -1496,7 +1497,7 @@ class S3:
             self.client = None
         return S3Failure(text, status, bool(cut) or late or may_pass(status, code))
 
-    def remedy(self, status: int, code: str, answer: Mapping[str, Any]) -> str:
+    def remedy(self, status: int, code: str, answer: Fields) -> str:
         """What to look at after a failure, by its answer if there is one; "": nobody knows."""
         import email.utils  # an idle executor does without it
 
@@ -2194,13 +2195,13 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
         log("warning", "Cannot remove old roles", Error=error)
 
 
-def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
+def verified(s3: S3) -> dict[str, Fields] | None:
     """The verdict and its time of each backup, by name, as PREFIX/verified.json has them.
 
     And what else `remember` notes, which may be anything: older versions do not. None, with a
     warning: it holds something else. Raises S3Failure.
     """
-    known, text = dict[str, dict[str, Any]](), b"{}"
+    known, text = dict[str, Fields](), b"{}"
     s3.verdicts, key = "", s3.key("verified.json")
     with allowing(404):
         s3.verdicts, text = s3.call(
@@ -2301,7 +2302,7 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     return Plan(goes, kept, said)
 
 
-def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
+def prune(s3: S3, made: Dump, found: list[Backup]) -> Fields:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
     made: the dump whose backup is the new one. found: all that is in the bucket. It never fails a
@@ -3476,7 +3477,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     by asking what is there, and what it does follows from that alone.
     """
     first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
-    parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
+    parts: Fields = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
     pauses, why, again = itertools.chain([0.0], backoff()), "", True
     end = FOREVER  # for completing it there, from the first attempt on
@@ -3689,7 +3690,7 @@ def send_part(s3: S3, dump: Dump, upload: Mapping[str, str], start: int, end: in
     return Sent(answer["ETag"], md5.digest())
 
 
-def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> dict[str, Any]:
+def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> Fields:
     """Send all of a dump; what will complete the upload. Raises Failure.
 
     The upload is noted before anything is sent, so that a later run can abort it. AGAIN: it is
@@ -3748,7 +3749,7 @@ RESULT = (
 )
 
 
-def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> dict[str, Any] | None:
+def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> Fields | None:
     """One backup; its result. With RESUME: only finish what earlier runs left, and None; or the
     result of the last one that was left, without what retention did.
 
@@ -3798,7 +3799,7 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
         dump.remove(dump.file, dump.path)
 
 
-def finish(s3: S3, dump: Dump) -> dict[str, Any]:
+def finish(s3: S3, dump: Dump) -> Fields:
     """Take a sealed dump to its backup's result: encrypt, upload, remove, prune."""
     if dump.recipients and not dump.stored:
         encrypt(s3.s, dump)
@@ -4140,7 +4141,7 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
     return names, "" if names else refusal[:999]
 
 
-def arguments_of(function: str, spec: Mapping[str, Any]) -> dict[str, str] | None:
+def arguments_of(function: str, spec: Fields) -> dict[str, str] | None:
     """The arguments that a process's spec gives a function, by name; None: it takes no such."""
     known = ARGUMENTS.get(function)
     args, kwargs = spec.get("args") or [], spec.get("kwargs") or {}
@@ -4264,7 +4265,7 @@ class Executor:
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
         self.deaths = collections.Counter[str]()
-        self.facts = dict[str, Any]()  # of the database, by `check` or the last backup's result
+        self.facts = Fields()  # of the database, by `check` or the last backup's result
         self.unknown = set[str]()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
@@ -4749,7 +4750,7 @@ class Cron(NamedTuple):
     label: object  # of its processes; "": not told
 
 
-def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
+def set_fields(fields: Fields) -> Fields:
     """Of a JSON object what somebody chose: servers and their command lines fill in the rest."""
     told = ("nodename", "colonyname", "colonyid")
     return {
@@ -7656,7 +7657,7 @@ READERS_FAULT = re.compile(
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
 
-def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
+def verify(s: Settings, name: str, wait: bool) -> Fields:
     """The command: prove a backup. Its report, as `verify --help` describes it.
 
     wait: until no backup uses the staging volume. Raises Failure for what says nothing of the
@@ -7666,7 +7667,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     staging(s, wait)
     with tempfile.TemporaryFile(dir=s.backup_path) as file:
         backup = chosen(s3, name) if name != "latest" else to_verify(s3)
-        report: dict[str, Any] = {
+        report: Fields = {
             "object": backup.key,
             "size": backup.size,
             "server": backup.short_server or None,
@@ -7712,7 +7713,7 @@ def to_verify(s3: S3) -> Backup:
     return max(newest, key=lambda each: (each.key not in doubts, each.server == ours, each))
 
 
-def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dict[str, Any]]:
+def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[Fields]:
     """What each step of a proof adds to the report. Raises Failure, of `steps.current`.
 
     Reading finds a cut archive, and a flipped bit where gzip compressed it; with zstd, the default
@@ -7880,7 +7881,7 @@ def restore_scratch(
 NOTED = 30  # tables whose rows are noted, those with most: all noted have to be read at once
 
 
-def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
+def names_to_keep(s3: S3, known: Verdicts) -> set[str]:
     """The names whose verdicts stay: what is there, and the last one of each database."""
     kept = {each.name for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
@@ -7888,9 +7889,9 @@ def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return kept | {name for name in last.values() if known[name].get("database")}
 
 
-def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> dict[str, Any]:
+def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> Fields:
     """What `remember` notes. Of what is encrypted neither rows nor what its tables are called."""
-    note: dict[str, Any] = {
+    note: Fields = {
         # what is said of a failure names tables, and what a function says may have rows in it
         "verdict": verdict.partition(":")[0] if backup.encrypted else verdict,
         "time": moment(int(time.time())),
@@ -7921,7 +7922,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
         known[name] = note
         kept = names_to_keep(s3, known)
         text = json.dumps({each: known[each] for each in sorted(kept & set(known))}, indent=4)
-        how: dict[str, Any] = {"IfNoneMatch": "*", "patience": 0}
+        how: Fields = {"IfNoneMatch": "*", "patience": 0}
         if s3.verdicts:
             how = {"IfMatch": f'"{s3.verdicts}"', "patience": 0}
         try:  # the last time as where S3 knows no conditions
@@ -7974,8 +7975,8 @@ def upload_seconds(backups: list[Backup]) -> dict[str, int]:
 
 
 def as_row(
-    backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Mapping[str, Any]
-) -> dict[str, Any]:
+    backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Verdicts
+) -> Fields:
     """What `list --json` shows of a backup. None: it is not known.
 
     before: the size of the one before it, of this server and database; 0: there is none. took: the
@@ -8031,7 +8032,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
     say("".join(f"{narrow(line)}\n" for line in lines))
 
 
-def lines_of(row: Mapping[str, Any], wide: int) -> Iterator[str]:
+def lines_of(row: Fields, wide: int) -> Iterator[str]:
     """What the table of `list` shows of a row, whose names are as WIDE."""
     change, verdict = row["change"], ""
     if row["verified"]:
@@ -8406,7 +8407,7 @@ def check_jobs(now: Checking) -> Lines:
         yield "ok", f"none of {len(there['jobs'])} starts while a dump like the newest one runs"
 
 
-def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
+def meets(job: Fields, began: int, took: int) -> bool:
     """Whether a job starts in the seconds that a dump takes that begins at that time each day.
 
     One that has not run yet starts at once, so at any time. began: 0 where no dump is known.
@@ -8876,7 +8877,7 @@ restore|restore latest --database sensors_restored|restore a backup into a new d
   --only-complete||all or nothing: stop at the first refusal, and drop it
 """
 # Of what follows them: how argparse is told that it is more than a text.
-FOLLOWING: dict[str, dict[str, Any]] = {
+FOLLOWING: dict[str, Fields] = {
     "NAME": {"nargs": "?"},
     "HOURS": {"type": float},
     "JOBS": {"type": int},
