@@ -322,6 +322,10 @@ def log(level: str, message: str, **fields: object) -> None:
             write(2, f'time="{now}" level={level} msg={quoted(text)}{more}\n')
 
 
+info = functools.partial(log, "info")
+warn = functools.partial(log, "warning")
+
+
 def on_terminal() -> bool:
     """Whether somebody looks at a terminal."""
     return os.isatty(2) and CHILD not in os.environ
@@ -384,7 +388,7 @@ def progress(what: str, total: int) -> Callable[[int], None]:
             if part is not None:
                 more |= {"Of": f"about {total} bytes", "Done": f"{part} %"}
                 more["Left"] = f"about {left:.0f} seconds"
-            log("info", what, **more)
+            info(what, **more)
 
     return show
 
@@ -1060,7 +1064,7 @@ def run(
     if heed is not None:
         warns = excerpt(re.sub(CIRCULAR, b"", stderr))
         if warns:
-            log("warning", f"{argv[0]} warns", Step=step, Said=warns)
+            warn(f"{argv[0]} warns", Step=step, Said=warns)
             heed += [warns]
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
@@ -1452,7 +1456,7 @@ class S3:
             if not failure.again or time.monotonic() + pause > end:
                 raise failure
             if tries == 3:
-                log("warning", "S3 is away, trying again ...", Error=failure)
+                warn("S3 is away, trying again ...", Error=failure)
             time.sleep(pause)
 
     def attempt(self, verb: str, take: Any, arguments: Fields) -> Any:
@@ -1568,7 +1572,7 @@ class S3:
         soon = time.time() + 24 * 60 * 60
         found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
-            log("warning", f"{self.where}: {most} names are looked at, no more")
+            warn(f"{self.where}: {most} names are looked at, no more")
         return sorted(found)
 
     def listed(self) -> Iterator[Backup]:
@@ -1627,7 +1631,7 @@ class S3:
                     told[each] = each._replace(metadata=metadata)
         except Exception as error:
             where = f"{self.where}: {self.key(INDEX)}"
-            log("warning", f"{where} is of no use, each backup is looked at", Error=error)
+            warn(f"{where} is of no use, each backup is looked at", Error=error)
             return {}
         return told
 
@@ -1643,7 +1647,7 @@ class S3:
         try:
             self.put(self.key(INDEX), text.encode(), patience=0)
         except Failure as error:
-            log("warning", "Cannot write the index of the backups", Error=error)
+            warn("Cannot write the index of the backups", Error=error)
 
     def confirmed(self, known: Backup, patience: float = FOREVER) -> Backup:
         """A backup that is to go, as HeadObject shows it now. patience: as of `call`.
@@ -2061,7 +2065,7 @@ def remove(s3: S3, old: Backup, patience: float) -> str:
         return f"{LOCKED} {old.locked}"
     still = s3.delete(old.key, old.version, patience)
     said = f"An old backup is {still}" if still else "Removed an old backup"
-    log("info", said, Key=old.key, Why=why_gone(old))
+    info(said, Key=old.key, Why=why_gone(old))
     return still
 
 
@@ -2076,7 +2080,7 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
         try:
             still = remove(s3, old, patience)
         except Failure as error:
-            log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            warn("Cannot remove an old backup", Key=old.key, Error=error)
             still = f"not removed: {error}"
             if error.again:
                 patience = 0  # S3 was waited for: what it still refuses the next backup removes
@@ -2086,7 +2090,7 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
             gone.append(old)
     locks = sum(kept.get(old.key, "").startswith(LOCKED) for old in backups)
     if locks:
-        log("info", "Object Lock keeps old backups", Objects=locks)
+        info("Object Lock keeps old backups", Objects=locks)
     return gone
 
 
@@ -2099,7 +2103,7 @@ def known_backups(s3: S3, new: str = "") -> list[Backup]:
         try:
             found = s3.backups()
         except Exception as error:
-            log("warning", "Removing none: cannot list them", Error=error)
+            warn("Removing none: cannot list them", Error=error)
             return []
         if not new or len(found) >= NAMES or any(each.key == new for each in found):
             break
@@ -2109,7 +2113,7 @@ def known_backups(s3: S3, new: str = "") -> list[Backup]:
         raise Unfit(f"{text}: look at AWS_S3_PREFIX, and at what the server makes of it")
     unknown = sum(backup.metadata is None for backup in found)
     if unknown:
-        log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
+        warn("Leaving alone what cannot be looked at", Objects=unknown)
     return found
 
 
@@ -2118,7 +2122,7 @@ def misled(s3: S3, newest: list[Backup]) -> bool:
     for each in newest:
         listed = each._replace(metadata=None)
         if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
-            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
+            warn("The index is wrong, each backup is looked at", Key=each.key)
             s3.index = {}
             return True
     return False
@@ -2157,7 +2161,7 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
     archive = s3.head(archive_beside(name))
     if not archive or archive["Metadata"].get("backup-id") != known:
         still = s3.delete(name, head.get("VersionId", ""))
-        log("info", f"Roles without an archive: {still or 'removed'}", Key=name)
+        info(f"Roles without an archive: {still or 'removed'}", Key=name)
     return True
 
 
@@ -2190,9 +2194,9 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
         unknown = [name for name in names if not remove_roles(s3, name, whose)]
         if unknown:
             what = "Leaving alone roles without metadata: look whether they hold passwords"
-            log("warning", what, Objects=len(unknown), Some="; ".join(unknown[:5]))
+            warn(what, Objects=len(unknown), Some="; ".join(unknown[:5]))
     except Exception as error:
-        log("warning", "Cannot remove old roles", Error=error)
+        warn("Cannot remove old roles", Error=error)
 
 
 def verified(s3: S3) -> dict[str, Fields] | None:
@@ -2212,7 +2216,7 @@ def verified(s3: S3) -> dict[str, Fields] | None:
             known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
     except Exception:
         where = f"{s3.where}: {key}"
-        log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
+        warn(f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
         return None
     return known
 
@@ -2222,7 +2226,7 @@ def known_verdicts(s3: S3) -> Verdicts | None:
     try:
         return verified(s3)
     except Failure as error:
-        log("warning", "What verify said of the backups is not known", Error=error)
+        warn("What verify said of the backups is not known", Error=error)
     return None
 
 
@@ -2260,7 +2264,7 @@ def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdi
             s3.confirmed(each)
     except Failure as error:
         s3.sure = False
-        log("warning", "Removing none: what stays is not what it seemed", Error=error)
+        warn("Removing none: what stays is not what it seemed", Error=error)
 
 
 class Plan(NamedTuple):
@@ -2286,16 +2290,16 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     for old in goes:
         del kept[old.key]
     if DOUBTFUL in kept.get(new, ""):
-        log("warning", "The new backup is doubtful: half as large", Key=new)
+        warn("The new backup is doubtful: half as large", Key=new)
     said = new_normals(ours, verdicts or {}, keep, now, new)
     for line in said:
-        log("warning", line)
+        warn(line)
     aged = outdated(found, ours, verdicts, keep.newest, now)
     others = strangers(s3, aged, made.database in [name for _, name in whose], made)
     if others:
         some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
         what = "Leaving alone what has no metadata and may be another database's"
-        log("warning", what, Objects=len(others), Some=some)
+        warn(what, Objects=len(others), Some=some)
     kept |= itertools.islice(others.items(), HEADS)
     goes += [old for old in aged if old.key not in {*others, new}]
     confirm_rest(s3, ours, goes, verdicts)
@@ -2308,7 +2312,7 @@ def prune(s3: S3, made: Dump, found: list[Backup]) -> Fields:
     made: the dump whose backup is the new one. found: all that is in the bucket. It never fails a
     backup: what goes wrong is a warning, and the object stays.
     """
-    log("info", "Removing old backup files ...")
+    info("Removing old backup files ...")
     goes, kept, said = plan(s3, made, found)
     gone = remove_all(s3, goes, kept)
     if kept or gone:  # else S3 was away, and was waited for
@@ -2507,8 +2511,7 @@ def warn_of_strays(s: Settings) -> None:
     for dump in all_dumps(s):
         whose = str(dump.by)
         if whose != s.owner and whose.endswith(f"/{s.db_database}") and dump.pending:
-            log(
-                "warning",
+            warn(
                 "Leaving a finished dump alone: it is of another DB_HOST or DB_PORT, which "
                 "`backup --resume` with those settings finishes",
                 Filepath=dump.path,
@@ -2528,7 +2531,7 @@ def staging(s: Settings, wait: bool) -> None:
     except BlockingIOError:
         if not wait:
             raise Busy(f"another backup is running in {s.backup_path}") from None
-        log("info", "Waiting for another backup to end ...")
+        info("Waiting for another backup to end ...")
         fcntl.flock(folder, fcntl.LOCK_EX)
 
 
@@ -2638,7 +2641,7 @@ def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
         except Failure as error:
             if not re.search(CROWDED, str(error)):
                 raise
-            log("warning", "The database takes no session now, asking again ...", Error=error)
+            warn("The database takes no session now, asking again ...", Error=error)
         time.sleep(pause * TIME_SCALE)
     return ask(*of, **more)
 
@@ -2655,7 +2658,7 @@ def examine_database(s: Settings) -> Server:
         server.client >= server.major, f"{text} older {of}: install the server's version or later"
     )
     if server.client > server.major:
-        log("warning", f"{text} newer {of}: restoring takes its version")
+        warn(f"{text} newer {of}: restoring takes its version")
     return server
 
 
@@ -2694,7 +2697,7 @@ def require_room(s: Settings, newest: int, database_size: int, twice: bool) -> s
     also = ", twice, as it is encrypted" if twice else ""
     require(free >= needed, f"{text}; a fifth more is needed{also}, or {floor}")
     if not newest and free < database_size:
-        log("warning", f"{text}, the database {database_size}")
+        warn(f"{text}, the database {database_size}")
     return text
 
 
@@ -2993,8 +2996,7 @@ def compression_held_off(database: Database, server: Server) -> Iterator[Action]
     options = f"-c lock_timeout=20s {gone_client(server)}"
     release, said = hold(database, options, HOLD_OFF)
     if not said.endswith(HELD):
-        log(
-            "info",
+        info(
             "Compression is not held off: if it empties chunks that are being dumped, the dump is "
             "made again",
             Reason=excerpt(said),
@@ -3035,8 +3037,8 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     step = "Ending sessions of an earlier run"
     patiently(psql, s.database(), step, END_SESSIONS, options=AS_LOGIN)
-    log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
-    log("info", "Backing up database ...")
+    info("This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
+    info("Backing up database ...")
     try:
         dump.save()
         dump_every_row(s, server, dump, newest.plain_size)
@@ -3044,8 +3046,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         if not dump.sealed:
             dump.remove()
     os.rename(dump.partial, file)  # only now: it is whole, and its journal vouches for it
-    log(
-        "info",
+    info(
         "Successfully backup database",
         ExecTime=f"{dump.exectime_backup} seconds",
         Filename=os.path.basename(file),
@@ -3066,7 +3067,7 @@ def newest_backup(s3: S3, server: Server) -> Backup:
     except S3Failure as error:
         if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
-        log("warning", "The bucket is missing, making it ...", Error=error)
+        warn("The bucket is missing, making it ...", Error=error)
         with allowing(409):  # somebody else makes it, too
             s3.call("create_bucket", 10)
         return none
@@ -3082,7 +3083,7 @@ def newest_backup(s3: S3, server: Server) -> Backup:
             broken += 1
             if error.status < 500 or broken > 1:
                 raise
-            log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
+            warn("Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
         if ours:
             return vouched(s3, backup, names)
@@ -3121,7 +3122,7 @@ def vouched(s3: S3, newest: Backup, names: list[Backup]) -> Backup:
             if each.known and is_steady(steady):
                 s3.confirmed(each)  # the index is but a hint
     except Failure as error:
-        log("warning", "Whether the newest backup is good is not known", Error=error)
+        warn("Whether the newest backup is good is not known", Error=error)
         return newest
     return steady
 
@@ -3139,7 +3140,7 @@ def last_steady(s3: S3, newest: Backup) -> Backup | None:
     except S3Failure as error:
         if not error.status:
             raise
-        log("warning", "Passing over what S3 cannot show", Key=key, Error=error)
+        warn("Passing over what S3 cannot show", Key=key, Error=error)
     return Backup(0, key, head["ContentLength"], head["Metadata"]) if head else None
 
 
@@ -3155,7 +3156,7 @@ def free_seconds(s: Settings, newest: Backup) -> int:
     """The seconds of the new backup's name: now, but later than the newest one's."""
     now = int(time.time())
     if now < newest.seconds:
-        log("warning", "The clock is behind the newest backup", Key=newest.key)
+        warn("The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
     taken = " ".join(os.listdir(s.backup_path))
     while f"backup_{seconds}.bak" in taken:
@@ -3208,7 +3209,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     for pause in (*PAUSES, None):
         dump.warnings = left_out(s.database(), server)
         for line in dump.warnings:
-            log("warning", line)
+            warn(line)
         take_roles(s, server, dump)
         try:
             dump_once(s, server, dump, expected)
@@ -3224,7 +3225,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
                 raise Failure(text) from None
             os.unlink(dump.partial)
             dump.made_again = [*dump.made_again, str(why)]
-            log("warning", "Making the dump again ...", Reason=why)
+            warn("Making the dump again ...", Reason=why)
             time.sleep(pause * TIME_SCALE)
 
 
@@ -3258,7 +3259,7 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             if re.search(CROWDED, why):
                 break  # it was waited for
     if why:
-        log("warning", "The backup is without the server's roles", Reason=why)
+        warn("The backup is without the server's roles", Reason=why)
     return why
 
 
@@ -3347,7 +3348,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
     Raises Failure or OSError; then that is there still.
     """
     if not dump.encryption:
-        log("info", "Encrypting the backup ...")
+        info("Encrypting the backup ...")
         show = progress("Encryption in progress", dump.size)
 
         def tick() -> None:
@@ -3442,7 +3443,7 @@ def upload(s3: S3, dump: Dump) -> list[Backup]:
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
-    log("info", "Uploading backup file to S3 ...")
+    info("Uploading backup file to S3 ...")
     begun = time.monotonic()
     key, head = store(s3, dump)
     check_stored(s3, dump, key, head)
@@ -3450,10 +3451,9 @@ def upload(s3: S3, dump: Dump) -> list[Backup]:
     found = known_backups(s3, key)
     # Still: from now on nobody takes them for ones left behind.
     if dump.roles and not roles_beside(s3, dump, key):
-        log("warning", "The backup's roles were overwritten: give each its own prefix", Key=key)
+        warn("The backup's roles were overwritten: give each its own prefix", Key=key)
         dump.roles = None
-    log(
-        "info",
+    info(
         "Successfully uploaded backup file",
         ExecTime=f"{took} seconds",
         Size=f"{size} bytes",
@@ -3548,7 +3548,7 @@ def roles_beside(s3: S3, dump: Dump, key: str) -> bool:
     except Failure as error:
         if error.again or isinstance(error, Unfit):
             raise
-        log("warning", "The backup is without the server's roles", Reason=error)
+        warn("The backup is without the server's roles", Reason=error)
     dump.save(roles=None)
     return True
 
@@ -3607,7 +3607,7 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
 
 def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
     """The SHA-256 of what S3 gives of a dump's object. Raises S3Failure where it gives another."""
-    log("info", "Its ETag is not its parts' MD5: reading it back ...", Key=key)
+    info("Its ETag is not its parts' MD5: reading it back ...", Key=key)
     show, sha256 = progress("Reading in progress", dump.size), hashlib.sha256()
     step = part_size(dump.size)
 
@@ -3712,7 +3712,7 @@ def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> Fields:
     except S3Failure as error:
         if not again or error.status not in (404, 501):
             raise
-        log("warning", "The upload is begun anew ...", Error=error)
+        warn("The upload is begun anew ...", Error=error)
         return send_parts(s3, dump, key, again=False)
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
     plain = sum(part.etag.strip('"') == part.md5.hex() for part in sent)
@@ -3777,7 +3777,7 @@ def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> Fields
         if dump.pending:
             put_off(s3, dump, why)
         raise
-    log("info", "Backup procedure completed, closing process ...")
+    info("Backup procedure completed, closing process ...")
     return result
 
 
@@ -3789,7 +3789,7 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
     cancelled = why.args == (signal.SIGUSR1,)
     if not cancelled:
         text = "The finished dump stays; `backup --resume` uploads it, or the next backup"
-        log("warning", text, Filepath=dump.path)
+        warn(text, Filepath=dump.path)
     with suppress(Exception):
         in_time(2, lambda: abort(s3, dump, 0))
     whose = dump.process if isinstance(why, Stop) else ""
@@ -3807,7 +3807,7 @@ def finish(s3: S3, dump: Dump) -> Fields:
     if not dump.gone:
         with suppress(FileNotFoundError):
             os.unlink(dump.path)
-        log("info", "Removed local backup file", Filepath=dump.path)
+        info("Removed local backup file", Filepath=dump.path)
         dump.save(gone=True)
     result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump, found)
     if not dump.process:
@@ -3836,7 +3836,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
                 raise
             kept = error
             text = "Cannot finish what an earlier run left, it stays"
-            log("warning", text, Filepath=dump.path, Error=error)
+            warn(text, Filepath=dump.path, Error=error)
             continue
         if there and (own or (resume and waited)):
             mine = dump
@@ -3854,7 +3854,7 @@ def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
         clear(dump)
     elif not is_whole(dump):
         for path in {dump.path, *filter(os.path.lexists, [dump.file])}:
-            log("warning", "Not what its journal says, leaving it alone", Filepath=path)
+            warn("Not what its journal says, leaving it alone", Filepath=path)
         abort(s3, dump)
         dump.remove()
         return False
@@ -4323,8 +4323,7 @@ class Executor:
         """
         self.serving = True
         s = self.s
-        log(
-            "info",
+        info(
             f"Colonies backup executor {__version__}",
             Colonies=self.server.url,
             Database=self.database,
@@ -4349,12 +4348,12 @@ class Executor:
             else:
                 self.reachable, pauses = True, backoff()
                 if self.times.pop("complain", 0):
-                    log("info", "Colonies is back")
+                    info("Colonies is back")
 
     def round(self) -> None:
         """Do the one thing that is next."""
         if self.checks and self.checks.ended(0):
-            log("info", "`check` has ended", Status=self.checks.child.returncode)
+            info("`check` has ended", Status=self.checks.child.returncode)
             told = {name.lower(): x for name, x in self.checks.shown.items()}  # of the database
             self.facts, self.checks = told | self.facts, None
             self.times["describe"] = 0
@@ -4401,7 +4400,7 @@ class Executor:
                 "The colony's owner removed or rejected this executor, or it was dropped as silent"
             )
             if self.due("removed", 60):
-                log("warning", text, Executor=self.name, Error=error)
+                warn(text, Executor=self.name, Error=error)
         elif self.due("complain", 60):
             log(level, f"{error}; trying again ...")
         if status == 403:
@@ -4427,12 +4426,12 @@ class Executor:
                 with allowing(403):
                     self.call("addfunctionmsg", fun=executor | said)
         if self.joined is False:
-            log("warning", "The colony has this executor back", Executor=self.name)
+            warn("The colony has this executor back", Executor=self.name)
         self.joined = True
         self.unknown.clear()
         # While we were away another may have taken our cron for a former one's.
         self.times["cron"] = self.times["describe"] = 0
-        log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
+        info("Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
 
     def register(self, executor: dict[str, str]) -> None:
         """Add and approve ourselves with the owner's key; either may have been done before.
@@ -4477,13 +4476,13 @@ class Executor:
         except ColoniesFailure as refused:
             if refused.status in (408, 503):
                 if self.due("paused", 3600):
-                    log("warning", "The colony is paused: until it is resumed nothing is backed up")
+                    warn("The colony is paused: until it is resumed nothing is backed up")
                 return False
             if refused.status != 404:
                 raise
             answer = None
         if self.times.pop("paused", 0):
-            log("info", "The colony hands out work again")
+            info("The colony hands out work again")
         if answer is not None:
             process = read_process(answer, self.s)
             self.queue[process.id] = process
@@ -4592,14 +4591,14 @@ class Executor:
             self.fail(process, process.refusal)
         elif process.function == "backup" and 0 < process.submitted <= self.newest[0]:
             text = "A backup begun after this request satisfies it"
-            log("info", text, ProcessId=process.id, Database=self.database)
+            info(text, ProcessId=process.id, Database=self.database)
             self.outcomes[process.id] = {"out": [self.newest[1]]}
         elif process.function != "backup" and self.assign(timeout=-1):
             pass  # what has come may go before it: the next round sees
         elif not self.due("again", 0):
             time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
         else:
-            log("info", "Beginning process", ProcessId=process.id, Database=self.database)
+            info("Beginning process", ProcessId=process.id, Database=self.database)
             if process.function == "backup":
                 self.heart.beat("start")
             self.job = Job(process, process.function, *process.arguments)
@@ -4627,7 +4626,7 @@ class Executor:
             standing = self.standing(job.process)
         if standing in (*ENDS, Standing.ELSEWHERE):
             text = "Stopping what was cancelled, failed or given away"
-            log("warning", text, ProcessId=job.process.id, Why=f"it {standing.value}")
+            warn(text, ProcessId=job.process.id, Why=f"it {standing.value}")
             stop(job.child, signal.SIGUSR1, 6)
             self.job, self.ended = None, self.ended + 1
 
@@ -4650,7 +4649,7 @@ class Executor:
         killer = signal_name(-status)
         if not process:
             if status < 0:
-                log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+                warn("What earlier runs left is not finished: killed", Signal=killer)
             elif job.result:
                 self.heart.beat()
         elif status == 0:
@@ -4676,7 +4675,7 @@ class Executor:
                 if self.deaths[process.id] < DEATHS:
                     self.times["again"] = later(1)
                     text = "It was killed, beginning it again"
-                    log("warning", text, ProcessId=process.id, Signal=killer)
+                    warn(text, ProcessId=process.id, Signal=killer)
                     return
             text = f"killed {often}by {killer}: is the memory limit low?"
             self.fail(process, text, *job.errors)
@@ -4691,14 +4690,14 @@ class Executor:
         except ColoniesFailure as refused:
             if refused.status in (0, 200):
                 raise
-            log("warning", "Cannot close the process", ProcessId=process.id, Error=refused)
+            warn("Cannot close the process", ProcessId=process.id, Error=refused)
             del self.queue[process.id]  # if it still is ours, `look` brings it back
         else:
             self.forget(process, end)
 
     def forget(self, process: Process, end: Standing) -> None:
         """Drop what was kept for a process, here and on the volume: it is closed, by whomever."""
-        log("info", "Closed process", ProcessId=process.id, End=end.name.lower())
+        info("Closed process", ProcessId=process.id, End=end.name.lower())
         del self.queue[process.id]
         self.outcomes.pop(process.id, None)
         del self.deaths[process.id]
@@ -4728,7 +4727,7 @@ class Executor:
             if self.owner:
                 self.remove("executor", 1, self.owner, **self.names)
         except (Failure, OSError, ValueError) as error:
-            log("warning", "Could not take leave", Error=error)
+            warn("Could not take leave", Error=error)
         self.heart.wait(1)
         if self.checks:
             stop(self.checks.child, signal.SIGTERM, 2)
@@ -4792,7 +4791,7 @@ def see_to_crons(us: Executor) -> None:
         crons.ensure(function, *(getattr(s, f"{function}_cron{x}") for x in ("_name", "")))
     for text in crons.odd():
         if us.due(text, FOREVER):
-            log("warning", text)
+            warn(text)
     us.alone_since = FOREVER if crons.others else min(us.alone_since, time.monotonic())
 
 
@@ -4922,7 +4921,7 @@ class Crons:
                     us.times["cron"] = 0  # to be looked at again at once: then that one is gone
                     return
             else:
-                log("info", "Added the cron", Name=called, Expression=wanted, Executor=us.name)
+                info("Added the cron", Name=called, Expression=wanted, Executor=us.name)
                 return
         raise Failure(
             f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
@@ -4963,7 +4962,7 @@ class Heartbeat:
             told = functools.partial(self.tell, self.last, self.url, what, redacted(reason))
             self.last = behind(told)
         except RuntimeError as error:
-            log("warning", "Cannot tell HEARTBEAT_URL", Error=error)
+            warn("Cannot tell HEARTBEAT_URL", Error=error)
 
     def tell(self, before: threading.Thread | None, url: str, what: str, reason: str) -> None:
         """Tell it, in three tries, after what it was told BEFORE: else a start may come last."""
@@ -4985,7 +4984,7 @@ class Heartbeat:
                 gc.collect()  # openers and handlers hold each other, and 1.7 MB of authorities
             time.sleep(pause)
         about = {"What": what or "success", "Host": parts.hostname}
-        log("warning", "Cannot tell HEARTBEAT_URL", **about, Error=why)
+        warn("Cannot tell HEARTBEAT_URL", **about, Error=why)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until it was told all, for so many seconds at most, or until somebody is tired."""
@@ -5142,7 +5141,7 @@ class Metrics:
                     while True:
                         self.round(server)
             except Exception as error:
-                log("warning", "No metrics, trying again in a minute ...", Error=error)
+                warn("No metrics, trying again in a minute ...", Error=error)
             for client in self.clients.values():
                 client.connection.close()
             self.clients.clear()
@@ -5778,7 +5777,7 @@ class Steps:
     def timed(self, step: str) -> Iterator[None]:
         """Note how long a step takes. One that fails stays the current one."""
         begun, self.current = time.monotonic(), step
-        log("info", f"{step.capitalize()} ...")
+        info(f"{step.capitalize()} ...")
         yield
         self.current = ""
         self.seconds[step] = round(time.monotonic() - begun, 1)
@@ -5868,9 +5867,9 @@ def newest_good(
         if proving and not closed(s3.s, backups[-1]) and promising(judged, verdicts, nights):
             good = judged.since
             proposed.add(good[-1].key)
-            log("info", "If it restores, its size is the new normal", Key=good[-1].key)
+            info("If it restores, its size is the new normal", Key=good[-1].key)
         for backup in backups[backups.index(good[-1]) + 1 :]:
-            log("warning", "Passing over a doubtful backup", Key=backup.key)
+            warn("Passing over a doubtful backup", Key=backup.key)
         newest.append(good[-1])
     if misled(s3, newest):
         return newest_good(s3, database, server, proving)
@@ -5933,7 +5932,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int) -> 
     where the backup is damaged.
     """
     metadata = backup.known
-    log("info", f"Found {facts_of(backup)}", Database=backup.database or "unknown")
+    info(f"Found {facts_of(backup)}", Database=backup.database or "unknown")
     pg_restore_for(metadata.get("pg-dump", ""))
     to_open = backup.encrypted and not closed(s3.s, backup)
     if to_open:  # can it be?
@@ -5953,7 +5952,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int) -> 
                 sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
     steps.current = "checksum"
     if "sha256" not in metadata:
-        log("warning", "It has no checksum: that was not checked")
+        warn("It has no checksum: that was not checked")
         return "absent"
     require(
         sha256.hexdigest() == metadata["sha256"],
@@ -6412,7 +6411,7 @@ def only_new(steps: list[Making], there: Sequence[str]) -> list[Making]:
     passed = [step.what for step in steps if step.role in there and step.given in new]
     if passed:
         text = "Roles that were there get no membership in new ones"
-        log("warning", text, Statements="; ".join(passed))
+        warn(text, Statements="; ".join(passed))
     return [step for step in steps if step.role in new]
 
 
@@ -6424,9 +6423,9 @@ def make_roles(hub: Database, steps: list[Making]) -> list[str]:
     left = []
     names = ", ".join(dict.fromkeys(step.role for step in steps))
     text = "Making the roles that are missing; they stay, whatever comes of the restore"
-    log("info", text, Roles=names)
+    info(text, Roles=names)
     if not any(" PASSWORD '" in step.ways[0] for step in steps):
-        log("warning", "None of them has a password", Roles=names)
+        warn("None of them has a password", Roles=names)
     do = f"DO {literal(MAKE_ROLES.format(literal(json.dumps(steps))))}"
     refused = read_json(hub, "Making roles", REFUSED, first=do)
     for number, why in refused:
@@ -6453,7 +6452,7 @@ def new_database(hub: Database, name: str, create: str, keep: bool = False) -> I
         yield
     except BaseException:
         left = "kept" if keep else "dropped"
-        log("warning", f"What was restored is not whole: it is {left}", Database=name)
+        warn(f"What was restored is not whole: it is {left}", Database=name)
         if not keep:
             drop(hub, name)
         raise
@@ -6822,7 +6821,7 @@ def warn_of_subscriptions(target: Database, entries: Iterable[str]) -> None:
     query = SUBSCRIPTIONS.format(SLOTS, "current_database()")
     made = psql(target, "Looking for subscriptions", query).strip()
     if made:
-        log("warning", DISABLED, Subscriptions=made)
+        warn(DISABLED, Subscriptions=made)
 
 
 def restore_timescaledb(
@@ -6887,7 +6886,7 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
     psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=os.fsencode(rows))
     if moved:
         text = "Jobs of TimescaleDB are the restoring role's now"
-        log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
+        warn(text, Role=unquoted(ours), Jobs=", ".join(moved))
 
 
 def for_each(target: Database, step: str, sql: str, **more: Any) -> tuple[int, list[Any]]:
@@ -7189,10 +7188,10 @@ class Target:
         """Say, while there is time to see to it, who is in the database whose name it gets."""
         found = self.in_the_way()
         if found["ended"]:
-            log("warning", "These sessions will be ended", Sessions=found["ended"])
+            warn("These sessions will be ended", Sessions=found["ended"])
         if found["staying"]:
             text = "End these, or it gets no name: this role may not end them"
-            log("warning", text, Sessions=found["staying"])
+            warn(text, Sessions=found["staying"])
 
 
 def foreseen(
@@ -7293,7 +7292,7 @@ def name_patiently(new: Target, query: str) -> None:
             staying = found["staying"]
             if over or not staying:
                 if found["ended"]:
-                    log("warning", "Ending sessions", Sessions=found["ended"])
+                    warn("Ending sessions", Sessions=found["ended"])
                     new.cron = new.cron or "(pg_cron scheduler," in found["ended"]
                 psql(new.hub, "Not named", query)
                 return
@@ -7303,9 +7302,9 @@ def name_patiently(new: Target, query: str) -> None:
                     return
             if over:
                 raise Failure(f"{error}; in the way: {staying or 'none now'}") from None
-            log("warning", "Not named yet, trying again ...", Reason=error)
+            warn("Not named yet, trying again ...", Reason=error)
         if staying != told:
-            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=staying)
+            warn("Not named yet, waiting for sessions to end ...", Sessions=staying)
             told = staying
         time.sleep(pause)
 
@@ -7536,12 +7535,12 @@ def finish_restore(
     archive = source.archive
     if new.amiss:
         text = "What was restored is not whole: it is kept"
-        log("warning", text, Database=new.scratch, Refused=len(new.amiss))
+        warn(text, Database=new.scratch, Refused=len(new.amiss))
         left[:0] = [*new.amiss.values()][:MOST_REFUSED]
         if (more := len(new.amiss) - MOST_REFUSED) > 0:
             left.append(f"not restored: {more} more")
     else:
-        log("info", "What was restored is whole", Database=new.scratch)
+        info("What was restored is whole", Database=new.scratch)
     there = new.inside(new.scratch)
     counted = Counted()
     new.works = not archive.timescaledb
@@ -7557,7 +7556,7 @@ def finish_restore(
             with steps.timed("analyze"):
                 left += analyzed()
         if counted.size and counted.compared is None:
-            log("warning", "Rows not compared", Unknown=NOT_COMPARED)
+            warn("Rows not compared", Unknown=NOT_COMPARED)
         left += [*counted.missed, *counted.different]
         put_in_place(new, there, archive, options.pause_jobs, counted, left)
     finally:
@@ -7689,7 +7688,7 @@ def verify(s: Settings, name: str, wait: bool) -> Fields:
         try:
             remember(s3, backup, report["verdict"], steps, report.get("rows"))
         except Failure as error:
-            log("warning", "Cannot note the verdict", Error=error)
+            warn("Cannot note the verdict", Error=error)
     return report
 
 
@@ -7702,14 +7701,14 @@ def to_verify(s3: S3) -> Backup:
     ours = ""
     if len(newest) > 1:
         several = "; ".join(map(facts_of, newest))
-        log("info", "Backups of several servers are there", Newest=several)
+        info("Backups of several servers are there", Newest=several)
         try:
             ours = psql(s3.s.database(), "Looking at the server", WHOSE).strip()
         except Failure as error:
-            log("warning", "Taking any server's, the newest good one", Error=error)
+            warn("Taking any server's, the newest good one", Error=error)
     for backup in newest:
         if backup.key in doubts:
-            log("warning", "Passing over a doubtful backup", Key=backup.key)
+            warn("Passing over a doubtful backup", Key=backup.key)
     return max(newest, key=lambda each: (each.key not in doubts, each.server == ours, each))
 
 
@@ -8236,7 +8235,7 @@ def check_database(now: Checking) -> Lines:
     found = {"PostgreSQL": server.postgresql, "TimescaleDB": server.timescaledb}
     found["pg_dump"] = server.pg_dump
     if for_itself():  # the executor tells the colony
-        log("info", "Found the database", **{name: x for name, x in found.items() if x})
+        info("Found the database", **{name: x for name, x in found.items() if x})
     versions = ", ".join(f"{name} {x or 'none'}" for name, x in found.items())
     yield "ok", f"{server.database} ({server.database_size} bytes), {versions}"
 
@@ -8942,7 +8941,7 @@ def run_command(s: Settings, options: Options) -> int:
         with suppress(Stop):
             executor.serve()
         executor.leave()
-        log("info", "Ended", By=signal_name(signals[0]))
+        info("Ended", By=signal_name(signals[0]))
     elif s.command == "list":
         list_backups(s, options.json)
     elif s.command == "check":
@@ -8955,7 +8954,7 @@ def run_command(s: Settings, options: Options) -> int:
         try:
             say_json(survey(s))
         except Failure as error:
-            log("warning", "Cannot look at the bucket for the metrics", Error=error)
+            warn("Cannot look at the bucket for the metrics", Error=error)
             status = 1
     elif s.command == "verify":
         report = verify(s, options.name, wait=bool(told))
@@ -8980,7 +8979,7 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> None:
     except Busy as busy:
         if not options.resume:
             raise
-        log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
+        info(f"Nothing to finish now: {busy}")  # that one sees to what is left
         return
     except Exception as error:
         if not options.resume:
@@ -9043,7 +9042,7 @@ def settings_for(options: Options) -> Settings:
             raise WrongSettings(f"settings: BACKUP_AGE_RECIPIENTS: {wrong}") from None
     for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
         if getattr(s, name.lower()):
-            log("warning", f"{name}: any certificate is accepted")
+            warn(f"{name}: any certificate is accepted")
     return s
 
 
@@ -9062,7 +9061,7 @@ def main() -> int:
     except OSError as error:
         log("error", explained(error))
     except Stop as stopped:
-        log("warning", f"stopped by {signal_name(stopped.args[0])}")
+        warn(f"stopped by {signal_name(stopped.args[0])}")
         return 128 + int(stopped.args[0])
     except Exception as error:  # a peer answered what nothing here expects
         import traceback  # only here: 0.2 MB
