@@ -1255,6 +1255,9 @@ class Backup(NamedTuple):
         return self.server[-6:]
 
 
+Backups = list[Backup]
+
+
 # How a deleted object is not gone, in a bucket that keeps versions.
 HIDDEN = "hidden, not removed: the bucket keeps it as an old version"
 OLDER = "removed, but its name has an older version"
@@ -1551,7 +1554,7 @@ class S3:
             return found | {"Metadata": metadata}
         return None
 
-    def backups(self) -> list[Backup]:
+    def backups(self) -> Backups:
         """All that has a backup's name under the prefix, oldest first, with its metadata."""
         found = self.names()
         known = self.known(found)
@@ -1560,7 +1563,7 @@ class S3:
         known |= zip(unknown, at_once("Looking at the backups", LOOKS, looks))
         return [known[each] for each in found]
 
-    def names(self) -> list[Backup]:
+    def names(self) -> Backups:
         """The same without metadata: nothing but the listing is asked for.
 
         Anybody who may write to the bucket can put millions of such names there. So only some are
@@ -1604,7 +1607,7 @@ class S3:
             return looked
         return found
 
-    def known(self, found: list[Backup]) -> dict[Backup, Backup]:
+    def known(self, found: Backups) -> dict[Backup, Backup]:
         """What is known of these names, oldest first, without a look at each.
 
         The index saves the looks where there are many. It is a hint: what is to be removed, or
@@ -1614,7 +1617,7 @@ class S3:
             self.index = self.read_index(found[:-LOOKS])
         return (self.index or {}) | self.seen
 
-    def read_index(self, found: list[Backup]) -> dict[Backup, Backup]:
+    def read_index(self, found: Backups) -> dict[Backup, Backup]:
         """What the index tells of those that are listed as they were when it was written.
 
         Anybody may have written it: no more is taken in than is asked for. Where it is none, {}.
@@ -1693,16 +1696,16 @@ class S3:
 HEADS = 100  # archives' beginnings that one backup reads: one small request for each
 
 
-def by_database(found: list[Backup]) -> dict[tuple[str, str], list[Backup]]:
+def by_database(found: Backups) -> dict[tuple[str, str], Backups]:
     """The proven ones, oldest first, by their server's system identifier and their database."""
-    whose: dict[tuple[str, str], list[Backup]] = {}
+    whose: dict[tuple[str, str], Backups] = {}
     for backup in found:
         if backup.known.get("sha256"):
             whose.setdefault((backup.server, backup.database), []).append(backup)
     return whose
 
 
-def proven(found: list[Backup], system: str, database: str) -> list[Backup]:
+def proven(found: Backups, system: str, database: str) -> Backups:
     """The proven backups of this database, oldest first."""
     return by_database(found).get((system, database), [])
 
@@ -1791,12 +1794,12 @@ class Judged(NamedTuple):
 
     doubts: set[str]  # the keys of the doubtful ones
     last: Backup | None  # the last good one
-    since: list[Backup]  # the doubtful ones since then
+    since: Backups  # the doubtful ones since then
     rows: Rows  # of the last good one of which they are known
-    before: list[Backup]  # the last good one before each shrink that became normal
+    before: Backups  # the last good one before each shrink that became normal
 
 
-def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) -> Judged:
+def judge(backups: Backups, verdicts: Verdicts, nights: int, now: float) -> Judged:
     """Find the doubtful ones among a database's proven backups, oldest first.
 
     One is doubtful if it is smaller than half of the last good one. Not if it was `steady` when it
@@ -1810,7 +1813,7 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
     that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
     name it: so the new normal lasts when what made it so is gone.
     """
-    good, since, before = list[Backup](), list[Backup](), list[Backup]()
+    good, since, before = Backups(), Backups(), Backups()
     rows: Rows = {}
     normal: Backup | None = None  # the last of those SINCE that restored
     for backup in backups:
@@ -1834,7 +1837,7 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
     return Judged(doubts, next(reversed(good), None), since, rows, before)
 
 
-def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
+def since_shrinks(good: Backups, backups: Backups, before: Backups) -> set[str]:
     """Add to those BEFORE shrinks those that good ones name; what is normal since them."""
     normal, told = set[str](), {name for each in good for name in each.before}
     for each in backups:
@@ -1861,9 +1864,7 @@ def is_sound(before: Rows, rows: Rows | None) -> bool:
     return all(rows.get(table, 0) * 2 >= many for table, many in before.items())
 
 
-def normal_ones(
-    since: list[Backup], normal: Backup | None, nights: int, now: float
-) -> list[Backup]:
+def normal_ones(since: Backups, normal: Backup | None, nights: int, now: float) -> Backups:
     """Doubtful ones that are like the one that restored, if so many make it normal; else none."""
     if not normal or sum(not held(each, now) for each in since) < nights:
         return []
@@ -1887,11 +1888,11 @@ def promising(judged: Judged, verdicts: Verdicts, nights: int) -> bool:
 
 
 def reasons(
-    ours: list[Backup], verdicts: Verdicts, keep: Keep, now: float
+    ours: Backups, verdicts: Verdicts, keep: Keep, now: float
 ) -> Iterator[tuple[Backup, str]]:
     """Those of a database's proven backups that stay, and why; some for several reasons."""
     judged = judge(ours, verdicts, keep.newest, now)
-    sorts: dict[bool, list[Backup]] = {False: [], True: []}  # the good ones, the doubtful ones
+    sorts: dict[bool, Backups] = {False: [], True: []}  # the good ones, the doubtful ones
     proofs = dict[bool, Backup]()
     for backup in ours:
         why, is_bad = held(backup, now), backup.key in judged.doubts
@@ -1918,7 +1919,7 @@ def reasons(
 
 
 def retained(
-    ours: list[Backup], verdicts: Verdicts | None, keep: Keep, now: float, made: str = ""
+    ours: Backups, verdicts: Verdicts | None, keep: Keep, now: float, made: str = ""
 ) -> dict[str, str]:
     """Why each of a database's proven backups, oldest first, stays, by key; "": it goes.
 
@@ -1938,14 +1939,14 @@ def retained(
     return whys
 
 
-def is_outgrown(old: Backup, newer: list[Backup]) -> bool:
+def is_outgrown(old: Backup, newer: Backups) -> bool:
     """Whether these are newer than an old one, and none of them is smaller than half of it."""
     return old.seconds < newer[0].seconds and not any(smaller(old, each, 2) for each in newer)
 
 
 def outdated(
-    found: list[Backup], ours: list[Backup], verdicts: Verdicts | None, newest: int, now: float
-) -> list[Backup]:
+    found: Backups, ours: Backups, verdicts: Verdicts | None, newest: int, now: float
+) -> Backups:
     """What has no metadata, and is old enough to go if it is this database's: see `strangers`.
 
     Older than the NEWEST ones of OURS, which are proven, none of them smaller than half of it, and
@@ -2016,7 +2017,7 @@ def unlike(head: bytes, database: str, postgresql: str) -> str:
     return ""
 
 
-def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, str]:
+def strangers(s3: S3, aged: Backups, twin: bool, made: Dump) -> dict[str, str]:
     """Which of these objects without metadata stay, and why, by key.
 
     A server may have forgotten the metadata (`rclone serve s3` does when it restarts), so these may
@@ -2069,7 +2070,7 @@ def remove(s3: S3, old: Backup, patience: float) -> str:
     return still
 
 
-def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Backup]:
+def remove_all(s3: S3, backups: Backups, kept: dict[str, str]) -> Backups:
     """Remove backups; those that are gone or hidden.
 
     KEPT, why which is kept, has what is not gone for good then.
@@ -2094,7 +2095,7 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
     return gone
 
 
-def known_backups(s3: S3, new: str = "") -> list[Backup]:
+def known_backups(s3: S3, new: str = "") -> Backups:
     """What is in the bucket, as far as it is known; a warning says of what it is not.
 
     Raises Unfit where a listing lacks the NEW one: `list`, `latest` and retention go by that.
@@ -2117,7 +2118,7 @@ def known_backups(s3: S3, new: str = "") -> list[Backup]:
     return found
 
 
-def misled(s3: S3, newest: list[Backup]) -> bool:
+def misled(s3: S3, newest: Backups) -> bool:
     """Whether the index, which is forgotten then, tells other metadata of these than S3."""
     for each in newest:
         listed = each._replace(metadata=None)
@@ -2181,7 +2182,7 @@ def roles_left(s3: S3, new: str) -> list[str]:
     return random.sample(left, min(HEADS, len(left)))
 
 
-def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
+def prune_roles(s3: S3, made: Dump, gone: Backups) -> None:
     """Remove this database's roles whose archives are GONE, or were lost before.
 
     What goes wrong is a warning, and the next backup's to do.
@@ -2230,9 +2231,7 @@ def known_verdicts(s3: S3) -> Verdicts | None:
     return None
 
 
-def new_normals(
-    ours: list[Backup], verdicts: Verdicts, keep: Keep, now: float, made: str
-) -> list[str]:
+def new_normals(ours: Backups, verdicts: Verdicts, keep: Keep, now: float, made: str) -> list[str]:
     """What is to be said, once, of shrinks that have become normal since the one before MADE."""
     earlier = [backup for backup in ours if backup.key != made]
     then = dict(verdicts)
@@ -2250,7 +2249,7 @@ def new_normals(
     ]
 
 
-def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdicts | None) -> None:
+def confirm_rest(s3: S3, ours: Backups, goes: Backups, verdicts: Verdicts | None) -> None:
     """Before some go, look at the last good one, which stays; if that is small, at all of OURS.
 
     Those that go are looked at in any case, but what the index says of others may be forged. After
@@ -2270,12 +2269,12 @@ def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdi
 class Plan(NamedTuple):
     """What retention is to do."""
 
-    goes: list[Backup]
+    goes: Backups
     kept: dict[str, str]  # by key; why
     said: list[str]  # what is to be told
 
 
-def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
+def plan(s3: S3, made: Dump, found: Backups) -> Plan:
     """What retention lets go of FOUND, what of this database stays and why, and what is amiss.
 
     made: the dump whose backup is the new one, or one without a key: there is none.
@@ -2306,7 +2305,7 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     return Plan(goes, kept, said)
 
 
-def prune(s3: S3, made: Dump, found: list[Backup]) -> Fields:
+def prune(s3: S3, made: Dump, found: Backups) -> Fields:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
     made: the dump whose backup is the new one. found: all that is in the bucket. It never fails a
@@ -3090,7 +3089,7 @@ def newest_backup(s3: S3, server: Server) -> Backup:
     return none
 
 
-def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: int) -> Backup:
+def as_steady(newest: Backup, found: Backups, verdicts: Verdicts, nights: int) -> Backup:
     """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
 
     So it is where an older version made it, there was none before, or all that it was too small
@@ -3110,7 +3109,7 @@ def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: i
     return newest._replace(metadata=newest.known | told)
 
 
-def vouched(s3: S3, newest: Backup, names: list[Backup]) -> Backup:
+def vouched(s3: S3, newest: Backup, names: Backups) -> Backup:
     """The newest backup, as if it knew that it is good, by the names alone or by a closer look."""
     steady = newest if is_steady(newest) else as_steady(newest, names, {}, 0)
     if is_steady(steady):
@@ -3435,7 +3434,7 @@ def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) 
         yield part
 
 
-def upload(s3: S3, dump: Dump) -> list[Backup]:
+def upload(s3: S3, dump: Dump) -> Backups:
     """Upload a sealed dump, prove that S3 has it, and note where; what else is in the bucket.
 
     It begins after the dump: parts that are sent meanwhile slow pg_dump down, which holds locks and
@@ -5080,7 +5079,7 @@ def own_server(s: Settings, whose: Iterable[tuple[str, str]]) -> str:
         return "".join(servers)
 
 
-def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: list[Backup]) -> dict[str, Samples]:
+def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: Backups) -> dict[str, Samples]:
     """What metrics tell of the last verify of one of OURS, or of another `of` our server's."""
     names = {backup.name for backup in ours}
     last, facts = 0.0, dict[str, Samples]()
@@ -5818,7 +5817,7 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     return backup
 
 
-def backups_of(s3: S3, database: str) -> list[list[Backup]]:
+def backups_of(s3: S3, database: str) -> list[Backups]:
     """The backups of a database, oldest first, those of each server by themselves.
 
     Where there is none of it, or database is "", all have to be one database's. Of objects without
@@ -5845,7 +5844,7 @@ def backups_of(s3: S3, database: str) -> list[list[Backup]]:
 
 def newest_good(
     s3: S3, database: str, server: str, proving: bool = False
-) -> tuple[list[Backup], set[str]]:
+) -> tuple[Backups, set[str]]:
     """The newest good backup of a database at each server, oldest first; keys of the doubtful.
 
     A backup is good by what its own server's are. It may be doubtful all the same: by those of
@@ -5860,7 +5859,7 @@ def newest_good(
     verdicts: Verdicts = {}
     if judge(every, {}, nights, now).doubts:
         verdicts = known_verdicts(s3) or {}
-    newest, proposed = list[Backup](), set[str]()
+    newest, proposed = Backups(), set[str]()
     for backups in sorts:
         judged = judge(backups, verdicts, nights, now)
         good = [backup for backup in backups if backup.key not in judged.doubts]
@@ -7939,14 +7938,14 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
 
 
 def doubtful_anywhere(
-    s: Settings, whose: Mapping[tuple[str, str], list[Backup]], verdicts: Verdicts
+    s: Settings, whose: Mapping[tuple[str, str], Backups], verdicts: Verdicts
 ) -> set[str]:
     """The keys of those that are doubtful by their own server's, or by another's of this name.
 
     A new server's first nights come after those of a lost one. Retention heeds the former alone.
     """
     doubts, now = set[str](), time.time()
-    of_name: dict[str, list[Backup]] = {}
+    of_name: dict[str, Backups] = {}
     for (_, name), backups in whose.items():
         of_name.setdefault(name, []).extend(backups)
     for backups in [*whose.values(), *map(sorted, of_name.values())]:
@@ -7954,7 +7953,7 @@ def doubtful_anywhere(
     return doubts
 
 
-def upload_seconds(backups: list[Backup]) -> dict[str, int]:
+def upload_seconds(backups: Backups) -> dict[str, int]:
     """How many seconds each one's upload took, by its key, where that is known.
 
     From its begin, which its metadata tell, to the object's own time, both by S3's clock. AWS, for
@@ -8136,7 +8135,7 @@ class Checking:
     def __init__(self, settings: Settings, options: Options):
         self.settings, self.options = settings, options
         self.server: Server | None = None
-        self.backups: list[Backup] | None = None  # of this database, proven; None: not looked at
+        self.backups: Backups | None = None  # of this database, proven; None: not looked at
 
     @property
     def newest(self) -> Backup:
