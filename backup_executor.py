@@ -39,18 +39,14 @@ run: archives, restore, verify, list, check, the command line.
 from __future__ import annotations
 
 import base64
-import collections
 import ctypes
-import datetime
 import enum
 import errno
 import fcntl
-import functools
 import gc
 import hashlib
 import hmac
 import io
-import itertools
 import json
 import os
 import random
@@ -65,11 +61,16 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
 import urllib.request
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta, timezone
+from functools import cache, cached_property, partial, reduce
+from itertools import accumulate, chain, filterfalse, islice, pairwise
+from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     import argparse
@@ -184,7 +185,7 @@ def time_limit(seconds: float) -> float:
 
 def later(seconds: float) -> float:
     """What the monotonic clock shows in so many seconds, as BACKUP_TIME_SCALE has it."""
-    return time.monotonic() + seconds * TIME_SCALE
+    return monotonic() + seconds * TIME_SCALE
 
 
 def behind(work: Action) -> threading.Thread:
@@ -218,9 +219,9 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             errors.append(error)
 
-    thread, end = behind(attempt), time.monotonic() + seconds
+    thread, end = behind(attempt), monotonic() + seconds
     # A signal that comes just as we begin to wait is only noticed when we wake.
-    while thread.is_alive() and time.monotonic() < end:
+    while thread.is_alive() and monotonic() < end:
         thread.join(min(seconds, 1))
     if errors:
         raise errors[0]
@@ -316,14 +317,14 @@ def log(level: str, message: str, **fields: object) -> None:
         if CHILD in os.environ and level != "debug":
             write(1, f"#{json.dumps([level, text + more, text, told])}\n")
         if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
-            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
             if os.isatty(2):
                 write(2, "\r\x1b[K")  # over a bar of `progress`
             write(2, f'time="{now}" level={level} msg={quoted(text)}{more}\n')
 
 
-info = functools.partial(log, "info")
-warn = functools.partial(log, "warning")
+info = partial(log, "info")
+warn = partial(log, "warning")
 
 
 def on_terminal() -> bool:
@@ -352,7 +353,7 @@ def short_size(size: float) -> str:
 
 def moment(seconds: int) -> str:
     """A time since 1970 as ISO 8601 has it, in local time; one beyond the year 6000 is cut."""
-    return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
+    return datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 
 
 def short_time(seconds: float) -> str:
@@ -370,12 +371,12 @@ def progress(what: str, total: int) -> Callable[[int], None]:
     total: bytes, as far as they are known; else 0. A terminal shows a bar, a log a line at times.
     What is more than it was to be has no part that is done, and no time that is left.
     """
-    begun = last = time.monotonic()
+    begun = last = monotonic()
 
     def show(done: int) -> None:
         """Show it, if it is time."""
         nonlocal last
-        now = time.monotonic()
+        now = monotonic()
         part = 100 * done // total if 0 < done <= total else None
         speed = done / (now - begun + 0.001)
         left = (total - done) / speed if part is not None else 0.0
@@ -873,7 +874,7 @@ def redacted(said: object) -> str:
     text = str(said).replace("\0", "").strip()
     for secret in sorted(SECRETS - GUESSES, key=len, reverse=True):
         if len(secret) > 3:  # a shorter one is no secret, and stands in every other word
-            for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
+            for form in (secret, repr(secret)[1:-1], quote(secret, safe="")):
                 text = text.replace(form, "***")
     return text
 
@@ -1040,7 +1041,7 @@ def run(
         given.write(stdin)
         given.seek(0)
         program = start(argv, environment(database, options), stderr=errors, stdin=given)
-    end, pause = time.monotonic() + timeout, 0.1
+    end, pause = monotonic() + timeout, 0.1
     try:
         while True:
             try:
@@ -1052,7 +1053,7 @@ def run(
                 tick()
             where = f" from {database.host}:{database.port}" if database else ""
             text = f"{step}: {argv[0]}: no answer{where} in {timeout:g} seconds"
-            require(time.monotonic() <= end, text)
+            require(monotonic() <= end, text)
     finally:
         stop(program, signal.SIGINT)  # which has the server end what it does, too
     if stderr is None:
@@ -1197,7 +1198,7 @@ class Backup(NamedTuple):
     # them, so nothing may be concluded, and the object is left alone.
     metadata: dict[str, str] | None
     etag: str = ""  # as listed, bare; "" where that is not known
-    written: datetime.datetime | None = None  # as listed, by the clock of S3
+    written: datetime | None = None  # as listed, by the clock of S3
     version: str = ""  # its VersionId, where the bucket keeps versions
     locked: str = ""  # until when Object Lock keeps that, in words; "" where it does not
 
@@ -1219,7 +1220,7 @@ class Backup(NamedTuple):
     @property
     def database(self) -> str:
         """The name of its database; "" where that is not known."""
-        return urllib.parse.unquote(self.known.get("database", ""))
+        return unquote(self.known.get("database", ""))
 
     @property
     def server(self) -> str:
@@ -1229,7 +1230,7 @@ class Backup(NamedTuple):
     @property
     def label(self) -> str:
         """What somebody called it; "" where nobody did."""
-        return urllib.parse.unquote(self.known.get("label", ""))
+        return unquote(self.known.get("label", ""))
 
     @property
     def before(self) -> list[str]:
@@ -1266,7 +1267,7 @@ LOCKED = "not removed: locked"
 
 def body(answer: Any) -> bytes:
     """In place of botocore's own `content`, which reads an answer without an end on and on."""
-    read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
+    read = [answer._content or b"", *islice(answer.raw.stream(1024), 8192)]
     require(len(read) <= 8192, "an answer of 8 MiB, or more")
     whole = answer._content = b"".join(read)
     return whole
@@ -1274,7 +1275,7 @@ def body(answer: Any) -> bytes:
 
 def small_object(answer: Fields) -> bytes:
     """The body of an answer, its first 16 MiB at most. Raises what botocore does if it is cut."""
-    return b"".join(itertools.islice(answer["Body"].iter_chunks(MIB), 16))
+    return b"".join(islice(answer["Body"].iter_chunks(MIB), 16))
 
 
 def plain_etag(answer: Fields) -> str:
@@ -1290,7 +1291,7 @@ def locked(head: Fields) -> str:
     until = head.get("ObjectLockRetainUntilDate")
     if head.get("ObjectLockLegalHoldStatus") == "ON":
         return "while there is a legal hold"
-    if until and until > datetime.datetime.now(datetime.timezone.utc):
+    if until and until > datetime.now(timezone.utc):
         return f"until {moment(int(until.timestamp()))}"
     return ""
 
@@ -1312,7 +1313,7 @@ def as_time(text: str) -> Any:
     from botocore.utils import parse_timestamp
 
     try:
-        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return datetime.fromisoformat(text.replace("Z", "+00:00"))
     except Exception:  # another form of it, or whatever else there is
         return parse_timestamp(text)
 
@@ -1450,17 +1451,17 @@ class S3:
         end = later(min(patience, self.patience))
         large = "PartNumber" in arguments or "Range" in arguments
         limit = time_limit(TRANSFER_SECONDS if large else REQUEST_SECONDS)
-        attempt = functools.partial(self.attempt, verb, take, arguments)
+        attempt = partial(self.attempt, verb, take, arguments)
         for tries, pause in enumerate(backoff(), 1):
             try:
                 return in_time(limit, attempt)
             except self.causes as error:
                 failure = self.failure(verb, error)
-            if not failure.again or time.monotonic() + pause > end:
+            if not failure.again or monotonic() + pause > end:
                 raise failure
             if tries == 3:
                 warn("S3 is away, trying again ...", Error=failure)
-            time.sleep(pause)
+            sleep(pause)
 
     def attempt(self, verb: str, take: Any, arguments: Fields) -> Any:
         """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
@@ -1468,7 +1469,7 @@ class S3:
         method = getattr(client, verb)  # outside: that there is none would be our mistake
         if verb == "upload_part":
             arguments["Body"].seek(0)  # it was read, if only for its MD5
-        begun, answer = time.monotonic(), Fields()
+        begun, answer = monotonic(), Fields()
         try:
             answer = method(Bucket=self.s.aws_s3_bucket_name, **arguments)
         except self.causes as error:
@@ -1484,7 +1485,7 @@ class S3:
                 Verb=verb,
                 Key=arguments.get("Key", ""),
                 Status=status_of(answer),
-                Seconds=f"{time.monotonic() - begun:.3f}",
+                Seconds=f"{monotonic() - begun:.3f}",
             )
         require(EXPECTED.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
         return take(answer) if "Body" in answer else answer
@@ -1559,7 +1560,7 @@ class S3:
         found = self.names()
         known = self.known(found)
         unknown = [each for each in found if each not in known]
-        looks = [functools.partial(self.looked_at, each) for each in unknown]
+        looks = [partial(self.looked_at, each) for each in unknown]
         known |= zip(unknown, at_once("Looking at the backups", LOOKS, looks))
         return [known[each] for each in found]
 
@@ -1734,7 +1735,7 @@ def is_over(until: str, now: float) -> bool:
         return False
     if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", until):
         raise ValueError(until)
-    datetime.date.fromisoformat(until)  # is there such a day?
+    datetime.fromisoformat(until)  # is there such a day?
     return until < time.strftime(PERIODS["daily"], time.localtime(now))
 
 
@@ -1910,7 +1911,7 @@ def reasons(
     for tier, form in PERIODS.items():
         for sort in sorts.values():
             last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in sort}
-            for period in itertools.islice(reversed(last), getattr(keep, tier)):
+            for period in islice(reversed(last), getattr(keep, tier)):
                 yield last[period], f"{tier} {period}"
     for backup in judged.before:
         yield backup, "the last before a shrink that lasts"
@@ -2100,7 +2101,7 @@ def known_backups(s3: S3, new: str = "") -> Backups:
 
     Raises Unfit where a listing lacks the NEW one: `list`, `latest` and retention go by that.
     """
-    for pause in [*itertools.islice(backoff(), 4), 0.0]:  # a listing may lag behind
+    for pause in [*islice(backoff(), 4), 0.0]:  # a listing may lag behind
         try:
             found = s3.backups()
         except Exception as error:
@@ -2108,7 +2109,7 @@ def known_backups(s3: S3, new: str = "") -> Backups:
             return []
         if not new or len(found) >= NAMES or any(each.key == new for each in found):
             break
-        time.sleep(pause)
+        sleep(pause)
     else:
         text = f"{s3.where}: {new} is there, but not in the listing of {s3.key('backup_')}…"
         raise Unfit(f"{text}: look at AWS_S3_PREFIX, and at what the server makes of it")
@@ -2132,7 +2133,7 @@ def misled(s3: S3, newest: Backups) -> bool:
 ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
 AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
 AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
-UNDER_WAY = datetime.timedelta(days=1)  # how long roles may well be there before their archive is
+UNDER_WAY = timedelta(days=1)  # how long roles may well be there before their archive is
 
 
 def beside(key: str) -> str:
@@ -2187,7 +2188,7 @@ def prune_roles(s3: S3, made: Dump, gone: Backups) -> None:
 
     What goes wrong is a warning, and the next backup's to do.
     """
-    database = urllib.parse.quote(made.database, safe="")
+    database = quote(made.database, safe="")
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
         left = roles_left(s3, made.roles) if made.roles else []
@@ -2237,7 +2238,7 @@ def new_normals(ours: Backups, verdicts: Verdicts, keep: Keep, now: float, made:
     then = dict(verdicts)
     for name, was in verdicts.items():
         with suppress(ValueError, TypeError):  # somebody else wrote it
-            noted = datetime.datetime.fromisoformat(was["time"]).timestamp()
+            noted = datetime.fromisoformat(was["time"]).timestamp()
             if earlier and noted > earlier[-1].seconds:  # none is noted while a backup is made
                 del then[name]
     before = judge(earlier, then, keep.newest, now).before
@@ -2299,7 +2300,7 @@ def plan(s3: S3, made: Dump, found: Backups) -> Plan:
         some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
         what = "Leaving alone what has no metadata and may be another database's"
         warn(what, Objects=len(others), Some=some)
-    kept |= itertools.islice(others.items(), HEADS)
+    kept |= islice(others.items(), HEADS)
     goes += [old for old in aged if old.key not in {*others, new}]
     confirm_rest(s3, ours, goes, verdicts)
     return Plan(goes, kept, said)
@@ -2641,7 +2642,7 @@ def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
             if not re.search(CROWDED, str(error)):
                 raise
             warn("The database takes no session now, asking again ...", Error=error)
-        time.sleep(pause * TIME_SCALE)
+        sleep(pause * TIME_SCALE)
     return ask(*of, **more)
 
 
@@ -2649,7 +2650,7 @@ def examine_database(s: Settings) -> Server:
     """What is to be backed up, and by which pg_dump. Raises Failure if that one is too old."""
     said = run("Looking at pg_dump", ["pg_dump", "--version"], timeout=60)
     version = re.search(r"\d[\w.]*", said)
-    record = functools.partial(Server, pg_dump=version[0] if version else "0")
+    record = partial(Server, pg_dump=version[0] if version else "0")
     server = read_record(s.database(), "Looking at the database", LOOK, record)
     text, of = f"pg_dump {server.pg_dump} is", f"than the server, {server.postgresql}"
     require_options(s.database(), server.search_path)
@@ -2717,7 +2718,7 @@ def hold(database: Database, options: str, statements: Sequence[str]) -> tuple[A
         stdin=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    end = functools.partial(stop, session, signal.SIGINT)
+    end = partial(stop, session, signal.SIGINT)
     try:
         if session.stdin:
             with suppress(BrokenPipeError), session.stdin as pipe:
@@ -2870,9 +2871,9 @@ class Window:
             try:
                 return read_record(self.database, f"Reading the {what}", query, Catalog, tick=tick)
             except Failure:
-                if time.monotonic() >= end:
+                if monotonic() >= end:
                     raise
-            time.sleep(next(pauses))
+            sleep(next(pauses))
 
     def look(self, tick: Action) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
@@ -2880,7 +2881,7 @@ class Window:
         tick: as for `run`, while the server answers. One that does not is asked again later, at
         last by `end`.
         """
-        if time.monotonic() < self.next_look:
+        if monotonic() < self.next_look:
             return False
         try:
             if not self.locked:
@@ -3225,7 +3226,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
             os.unlink(dump.partial)
             dump.made_again = [*dump.made_again, str(why)]
             warn("Making the dump again ...", Reason=why)
-            time.sleep(pause * TIME_SCALE)
+            sleep(pause * TIME_SCALE)
 
 
 # Options of pg_dumpall by BACKUP_ROLES, to be tried in this order. The database is PGDATABASE's:
@@ -3268,7 +3269,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
     """
     show = progress("Backup in progress", expected)
-    begun = time.monotonic()
+    begun = monotonic()
     database = s.database()
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", f"--dbname={ALIVE}", "--no-password", "-Fc", "-f", dump.partial]
@@ -3304,7 +3305,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
             raise
         finally:
             window.release()
-        took = int(time.monotonic() - begun)
+        took = int(monotonic() - begun)
         tables = read_contents(dump)
         rows = {oid: name.replace(" ", ".") for oid, name in tables if int(oid) >= USERS_OIDS}
         window.end(rows)  # before what waits for us goes on
@@ -3428,7 +3429,7 @@ def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) 
     """What work(start, end) returns for each STEP bytes of SIZE, as `at_once` has it."""
     show = progress(what, size)
     spans = [(start, min(start + step, size)) for start in range(0, size, step)]
-    works = [functools.partial(work, *span) for span in spans]
+    works = [partial(work, *span) for span in spans]
     for (_, end), part in zip(spans, at_once(what, 4, works)):
         show(end)
         yield part
@@ -3443,10 +3444,10 @@ def upload(s3: S3, dump: Dump) -> Backups:
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
     info("Uploading backup file to S3 ...")
-    begun = time.monotonic()
+    begun = monotonic()
     key, head = store(s3, dump)
     check_stored(s3, dump, key, head)
-    took, size = int(time.monotonic() - begun), head["ContentLength"]
+    took, size = int(monotonic() - begun), head["ContentLength"]
     found = known_backups(s3, key)
     # Still: from now on nobody takes them for ones left behind.
     if dump.roles and not roles_beside(s3, dump, key):
@@ -3478,7 +3479,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
     parts: Fields = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
-    pauses, why, again = itertools.chain([0.0], backoff()), "", True
+    pauses, why, again = chain([0.0], backoff()), "", True
     end = FOREVER  # for completing it there, from the first attempt on
     while True:
         key = s3.key(f"backup_{seconds}.bak{dump.ending}")
@@ -3495,7 +3496,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
                 continue
             parts, end = send_parts(s3, dump, key), FOREVER
             continue
-        require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
+        require(monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
             if dump.taken != key:  # else it has only to appear
                 s3.call("complete_multipart_upload", 0, **parts, **condition)
@@ -3510,7 +3511,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
             elif not error.again:
                 raise
         end = min(end, later(s3.patience))
-        time.sleep(next(pauses))
+        sleep(next(pauses))
 
 
 def is_ours(s3: S3, dump: Dump, key: str, head: Any, sent: int) -> bool:
@@ -3561,7 +3562,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
     metadata = {**metadata_of(dump), "sha256": dump.roles_sha256}
     condition = {"IfNoneMatch": "*"}
     end, why = later(s3.patience), S3Failure("S3 has nothing there")
-    for pause in itertools.chain([0.0], backoff()):
+    for pause in chain([0.0], backoff()):
         head = s3.head(name)
         if head:
             whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
@@ -3569,7 +3570,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
             text = f"{s3.where}: {name}: {size} bytes, of backup-id {whose!r}; sent: {len(data)}"
             require(same == ours or whose not in ("", dump.id), text)
             return ours
-        if time.monotonic() > end:
+        if monotonic() > end:
             break
         try:
             s3.put(name, data, patience=0, Metadata=metadata, **condition)
@@ -3580,7 +3581,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
-        time.sleep(pause)
+        sleep(pause)
     # What takes them each time and has them never is not away: that would be each night so.
     raise S3Failure(f"{s3.where}: {name}: cannot put it: {why}", again=why.again)
 
@@ -3621,7 +3622,7 @@ def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
 
     for start in range(0, dump.size, step):
         end = min(start + step, dump.size)
-        wanted = functools.partial(take, f"bytes {start}-{end - 1}/{dump.size}")
+        wanted = partial(take, f"bytes {start}-{end - 1}/{dump.size}")
         sha256 = s3.call("get_object", take=wanted, Key=key, Range=f"bytes={start}-{end - 1}")
         show(end)
     return sha256.hexdigest()
@@ -3648,7 +3649,7 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         value = getattr(dump, name)
         if value is not None:
             metadata[name.replace("_", "-")] = str(value)
-    metadata["database"] = urllib.parse.quote(dump.database, safe="")
+    metadata["database"] = quote(dump.database, safe="")
     if dump.roles:
         metadata["roles-sha256"] = dump.roles_sha256
     if dump.compression:
@@ -3662,7 +3663,7 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["before"] = dump.before
     if dump.keep_until:
         metadata["keep-until"] = dump.keep_until
-        metadata["label"] = urllib.parse.quote(dump.label, safe="")
+        metadata["label"] = quote(dump.label, safe="")
     return metadata
 
 
@@ -3704,7 +3705,7 @@ def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> Fields:
     # Known at once: where noting it fails, it is aborted all the same.
     dump.upload = {"Key": key, "UploadId": made["UploadId"]}
     dump.save()
-    send = functools.partial(send_part, s3, dump, dump.upload)
+    send = partial(send_part, s3, dump, dump.upload)
     sent = list[Sent]()
     try:
         sent += slices("Upload in progress", dump.size, part_size(dump.size), send)
@@ -3914,15 +3915,15 @@ def add(p: Point, q: Point) -> Point:
     return x, (slope * (px - x) - py) % FIELD
 
 
-@functools.cache
+@cache
 def doubles() -> list[Point]:
     """The generator times 1, 2, 4, …: with them a signature takes 2 ms, without 7."""
-    return list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
+    return list(accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
 
 
 def multiply(scalar: int) -> Point:
     """The generator times a number, 1 to ORDER - 1."""
-    return functools.reduce(add, [p for bit, p in enumerate(doubles()) if scalar >> bit & 1])
+    return reduce(add, [p for bit, p in enumerate(doubles()) if scalar >> bit & 1])
 
 
 def identity(key: int) -> str:
@@ -4039,7 +4040,7 @@ class Colonies:
         Raises ColoniesFailure; its status is 0 also where something in between answers in its
         place.
         """
-        begun, status = time.monotonic(), 0
+        begun, status = monotonic(), 0
         text = base64.b64encode(json.dumps({"msgtype": kind, **fields}).encode()).decode()
         body = {"payloadtype": kind, "payload": text, "signature": sign(key, text)}
         headers = {"Content-Type": "text/plain"}
@@ -4065,7 +4066,7 @@ class Colonies:
             if status != 200:
                 status = 0
         finally:
-            seconds = f"{time.monotonic() - begun:.3f}"
+            seconds = f"{monotonic() - begun:.3f}"
             log("debug", "Colonies answered", Message=kind, Status=status, Seconds=seconds)
         raise ColoniesFailure(f"Colonies at {self.url}: {kind}: {why[:500]}", status, True)
 
@@ -4074,7 +4075,7 @@ def server_time(text: object) -> int:
     """A time as RFC 3339 writes it, in ns since 1970; 0: it is none, or before that."""
     with suppress(IndexError, ValueError):
         day, part, zone = re.findall(r"^(.{19})\.?([0-9]{,9})(Z|[+-]\d\d:\d\d)$", str(text))[0]
-        whole = datetime.datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
+        whole = datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
         return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
     return 0
 
@@ -4263,14 +4264,14 @@ class Executor:
         self.newest = (0, "")
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
-        self.deaths = collections.Counter[str]()
+        self.deaths = Counter[str]()
         self.facts = Fields()  # of the database, by `check` or the last backup's result
         self.unknown = set[str]()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
         self.heart = Heartbeat(s)
         self.reachable = False  # whether Colonies answered the last time
-        self.failures = collections.Counter[str]()  # by function
+        self.failures = Counter[str]()  # by function
         self.uploaded: int | None = None  # seconds of the last upload; None: since our start none
         self.ended = 0  # jobs, since our start
 
@@ -4309,7 +4310,7 @@ class Executor:
 
     def due(self, what: str, seconds: float) -> bool:
         """True once in so many seconds."""
-        if time.monotonic() < self.times.get(what, 0):
+        if monotonic() < self.times.get(what, 0):
             return False
         self.times[what] = later(seconds)
         return True
@@ -4343,7 +4344,7 @@ class Executor:
                 self.round()
             except Exception as error:
                 self.complain(error)
-                time.sleep(next(pauses))
+                sleep(next(pauses))
             else:
                 self.reachable, pauses = True, backoff()
                 if self.times.pop("complain", 0):
@@ -4551,7 +4552,7 @@ class Executor:
         if self.due("check", FOREVER):  # work goes before, and need not wait for it
             self.checks = Job(None, "check")
         if not self.due("poll", 1):
-            time.sleep(1)  # the server does not hold requests for as long as it is asked to
+            sleep(1)  # the server does not hold requests for as long as it is asked to
 
     def remove(self, what: str, within: float = 15, key: int = 0, /, **message: Any) -> None:
         """Remove a cron or an executor, in the words of 2026 and of 2023."""
@@ -4595,7 +4596,7 @@ class Executor:
         elif process.function != "backup" and self.assign(timeout=-1):
             pass  # what has come may go before it: the next round sees
         elif not self.due("again", 0):
-            time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
+            sleep(min(TIME_SCALE, 1))  # a child was killed just now
         else:
             info("Beginning process", ProcessId=process.id, Database=self.database)
             if process.function == "backup":
@@ -4791,7 +4792,7 @@ def see_to_crons(us: Executor) -> None:
     for text in crons.odd():
         if us.due(text, FOREVER):
             warn(text)
-    us.alone_since = FOREVER if crons.others else min(us.alone_since, time.monotonic())
+    us.alone_since = FOREVER if crons.others else min(us.alone_since, monotonic())
 
 
 class Crons:
@@ -4958,7 +4959,7 @@ class Heartbeat:
         if not self.url:
             return
         try:
-            told = functools.partial(self.tell, self.last, self.url, what, redacted(reason))
+            told = partial(self.tell, self.last, self.url, what, redacted(reason))
             self.last = behind(told)
         except RuntimeError as error:
             warn("Cannot tell HEARTBEAT_URL", Error=error)
@@ -4967,21 +4968,21 @@ class Heartbeat:
         """Tell it, in three tries, after what it was told BEFORE: else a start may come last."""
         if before:
             before.join()
-        parts, why = urllib.parse.urlsplit(url), ""
+        parts, why = urlsplit(url), ""
         if what:
             url = parts._replace(path=f"{parts.path.rstrip('/')}/{what}").geturl()
         data = reason[:10_000].encode() or None  # services keep 10 kB or more
         request = urllib.request.Request(url, data, {"Content-Type": "text/plain"})
-        for pause in itertools.islice(backoff(), 3):
+        for pause in islice(backoff(), 3):
             try:
-                status = in_time(BEAT_SECONDS, functools.partial(visit, request))
+                status = in_time(BEAT_SECONDS, partial(visit, request))
                 require(status // 100 == 2, f"HTTP status {status}")
                 return
             except Exception as error:
                 why = str(error)
             finally:
                 gc.collect()  # openers and handlers hold each other, and 1.7 MB of authorities
-            time.sleep(pause)
+            sleep(pause)
         about = {"What": what or "success", "Host": parts.hostname}
         warn("Cannot tell HEARTBEAT_URL", **about, Error=why)
 
@@ -5085,11 +5086,11 @@ def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: Backups) -> dict[
     last, facts = 0.0, dict[str, Samples]()
     for name, was in verdicts.items():
         with suppress(Exception):  # somebody else wrote it
-            when = datetime.datetime.fromisoformat(was["time"]).timestamp()
+            when = datetime.fromisoformat(was["time"]).timestamp()
             mine = name in names or (was.get("server"), was.get("database")) == of
             if mine and when > last:
                 kind = was["verdict"].partition(":")[0]
-                took = itertools.islice(was.get("seconds", {}).items(), 9)
+                took = islice(was.get("seconds", {}).items(), 9)
                 steps = {labels(step=step): float(seconds) for step, seconds in took}
                 success = {labels(verdict=kind): float(kind != "failed")}
                 last, facts = when, {"verify_success": success, "verify_step_seconds": steps}
@@ -5144,12 +5145,12 @@ class Metrics:
             for client in self.clients.values():
                 client.connection.close()
             self.clients.clear()
-            time.sleep(60 * TIME_SCALE)
+            sleep(60 * TIME_SCALE)
 
     def round(self, server: socket.socket) -> None:
         """Do what is next for each, within a second."""
         self.look()
-        now = time.monotonic()
+        now = monotonic()
         for client in [each for each in self.clients.values() if each.end < now]:
             self.drop(client)
         if self.child and self.child.ended(0):
@@ -5158,7 +5159,7 @@ class Metrics:
             if descriptor in self.clients:
                 self.attend(self.clients[descriptor])
         self.accept(server)  # last: a new client may have the descriptor of one that is dropped
-        time.sleep(0.05)
+        sleep(0.05)
 
     def accept(self, server: socket.socket) -> None:
         """Take in those who wait, not more than all places: each is heard once, at least."""
@@ -5166,7 +5167,7 @@ class Metrics:
             for _ in range(CONNECTIONS):
                 connection, _ = server.accept()
                 connection.setblocking(False)
-                end = time.monotonic() + CLIENT_SECONDS
+                end = monotonic() + CLIENT_SECONDS
                 self.clients[connection.fileno()] = Client(connection, b"", end)
                 if len(self.clients) > CONNECTIONS:
                     self.drop(next(iter(self.clients.values())))
@@ -5200,14 +5201,14 @@ class Metrics:
 
     def look(self) -> None:
         """Have a child look at the bucket, if it is time and no job runs; end one that hangs."""
-        spent = time.monotonic() - self.begun
+        spent = monotonic() - self.begun
         if self.child and spent > LOOK_LIMIT * TIME_SCALE:
             stop(self.child.child, signal.SIGKILL)
         if self.us.ended != self.seen:
             self.seen, self.pause = self.us.ended, 60
         busy = self.child or self.us.job
         if not busy and spent > self.pause * TIME_SCALE:
-            self.begun, self.pause = time.monotonic(), 300
+            self.begun, self.pause = monotonic(), 300
             self.child = Job(None, "survey")
             self.pause = LOOK_SECONDS
 
@@ -5494,7 +5495,7 @@ def hypertable_parts(catalog: str) -> Iterator[tuple[Pair, Pair]]:
 
 def reachable(begin: Iterable[Pair], ways: Iterable[tuple[Pair, Pair]]) -> set[Pair]:
     """All that is reached from there, itself included."""
-    further = collections.defaultdict[Pair, list[Pair]](list)
+    further = defaultdict[Pair, list[Pair]](list)
     for here, there in ways:
         further[here].append(there)
     found, ahead = set[Pair](), [*begin]
@@ -5651,7 +5652,7 @@ class Archive:
     def read_tablespaces(self) -> set[str]:
         """The tablespaces that it takes, the database's own among them; of `entries`, too."""
         if "--no-tablespaces" in self.options:
-            self.entries = list(itertools.filterfalse(PLACES.match, self.entries))
+            self.entries = list(filterfalse(PLACES.match, self.entries))
             return set()
         with listing(self.those(STORED)) as chosen:
             script = self.read("-s", "-f-", chosen)
@@ -5775,11 +5776,11 @@ class Steps:
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
         """Note how long a step takes. One that fails stays the current one."""
-        begun, self.current = time.monotonic(), step
+        begun, self.current = monotonic(), step
         info(f"{step.capitalize()} ...")
         yield
         self.current = ""
-        self.seconds[step] = round(time.monotonic() - begun, 1)
+        self.seconds[step] = round(monotonic() - begun, 1)
 
 
 def facts_of(backup: Backup) -> str:
@@ -5855,7 +5856,7 @@ def newest_good(
     sorts = [backups for backups in backups_of(s3, database) if backups[0].server.endswith(server)]
     require(sorts, f"{s3.where}: there is no backup of a server {server}")
     nights, now = s3.s.full_backups, time.time()
-    every = sorted(itertools.chain(*sorts))
+    every = sorted(chain(*sorts))
     verdicts: Verdicts = {}
     if judge(every, {}, nights, now).doubts:
         verdicts = known_verdicts(s3) or {}
@@ -5890,12 +5891,12 @@ def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -
         """
         nonlocal reached
         wanted, at, data = f"bytes {begin}-{end - 1}/{backup.size}", begin, b""
-        etag, soon = plain_etag(answer), time.monotonic() + time_limit(TRANSFER_SECONDS) / 2
+        etag, soon = plain_etag(answer), monotonic() + time_limit(TRANSFER_SECONDS) / 2
         if etag and backup.etag not in ("", etag):
             return False
         same = answer.get("ContentRange") == wanted and (etag or not backup.etag)
         require(same, f"it gave not {wanted}")
-        while at < end and time.monotonic() < soon:
+        while at < end and monotonic() < soon:
             try:
                 data = data or answer["Body"].read(min(BLOCK, end - at))
                 require(data, f"it gave not all of {wanted}")
@@ -5912,7 +5913,7 @@ def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -
     while reached < end:
         ours = s3.call(
             "get_object",
-            take=functools.partial(take, reached),
+            take=partial(take, reached),
             Key=backup.key,
             Range=f"bytes={reached}-{end - 1}",
         )
@@ -5991,7 +5992,7 @@ def opened(s: Settings, name: str, file: IO[bytes], cut: bool = False) -> Iterat
             head = os.pread(file.fileno(), MIB, 0)  # age has all of it in memory, 20 times (1.2)
             ours = head.startswith(AGE_HEAD) and re.search(b"\n--- .*\n", head)
             require(ours, f"{name} is damaged: it begins with no header of age's")
-            run(step, argv, tick=functools.partial(require_floor, s, "age"))
+            run(step, argv, tick=partial(require_floor, s, "age"))
         except Failure as error:
             if not cut or not BROKEN.search(str(error)):
                 raise
@@ -6629,7 +6630,7 @@ class Refusals:
         self.next = list[str]()  # the ones that it said it is about next
         self.lines = Amiss()
 
-    @functools.cached_property
+    @cached_property
     def entries(self) -> dict[str, str]:
         """Entries by number. Of some 100,000 it takes a while: where any is refused."""
         return {number_of(entry): entry for entry in self.archive.entries}
@@ -6675,15 +6676,15 @@ def watching(target: Database, total: int) -> Callable[[], None]:
     """
     show = progress("Restore in progress", total)
     pause = 2 if on_terminal() else PROGRESS_SECONDS
-    asked = time.monotonic()
+    asked = monotonic()
 
     def tick() -> None:
         """Ask for it, if it is time. A server that gives no answer is asked again later."""
         nonlocal asked
-        if time.monotonic() - asked >= pause * TIME_SCALE:
+        if monotonic() - asked >= pause * TIME_SCALE:
             with suppress(Failure, OSError, ValueError):
                 show(int(psql(target, "Looking at its size", SIZE, 20)))
-            asked = time.monotonic()
+            asked = monotonic()
 
     return tick
 
@@ -6744,7 +6745,7 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
     """Of entries what makes a database whole, what fills its views, and what may be refused."""
     refreshes = list(filter(REFRESH.match, entries))
     rest = [entry for entry in entries if REST.match(entry) or entry in unsure - {*refreshes}]
-    return list(itertools.filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
+    return list(filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
 
 
 def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None]) -> None:
@@ -6784,12 +6785,12 @@ def rebuild(
     """
     many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
-    go_on = functools.partial(restore_part, amiss=amiss)
+    go_on = partial(restore_part, amiss=amiss)
     without, unsure = refused(target, archive, amiss if keep else None)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
     require(not complete or not left, "; ".join(left.values()))
 
-    wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
+    wanted = list(filterfalse(without.__contains__, archive.entries))
     first, refreshes, rest = divided(wanted, unsure)
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, go_on)
@@ -6847,10 +6848,10 @@ def restore_timescaledb(
         f" SELECT {timescale.schema}.timescaledb_pre_restore()"
     )
     psql(target, step, make, options=PUBLIC)
-    restore_part(itertools.filterfalse(SCHEMA.match, entries), "--section=pre-data")
+    restore_part(filterfalse(SCHEMA.match, entries), "--section=pre-data")
 
     adopted = JOBS if timescale.adopted else re.compile("$")
-    catalog = itertools.filterfalse(adopted.match, entries)
+    catalog = filterfalse(adopted.match, entries)
     restore_part(catalog, "--section=data", *OF_CATALOG, amiss=None)  # without it all is nothing
     if timescale.adopted:
         adopt_jobs(target, archive, timescale)
@@ -6858,7 +6859,7 @@ def restore_timescaledb(
     alone = of_extensions(entries)
     data = ["--section=data", *NOT_OF_CATALOG]
     restore_part(filter(alone.__contains__, entries), *data)
-    restore_part(itertools.filterfalse(alone.__contains__, entries), *data, many)
+    restore_part(filterfalse(alone.__contains__, entries), *data, many)
 
     for part in apart([entry for entry in entries if entry not in timescale.late], set()):
         restore_part(part, "--section=post-data", many)
@@ -6930,7 +6931,7 @@ def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callabl
             missed = [f"{step}: no thread can be started"]
             with suppress(RuntimeError):
                 shares, missed = [pool.submit(analyze, sql) for sql in scripts], []
-            yield lambda: missed + list(itertools.chain(*map(finished, shares)))
+            yield lambda: missed + list(chain(*map(finished, shares)))
         finally:
             over.set()
 
@@ -7025,7 +7026,7 @@ def count_rows(target: Database, archive: Archive, copied: dict[str, int] | None
         size, tables, hypertables = count_tables(target, archive)
     except Failure as error:
         return Counted(missed=[str(error)])
-    rows, why = collections.Counter[str](), dict[str, str]()
+    rows, why = Counter[str](), dict[str, str]()
     for table in tables:
         why[table.name] = table.why
         for name, top in table.tops().items():
@@ -7049,7 +7050,7 @@ def copied_into(tables: list[Table], copied: Mapping[str, int]) -> dict[str, lis
     Where a hash partition's key is an enum, or with `pg_dump --load-via-partition-root`, that is
     the root; mostly it is the table itself. Tables at other servers have none of ours.
     """
-    parts = collections.defaultdict[str, list[Table]](list)
+    parts = defaultdict[str, list[Table]](list)
     for table in tables:
         [top, *_] = table.tops().values()
         into = top if top.kind == "p" and top.key in copied else table
@@ -7285,7 +7286,7 @@ def name_patiently(new: Target, query: str) -> None:
     """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
     end, told = later(60), None
     for pause in backoff():
-        over, staying = time.monotonic() > end, None
+        over, staying = monotonic() > end, None
         try:
             found = new.in_the_way()
             staying = found["staying"]
@@ -7305,7 +7306,7 @@ def name_patiently(new: Target, query: str) -> None:
         if staying != told:
             warn("Not named yet, waiting for sessions to end ...", Sessions=staying)
             told = staying
-        time.sleep(pause)
+        sleep(pause)
 
 
 def set_properties(new: Target, archive: Archive) -> list[str]:
@@ -7329,9 +7330,9 @@ def without_value(before: str, after: str, error: str) -> str:
     if not setting:
         return f"{before}{after} {error}"
     values = {setting[2]}
-    for quote in "'\"":
-        for value in re.findall(f"{quote}((?:[^{quote}]|{quote * 2})*){quote}", setting[2]):
-            values.add(value.replace(quote * 2, quote))
+    for mark in "'\"":
+        for value in re.findall(f"{mark}((?:[^{mark}]|{mark * 2})*){mark}", setting[2]):
+            values.add(value.replace(mark * 2, mark))
     for value in sorted(filter(None, values), key=len, reverse=True):
         error = error.replace(value, "***")
     return f"{before}{setting[1]}*** {error}"
@@ -7898,7 +7899,7 @@ def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> Fi
         "database": backup.database,
     }
     if rows is not None and not backup.encrypted:
-        note["rows"] = dict(collections.Counter(rows).most_common(NOTED))
+        note["rows"] = dict(Counter(rows).most_common(NOTED))
     return note
 
 
@@ -7910,7 +7911,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     conditions. Raises Failure: where the key may not write there, for one.
     """
     name, note = backup.name, note_of(backup, verdict, steps, rows)
-    pauses = [*itertools.islice(backoff(), 5), 0.0]
+    pauses = [*islice(backoff(), 5), 0.0]
     while True:
         pause, known = pauses.pop(0), verified(s3)
         if known is None:
@@ -7931,7 +7932,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
                 raise
             if not error.again and error.status != 404:  # it may know no conditions
                 del pauses[:-1]
-        time.sleep(pause)
+        sleep(pause)
 
 
 # ---- The commands list and check -----------------------------------------------------------------
@@ -8015,7 +8016,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
     whose, took = by_database(backups), upload_seconds(backups)
     doubts, before = doubtful_anywhere(s, whose, verdicts), dict[str, int]()
     for ours in whose.values():
-        before |= {new.key: old.size for old, new in itertools.pairwise(ours)}
+        before |= {new.key: old.size for old, new in pairwise(ours)}
     rows = [
         as_row(each, before.get(each.key, 0), took.get(each.key), doubts, verdicts)
         for each in reversed(backups)
@@ -8071,8 +8072,8 @@ def narrow(text: str) -> str:
 def age(when: str) -> str:
     """How long ago a time of ISO 8601 was, negative if it is to come; "": it is none."""
     with suppress(ValueError, TypeError):
-        then = datetime.datetime.fromisoformat(when)
-        return short_time((datetime.datetime.now().astimezone() - then).total_seconds())
+        then = datetime.fromisoformat(when)
+        return short_time((datetime.now().astimezone() - then).total_seconds())
     return ""
 
 
