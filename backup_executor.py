@@ -2993,8 +2993,7 @@ def compression_held_off(database: Database, server: Server) -> Iterator[Action]
     if not server.timescaledb:
         yield lambda: None
         return
-    options = f"-c lock_timeout=20s {gone_client(server)}"
-    release, said = hold(database, options, HOLD_OFF)
+    release, said = hold(database, f"-c lock_timeout=20s {gone_client(server)}", HOLD_OFF)
     if not said.endswith(HELD):
         info(
             "Compression is not held off: if it empties chunks that are being dumped, the dump is "
@@ -3250,8 +3249,7 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             sql = patiently(run, *of, heed=dump.warnings)
             odd = re.search("[\udc80-\udcff]", sql)
             require(not odd, "its roles have names in no known encoding")
-            most = f"its roles take more than {ROLES_MOST} bytes"
-            require(len(sql.encode()) <= ROLES_MOST, most)
+            require(len(sql.encode()) <= ROLES_MOST, f"its roles take more than {ROLES_MOST} bytes")
             dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
             return ""
         except (Failure, OSError) as error:
@@ -3765,8 +3763,7 @@ def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> Fields
             drop_scratch(s)
         return {name: getattr(dump, name) for name in RESULT} if dump.gone else None
     attempts = dump.attempts + 1
-    text = "killed three times: is the memory limit low?"
-    require(attempts <= DEATHS or dump.gone, text)
+    require(attempts <= DEATHS or dump.gone, "killed three times: is the memory limit low?")
     try:
         if dump.sealed:
             dump.save(attempts=attempts)
@@ -4674,19 +4671,16 @@ class Executor:
                 often = "three times, at last "
                 if self.deaths[process.id] < DEATHS:
                     self.times["again"] = later(1)
-                    text = "It was killed, beginning it again"
-                    warn(text, ProcessId=process.id, Signal=killer)
+                    warn("It was killed, beginning it again", ProcessId=process.id, Signal=killer)
                     return
-            text = f"killed {often}by {killer}: is the memory limit low?"
-            self.fail(process, text, *job.errors)
+            self.fail(process, f"killed {often}by {killer}: is the memory limit low?", *job.errors)
 
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
         outcome = self.outcomes[process.id]
         end = Standing.SUCCESSFUL if "out" in outcome else Standing.FAILED
         try:
-            kind = f"close{end.name.lower()}msg"
-            self.call(kind, within, processid=process.id, **outcome)
+            self.call(f"close{end.name.lower()}msg", within, processid=process.id, **outcome)
         except ColoniesFailure as refused:
             if refused.status in (0, 200):
                 raise
