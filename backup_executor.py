@@ -39,18 +39,14 @@ run: archives, restore, verify, list, check, the command line.
 from __future__ import annotations
 
 import base64
-import collections
 import ctypes
-import datetime
 import enum
 import errno
 import fcntl
-import functools
 import gc
 import hashlib
 import hmac
 import io
-import itertools
 import json
 import os
 import random
@@ -65,11 +61,16 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
 import urllib.request
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta, timezone
+from functools import cache, cached_property, partial, reduce
+from itertools import accumulate, chain, filterfalse, islice, pairwise
+from time import monotonic, sleep
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 if TYPE_CHECKING:
     import argparse
@@ -81,6 +82,7 @@ MIB, GIB = 1024**2, 1024**3
 BLOCK = 256 * 1024  # bytes read at a time; larger ones cost memory and gain nothing
 FOREVER = float("inf")
 Answer = TypeVar("Answer")
+Fields = dict[str, Any]  # by their names: of a JSON object, or a call's arguments
 Action = Callable[[], None]
 Program = subprocess.Popen[bytes]
 
@@ -188,6 +190,11 @@ def time_limit(seconds: float) -> float:
     return max(seconds * TIME_SCALE, min(seconds, SHORTEST))
 
 
+def later(seconds: float) -> float:
+    """What the monotonic clock shows in so many seconds, as BACKUP_TIME_SCALE has it."""
+    return monotonic() + seconds * TIME_SCALE
+
+
 def behind(work: Action) -> threading.Thread:
     """Start a thread, which ends with us. Raises RuntimeError where there is none to be had.
 
@@ -219,9 +226,9 @@ def in_time(seconds: float, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:
             errors.append(error)
 
-    thread, end = behind(attempt), time.monotonic() + seconds
+    thread, end = behind(attempt), monotonic() + seconds
     # A signal that comes just as we begin to wait is only noticed when we wake.
-    while thread.is_alive() and time.monotonic() < end:
+    while thread.is_alive() and monotonic() < end:
         thread.join(min(seconds, 1))
     if errors:
         raise errors[0]
@@ -291,8 +298,7 @@ def write(fd: int, text: str) -> None:
     """Write all of a text to a file descriptor. Raises OSError."""
     rest = text.encode("utf-8", "backslashreplace")
     while rest:
-        written = os.write(fd, rest)
-        rest = rest[written:]
+        rest = rest[os.write(fd, rest) :]
 
 
 def say(text: str) -> None:
@@ -316,12 +322,16 @@ def log(level: str, message: str, **fields: object) -> None:
     more = "".join(f" {name}={quoted(told[name])}" for name in told)
     with suppress(OSError):
         if CHILD in os.environ and level != "debug":
-            write(1, f"#{json.dumps([level, text, told])}\n")
+            write(1, f"#{json.dumps([level, text + more, text, told])}\n")
         if LEVELS[level] >= LEVELS.get(os.environ.get("LOG_LEVEL", ""), 1):
-            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
             if os.isatty(2):
                 write(2, "\r\x1b[K")  # over a bar of `progress`
             write(2, f'time="{now}" level={level} msg={quoted(text)}{more}\n')
+
+
+info = partial(log, "info")
+warn = partial(log, "warning")
 
 
 def on_terminal() -> bool:
@@ -340,17 +350,17 @@ def columns() -> int:
 
 def short_size(size: float) -> str:
     """Bytes as people read them, in powers of 1024: "27.7M"."""
-    units = iter("BKMGTP")
-    unit = next(units)
-    while size >= 1023.5 and unit != "P":
-        size, unit = size / 1024, next(units)
+    for unit in "BKMGTP":
+        if size < 1023.5 or unit == "P":
+            break
+        size /= 1024
     digits = 1 if size < 99.5 else 0
     return f"{size:.{digits}f}".removesuffix(".0") + unit
 
 
 def moment(seconds: int) -> str:
     """A time since 1970 as ISO 8601 has it, in local time; one beyond the year 6000 is cut."""
-    return datetime.datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
+    return datetime.fromtimestamp(min(seconds, 2**37)).astimezone().isoformat()
 
 
 def short_time(seconds: float) -> str:
@@ -368,25 +378,25 @@ def progress(what: str, total: int) -> Callable[[int], None]:
     total: bytes, as far as they are known; else 0. A terminal shows a bar, a log a line at times.
     What is more than it was to be has no part that is done, and no time that is left.
     """
-    begun = shown = time.monotonic()
+    begun = last = monotonic()
 
     def show(done: int) -> None:
         """Show it, if it is time."""
-        nonlocal shown
-        now = time.monotonic()
+        nonlocal last
+        now = monotonic()
         part = 100 * done // total if 0 < done <= total else None
-        left = (total / done - 1) * (now - begun) if part is not None else 0.0
         speed = done / (now - begun + 0.001)
+        left = (total - done) / speed if part is not None else 0.0
         if on_terminal():
             with suppress(OSError):
                 write(2, "\r\x1b[K" + bar(what, done, total, part, left, speed))
-        elif now - shown >= PROGRESS_SECONDS * TIME_SCALE:
-            shown = now
+        elif now - last >= PROGRESS_SECONDS * TIME_SCALE:
+            last = now
             more = {"Size": f"{done} bytes", "Rate": f"{speed / MIB:.1f} MiB/s"}
             if part is not None:
-                about = {"Of": f"about {total} bytes", "Done": f"{part} %"}
-                more |= about | {"Left": f"about {left:.0f} seconds"}
-            log("info", what, **more)
+                more |= {"Of": f"about {total} bytes", "Done": f"{part} %"}
+                more["Left"] = f"about {left:.0f} seconds"
+            info(what, **more)
 
     return show
 
@@ -605,8 +615,7 @@ class Settings(NamedTuple):
 
     def database(self) -> Database:
         """The one that is backed up, and its server the one where backups are restored."""
-        here = f"{self.place} {os.uname().nodename}"
-        tag = hashlib.sha256(here.encode()).hexdigest()[:8]
+        tag = hashlib.sha256(f"{self.place} {os.uname().nodename}".encode()).hexdigest()[:8]
         who = f"colonies-{self.command} {tag} {self.colonies_executor_name}/{self.db_database}"
         session = re.sub("[^ -~]", "?", who)[:63]  # a longer one would be cut by the server
         return Database(
@@ -765,13 +774,11 @@ def completed(s: Settings) -> Settings:
     if endpoint and "://" not in endpoint:
         scheme = "https" if s.aws_s3_secure else "http"
         endpoint = f"{scheme}://{endpoint}"
-    alive = f"{os.environ.get('TMPDIR') or '/tmp'}/alive"
-    name = f"backup-{os.uname().nodename}"
     return s._replace(
         aws_s3_endpoint=endpoint,
         aws_s3_prefix=s.aws_s3_prefix.strip("/"),
-        backup_alive_file=s.backup_alive_file or alive,
-        colonies_executor_name=s.colonies_executor_name or name,
+        backup_alive_file=s.backup_alive_file or f"{os.environ.get('TMPDIR') or '/tmp'}/alive",
+        colonies_executor_name=s.colonies_executor_name or f"backup-{os.uname().nodename}",
     )
 
 
@@ -782,11 +789,11 @@ def read_settings(
 
     serve: what it takes to talk to Colonies is required, too. s3: the bucket is.
     """
-    values = dict[str, Any]()
-    wrong = dict[str, str]()
+    values = Fields()
+    wrong = {}
     for setting in SETTINGS:
         name = setting.name.lower()
-        values[name] = "?"
+        values[name] = "?"  # what is wrong is not missing
         try:
             values[name] = value_of(setting, environ)
         except OSError as error:
@@ -874,7 +881,7 @@ def redacted(said: object) -> str:
     text = str(said).replace("\0", "").strip()
     for secret in sorted(SECRETS - GUESSES, key=len, reverse=True):
         if len(secret) > 3:  # a shorter one is no secret, and stands in every other word
-            for form in (secret, repr(secret)[1:-1], urllib.parse.quote(secret, safe="")):
+            for form in (secret, repr(secret)[1:-1], quote(secret, safe="")):
                 text = text.replace(form, "***")
     return text
 
@@ -954,7 +961,7 @@ def environment(database: Database | None, options: str = "") -> dict[str, str]:
         libpqs = database and LIBPQS.match(name)
         if libpqs or PASSED_ON.match(name):
             env[name] = value
-    if "LC_ALL" in env:
+    if "LC_ALL" in env:  # it would win over LC_MESSAGES
         env["LANG"] = env.pop("LC_ALL")
     env["LC_MESSAGES"] = "C"  # their words are read
     if database is None:
@@ -1045,7 +1052,7 @@ def run(
         given.write(stdin)
         given.seek(0)
         program = start(argv, environment(database, options), stderr=errors, stdin=given)
-    end, pause = time.monotonic() + timeout, 0.1
+    end, pause = monotonic() + timeout, 0.1
     try:
         while True:
             try:
@@ -1057,7 +1064,7 @@ def run(
                 tick()
             where = f" from {database.host}:{database.port}" if database else ""
             text = f"{step}: {argv[0]}: no answer{where} in {timeout:g} seconds"
-            require(time.monotonic() <= end, text)
+            require(monotonic() <= end, text)
     finally:
         stop(program, signal.SIGINT)  # which has the server end what it does, too
     if stderr is None:
@@ -1069,7 +1076,7 @@ def run(
     if heed is not None:
         warns = excerpt(re.sub(CIRCULAR, b"", stderr))
         if warns:
-            log("warning", f"{argv[0]} warns", Step=step, Said=warns)
+            warn(f"{argv[0]} warns", Step=step, Said=warns)
             heed += [warns]
     return os.fsdecode(stdout)  # in whatever encoding: no byte is lost
 
@@ -1202,9 +1209,14 @@ class Backup(NamedTuple):
     # them, so nothing may be concluded, and the object is left alone.
     metadata: dict[str, str] | None
     etag: str = ""  # as listed, bare; "" where that is not known
-    written: datetime.datetime | None = None  # as listed, by the clock of S3
+    written: datetime | None = None  # as listed, by the clock of S3
     version: str = ""  # its VersionId, where the bucket keeps versions
     locked: str = ""  # until when Object Lock keeps that, in words; "" where it does not
+
+    @property
+    def name(self) -> str:
+        """Its name, by which verdicts and later backups go."""
+        return os.path.basename(self.key)
 
     @property
     def known(self) -> dict[str, str]:
@@ -1219,7 +1231,7 @@ class Backup(NamedTuple):
     @property
     def database(self) -> str:
         """The name of its database; "" where that is not known."""
-        return urllib.parse.unquote(self.known.get("database", ""))
+        return unquote(self.known.get("database", ""))
 
     @property
     def server(self) -> str:
@@ -1229,7 +1241,7 @@ class Backup(NamedTuple):
     @property
     def label(self) -> str:
         """What somebody called it; "" where nobody did."""
-        return urllib.parse.unquote(self.known.get("label", ""))
+        return unquote(self.known.get("label", ""))
 
     @property
     def before(self) -> list[str]:
@@ -1255,6 +1267,9 @@ class Backup(NamedTuple):
         return self.server[-6:]
 
 
+Backups = list[Backup]
+
+
 # How a deleted object is not gone, in a bucket that keeps versions.
 HIDDEN = "hidden, not removed: the bucket keeps it as an old version"
 OLDER = "removed, but its name has an older version"
@@ -1263,23 +1278,23 @@ LOCKED = "not removed: locked"
 
 def body(answer: Any) -> bytes:
     """In place of botocore's own `content`, which reads an answer without an end on and on."""
-    read = [answer._content or b"", *itertools.islice(answer.raw.stream(1024), 8192)]
+    read = [answer._content or b"", *islice(answer.raw.stream(1024), 8192)]
     require(len(read) <= 8192, "an answer of 8 MiB, or more")
     whole = answer._content = b"".join(read)
     return whole
 
 
-def small_object(answer: Mapping[str, Any]) -> bytes:
+def small_object(answer: Fields) -> bytes:
     """The body of an answer, its first 16 MiB at most. Raises what botocore does if it is cut."""
-    return b"".join(itertools.islice(answer["Body"].iter_chunks(MIB), 16))
+    return b"".join(islice(answer["Body"].iter_chunks(MIB), 16))
 
 
-def plain_etag(answer: Mapping[str, Any]) -> str:
+def plain_etag(answer: Fields) -> str:
     """An answer's ETag as its bare text; "" where it has none."""
     return str(answer.get("ETag", "")).strip('W/"')
 
 
-def locked(head: Mapping[str, Any]) -> str:
+def locked(head: Fields) -> str:
     """Until when Object Lock keeps what HeadObject answered of; "" where it does not, or is mute.
 
     AWS tells it who has s3:GetObjectRetention and s3:GetObjectLegalHold.
@@ -1287,7 +1302,7 @@ def locked(head: Mapping[str, Any]) -> str:
     until = head.get("ObjectLockRetainUntilDate")
     if head.get("ObjectLockLegalHoldStatus") == "ON":
         return "while there is a legal hold"
-    if until and until > datetime.datetime.now(datetime.timezone.utc):
+    if until and until > datetime.now(timezone.utc):
         return f"until {moment(int(until.timestamp()))}"
     return ""
 
@@ -1309,7 +1324,7 @@ def as_time(text: str) -> Any:
     from botocore.utils import parse_timestamp
 
     try:
-        return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return datetime.fromisoformat(text.replace("Z", "+00:00"))
     except Exception:  # another form of it, or whatever else there is
         return parse_timestamp(text)
 
@@ -1330,7 +1345,7 @@ def content_md5(digest: bytes) -> str:
     return base64.b64encode(digest).decode()
 
 
-def status_of(answer: Mapping[str, Any]) -> int:
+def status_of(answer: Fields) -> int:
     """The HTTP status of an answer; 0 where there is none."""
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -1431,43 +1446,41 @@ class S3:
     def call(
         self,
         verb: str,
-        patience: float | None = None,
+        patience: float = FOREVER,
         take: Any = small_object,
         **arguments: Any,
     ) -> Any:
         """Make one request; repeat it, with growing pauses, while that can help.
 
         verb: a method of boto3's client, for example "head_object".
-        patience: seconds after which no further attempt begins.
+        patience: seconds after which no further attempt begins, if they are fewer than our own.
         take: reads an answer that has a body, anew for each attempt; what it returns is returned.
 
         Returns boto3's answer, or what TAKE made of it. Raises S3Failure; Failure where a file of
         ours could not be read or written, which is no fault of S3 and is not repeated.
         """
-        if patience is None:
-            patience = self.patience
-        end = time.monotonic() + patience * TIME_SCALE
+        end = later(min(patience, self.patience))
         large = "PartNumber" in arguments or "Range" in arguments
         limit = time_limit(TRANSFER_SECONDS if large else REQUEST_SECONDS)
-        attempt = functools.partial(self.attempt, verb, take, arguments)
+        attempt = partial(self.attempt, verb, take, arguments)
         for tries, pause in enumerate(backoff(), 1):
             try:
                 return in_time(limit, attempt)
             except self.causes as error:
                 failure = self.failure(verb, error)
-            if not failure.again or time.monotonic() + pause > end:
+            if not failure.again or monotonic() + pause > end:
                 raise failure
             if tries == 3:
-                log("warning", "S3 is away, trying again ...", Error=failure)
-            time.sleep(pause)
+                warn("S3 is away, trying again ...", Error=failure)
+            sleep(pause)
 
-    def attempt(self, verb: str, take: Any, arguments: dict[str, Any]) -> Any:
+    def attempt(self, verb: str, take: Any, arguments: Fields) -> Any:
         """One attempt of `call`. Raises what its `causes` are, and what is a mistake of ours."""
         client = self.client = self.client or self.connected(self.s)
         method = getattr(client, verb)  # outside: that there is none would be our mistake
         if verb == "upload_part":
             arguments["Body"].seek(0)  # it was read, if only for its MD5
-        begun, answer = time.monotonic(), dict[str, Any]()
+        begun, answer = monotonic(), Fields()
         try:
             answer = method(Bucket=self.s.aws_s3_bucket_name, **arguments)
         except self.causes as error:
@@ -1483,7 +1496,7 @@ class S3:
                 Verb=verb,
                 Key=arguments.get("Key", ""),
                 Status=status_of(answer),
-                Seconds=f"{time.monotonic() - begun:.3f}",
+                Seconds=f"{monotonic() - begun:.3f}",
             )
         require(EXPECTED.get(verb, "ResponseMetadata") in answer, "its answer says nothing")
         return take(answer) if "Body" in answer else answer
@@ -1503,7 +1516,7 @@ class S3:
             self.client = None
         return S3Failure(text, status, bool(cut) or late or may_pass(status, code))
 
-    def remedy(self, status: int, code: str, answer: Mapping[str, Any]) -> str:
+    def remedy(self, status: int, code: str, answer: Fields) -> str:
         """What to look at after a failure, by its answer if there is one; "": nobody knows."""
         import email.utils  # an idle executor does without it
 
@@ -1513,8 +1526,7 @@ class S3:
         if re.fullmatch("[a-z0-9-]{1,40}", region) and region != self.s.aws_s3_region:
             hint = f"AWS_S3_REGION: it says {region}"
         with suppress(ValueError, TypeError):  # it has no Date, or none that can be read
-            date = email.utils.parsedate_to_datetime(headers.get("date"))
-            ahead = time.time() - date.timestamp()
+            ahead = time.time() - email.utils.parsedate_to_datetime(headers.get("date")).timestamp()
             if code == "RequestTimeTooSkewed" or (status == 403 and abs(ahead) > SKEW):
                 how = "ahead of" if ahead > 0 else "behind"
                 hint = f"this machine's clock is {short_time(abs(ahead))} {how} S3's"
@@ -1522,15 +1534,15 @@ class S3:
             hint = f"{hint}; {REMEDIES['SSLError']}".removeprefix("; ")
         return hint
 
-    def put(self, key: str, data: bytes, patience: float | None = None, **more: Any) -> Any:
+    def put(self, key: str, data: bytes, **more: Any) -> Any:
         """Write a small object, with the Content-MD5 that AWS asks for where it locks objects.
 
-        more: arguments of PutObject, whose answer is returned.
+        more: what else `call` takes, whose answer is returned.
         """
         md5 = content_md5(hashlib.md5(data, usedforsecurity=False).digest())
-        return self.call("put_object", patience, Key=key, Body=data, ContentMD5=md5, **more)
+        return self.call("put_object", Key=key, Body=data, ContentMD5=md5, **more)
 
-    def delete(self, key: str, version: str, patience: float | None = None) -> str:
+    def delete(self, key: str, version: str, patience: float = FOREVER) -> str:
         """Remove an object; "", or why what it held is not gone for good. Raises S3Failure.
 
         version: its VersionId, as S3 answered it; "" where it did not. Without it, or where that
@@ -1546,7 +1558,7 @@ class S3:
         over = gone.get("DeleteMarker") and (version or gone.get("VersionId") != "null")
         return HIDDEN if over else ""  # a marker that is "null" took the place of what was "null"
 
-    def head(self, key: str, patience: float | None = None) -> Any:
+    def head(self, key: str, patience: float = FOREVER) -> Any:
         """HeadObject's answer, its metadata's names in lower case; None where there is no KEY."""
         with allowing(404):
             found = self.call("head_object", patience, Key=key)
@@ -1554,28 +1566,28 @@ class S3:
             return found | {"Metadata": metadata}
         return None
 
-    def backups(self) -> list[Backup]:
+    def backups(self) -> Backups:
         """All that has a backup's name under the prefix, oldest first, with its metadata."""
         found = self.names()
         known = self.known(found)
         unknown = [each for each in found if each not in known]
-        looks = [functools.partial(self.looked_at, each) for each in unknown]
+        looks = [partial(self.looked_at, each) for each in unknown]
         known |= zip(unknown, at_once("Looking at the backups", LOOKS, looks))
         return [known[each] for each in found]
 
-    def names(self) -> list[Backup]:
+    def names(self) -> Backups:
         """The same without metadata: nothing but the listing is asked for.
 
         Anybody who may write to the bucket can put millions of such names there. So only some are
         looked at: the newest that are not of the future (a clock may have been wrong).
         """
-        most = max(NAMES, 3 * self.s.full_backups)
-        soon = time.time() + 24 * 60 * 60
         import heapq  # an idle executor does without it
 
+        most = max(NAMES, 3 * self.s.full_backups)
+        soon = time.time() + 24 * 60 * 60
         found = heapq.nlargest(most, self.listed(), key=lambda each: (each.seconds <= soon, each))
         if len(found) == most:
-            log("warning", f"{self.where}: {most} names are looked at, no more")
+            warn(f"{self.where}: {most} names are looked at, no more")
         return sorted(found)
 
     def listed(self) -> Iterator[Backup]:
@@ -1607,7 +1619,7 @@ class S3:
             return looked
         return found
 
-    def known(self, found: list[Backup]) -> dict[Backup, Backup]:
+    def known(self, found: Backups) -> dict[Backup, Backup]:
         """What is known of these names, oldest first, without a look at each.
 
         The index saves the looks where there are many. It is a hint: what is to be removed, or
@@ -1617,7 +1629,7 @@ class S3:
             self.index = self.read_index(found[:-LOOKS])
         return (self.index or {}) | self.seen
 
-    def read_index(self, found: list[Backup]) -> dict[Backup, Backup]:
+    def read_index(self, found: Backups) -> dict[Backup, Backup]:
         """What the index tells of those that are listed as they were when it was written.
 
         Anybody may have written it: no more is taken in than is asked for. Where it is none, {}.
@@ -1634,7 +1646,7 @@ class S3:
                     told[each] = each._replace(metadata=metadata)
         except Exception as error:
             where = f"{self.where}: {self.key(INDEX)}"
-            log("warning", f"{where} is of no use, each backup is looked at", Error=error)
+            warn(f"{where} is of no use, each backup is looked at", Error=error)
             return {}
         return told
 
@@ -1648,11 +1660,11 @@ class S3:
         known = (self.index | self.seen).values()
         text = "".join(f"{json.dumps([*each.facts, each.metadata])}\n" for each in known)
         try:
-            self.put(self.key(INDEX), text.encode(), 0)
+            self.put(self.key(INDEX), text.encode(), patience=0)
         except Failure as error:
-            log("warning", "Cannot write the index of the backups", Error=error)
+            warn("Cannot write the index of the backups", Error=error)
 
-    def confirmed(self, known: Backup, patience: float | None = None) -> Backup:
+    def confirmed(self, known: Backup, patience: float = FOREVER) -> Backup:
         """A backup that is to go, as HeadObject shows it now. patience: as of `call`.
 
         One that it has shown already is not asked for again, unless the bucket keeps versions:
@@ -1696,16 +1708,16 @@ class S3:
 HEADS = 100  # archives' beginnings that one backup reads: one small request for each
 
 
-def by_database(found: list[Backup]) -> dict[tuple[str, str], list[Backup]]:
+def by_database(found: Backups) -> dict[tuple[str, str], Backups]:
     """The proven ones, oldest first, by their server's system identifier and their database."""
-    whose: dict[tuple[str, str], list[Backup]] = {}
+    whose: dict[tuple[str, str], Backups] = {}
     for backup in found:
         if backup.known.get("sha256"):
             whose.setdefault((backup.server, backup.database), []).append(backup)
     return whose
 
 
-def proven(found: list[Backup], system: str, database: str) -> list[Backup]:
+def proven(found: Backups, system: str, database: str) -> Backups:
     """The proven backups of this database, oldest first."""
     return by_database(found).get((system, database), [])
 
@@ -1734,8 +1746,8 @@ def is_over(until: str, now: float) -> bool:
         return False
     if not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", until):
         raise ValueError(until)
-    day = datetime.date.fromisoformat(until)
-    return str(day) < time.strftime(PERIODS["daily"], time.localtime(now))
+    datetime.fromisoformat(until)  # is there such a day?
+    return until < time.strftime(PERIODS["daily"], time.localtime(now))
 
 
 def keep_fault(label: str | None, until: str | None) -> str:
@@ -1765,13 +1777,13 @@ def held(backup: Backup, now: float) -> str:
 
 def restored(backup: Backup, verdicts: Verdicts) -> bool:
     """Whether the last verify of a backup restored it."""
-    was = verdicts.get(os.path.basename(backup.key), {})
+    was = verdicts.get(backup.name, {})
     return str(was.get("verdict")).startswith("restored")
 
 
 def rows_of(backup: Backup, verdicts: Verdicts) -> Rows | None:
     """The rows of its largest tables, as a verify that restored it found them; None: not known."""
-    rows = verdicts.get(os.path.basename(backup.key), {}).get("rows")
+    rows = verdicts.get(backup.name, {}).get("rows")
     plain = isinstance(rows, dict) and all(isinstance(many, int) for many in rows.values())
     return rows if plain and restored(backup, verdicts) else None
 
@@ -1794,12 +1806,12 @@ class Judged(NamedTuple):
 
     doubts: set[str]  # the keys of the doubtful ones
     last: Backup | None  # the last good one
-    run: list[Backup]  # the doubtful ones since then
+    since: Backups  # the doubtful ones since then
     rows: Rows  # of the last good one of which they are known
-    before: list[Backup]  # the last good one before each shrink that became normal
+    before: Backups  # the last good one before each shrink that became normal
 
 
-def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) -> Judged:
+def judge(backups: Backups, verdicts: Verdicts, nights: int, now: float) -> Judged:
     """Find the doubtful ones among a database's proven backups, oldest first.
 
     One is doubtful if it is smaller than half of the last good one. Not if it was `steady` when it
@@ -1813,35 +1825,35 @@ def judge(backups: list[Backup], verdicts: Verdicts, nights: int, now: float) ->
     that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
     name it: so the new normal lasts when what made it so is gone.
     """
-    good, run, before = list[Backup](), list[Backup](), list[Backup]()
+    good, since, before = Backups(), Backups(), Backups()
     rows: Rows = {}
-    normal: Backup | None = None  # the last of a run that restored
+    normal: Backup | None = None  # the last of those SINCE that restored
     for backup in backups:
         found = rows_of(backup, verdicts)
         if not good or is_steady(backup) or not smaller(good[-1], backup, 2):
             good.append(backup)
-            run, normal = [], None
+            since, normal = [], None
         else:
-            run.append(backup)
+            since.append(backup)
             if is_filled(good[-1], backup, rows, verdicts):
                 normal = backup
-            more = normal_ones(run, normal, 0 if is_sound(rows, found) else nights, now)
+            more = normal_ones(since, normal, 0 if is_sound(rows, found) else nights, now)
             if more:
                 before.append(good[-1])
                 good += more
-                run, normal = [], None
+                since, normal = [], None
         before = [old for old in before if smaller(old, good[-1], 2)]
         rows = rows_of(good[-1], verdicts) or rows
     doubts = {backup.key for backup in backups} - {backup.key for backup in good}
     doubts -= since_shrinks(good, backups, before)
-    return Judged(doubts, next(reversed(good), None), run, rows, before)
+    return Judged(doubts, next(reversed(good), None), since, rows, before)
 
 
-def since_shrinks(good: list[Backup], backups: list[Backup], before: list[Backup]) -> set[str]:
+def since_shrinks(good: Backups, backups: Backups, before: Backups) -> set[str]:
     """Add to those BEFORE shrinks those that good ones name; what is normal since them."""
     normal, told = set[str](), {name for each in good for name in each.before}
     for each in backups:
-        named, last = os.path.basename(each.key) in told, good[-1]
+        named, last = each.name in told, good[-1]
         if named and smaller(each, last, 2) and each not in before:
             before.append(each)
         if each.known.get("after") in told and not smaller(last, each, 2):
@@ -1864,11 +1876,11 @@ def is_sound(before: Rows, rows: Rows | None) -> bool:
     return all(rows.get(table, 0) * 2 >= many for table, many in before.items())
 
 
-def normal_ones(run: list[Backup], normal: Backup | None, nights: int, now: float) -> list[Backup]:
-    """Those of a run that are like the one that restored, if so many make it normal; else none."""
-    if not normal or sum(not held(each, now) for each in run) < nights:
+def normal_ones(since: Backups, normal: Backup | None, nights: int, now: float) -> Backups:
+    """Doubtful ones that are like the one that restored, if so many make it normal; else none."""
+    if not normal or sum(not held(each, now) for each in since) < nights:
         return []
-    return [each for each in run if not smaller(normal, each, 2)]
+    return [each for each in since if not smaller(normal, each, 2)]
 
 
 def is_filled(last: Backup, backup: Backup, before: Rows, verdicts: Verdicts) -> bool:
@@ -1881,36 +1893,37 @@ def is_filled(last: Backup, backup: Backup, before: Rows, verdicts: Verdicts) ->
 
 def promising(judged: Judged, verdicts: Verdicts, nights: int) -> bool:
     """Whether doubtful ones lack nothing to be normal but a verify that restores the newest."""
-    run, last = judged.run, judged.last
-    if not last or len(run) < nights or any(restored(each, verdicts) for each in run):
+    since, last = judged.since, judged.last
+    if not last or len(since) < nights or any(restored(each, verdicts) for each in since):
         return False
-    return bool(judged.rows) or not smaller(last, run[-1], 4)
+    return bool(judged.rows) or not smaller(last, since[-1], 4)
 
 
 def reasons(
-    ours: list[Backup], verdicts: Verdicts, keep: Keep, now: float
+    ours: Backups, verdicts: Verdicts, keep: Keep, now: float
 ) -> Iterator[tuple[Backup, str]]:
     """Those of a database's proven backups that stay, and why; some for several reasons."""
     judged = judge(ours, verdicts, keep.newest, now)
-    good, bad, proofs = list[Backup](), list[Backup](), dict[bool, Backup]()
+    sorts: dict[bool, Backups] = {False: [], True: []}  # the good ones, the doubtful ones
+    proofs = dict[bool, Backup]()
     for backup in ours:
         why, is_bad = held(backup, now), backup.key in judged.doubts
         if why:
             yield backup, why
         else:
-            (bad if is_bad else good).append(backup)
+            sorts[is_bad].append(backup)
         if restored(backup, verdicts):
             proofs[is_bad] = backup
     newest = "newest" if any(keep[1:]) else "proven"
-    for sort, why in ((good, newest), (bad, DOUBTFUL)):
-        for backup in sort[-keep.newest :]:
+    for is_bad, why in ((False, newest), (True, DOUBTFUL)):
+        for backup in sorts[is_bad][-keep.newest :]:
             yield backup, why
     # The doubtful have places of their own, too: without the verdicts what was normal is doubtful.
-    for tier, sort in itertools.product(PERIODS, (good, bad)):
-        form = PERIODS[tier]
-        last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in sort}
-        for period in itertools.islice(reversed(last), getattr(keep, tier)):
-            yield last[period], f"{tier} {period}"
+    for tier, form in PERIODS.items():
+        for sort in sorts.values():
+            last = {time.strftime(form, time.localtime(min(x.seconds, 2**37))): x for x in sort}
+            for period in islice(reversed(last), getattr(keep, tier)):
+                yield last[period], f"{tier} {period}"
     for backup in judged.before:
         yield backup, "the last before a shrink that lasts"
     for backup in proofs.values():
@@ -1918,7 +1931,7 @@ def reasons(
 
 
 def retained(
-    ours: list[Backup], verdicts: Verdicts | None, keep: Keep, now: float, made: str = ""
+    ours: Backups, verdicts: Verdicts | None, keep: Keep, now: float, made: str = ""
 ) -> dict[str, str]:
     """Why each of a database's proven backups, oldest first, stays, by key; "": it goes.
 
@@ -1938,14 +1951,14 @@ def retained(
     return whys
 
 
-def is_outgrown(old: Backup, newer: list[Backup]) -> bool:
+def is_outgrown(old: Backup, newer: Backups) -> bool:
     """Whether these are newer than an old one, and none of them is smaller than half of it."""
     return old.seconds < newer[0].seconds and not any(smaller(old, each, 2) for each in newer)
 
 
 def outdated(
-    found: list[Backup], ours: list[Backup], verdicts: Verdicts | None, newest: int, now: float
-) -> list[Backup]:
+    found: Backups, ours: Backups, verdicts: Verdicts | None, newest: int, now: float
+) -> Backups:
     """What has no metadata, and is old enough to go if it is this database's: see `strangers`.
 
     Older than the NEWEST ones of OURS, which are proven, none of them smaller than half of it, and
@@ -1954,7 +1967,7 @@ def outdated(
     counting = [backup for backup in ours if not held(backup, now)][-newest:]
     if verdicts is None or len(counting) < newest:
         return []
-    proof, old_ones = 0, list[Backup]()
+    proof, old_ones = 0, []
     for backup in ours:
         if restored(backup, verdicts):
             proof = backup.seconds
@@ -1984,7 +1997,7 @@ def archive_origin(head: bytes) -> tuple[str, str]:
     """
     fixed = ARCHIVE.match(head)
     rest = head[fixed.end() :] if fixed else b""
-    texts: list[str] = []
+    texts = []
     for _ in ("database", "server version"):
         size = int.from_bytes(rest[1:5], "little")
         text = rest[5 : 5 + size]
@@ -2016,7 +2029,7 @@ def unlike(head: bytes, database: str, postgresql: str) -> str:
     return ""
 
 
-def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, str]:
+def strangers(s3: S3, aged: Backups, twin: bool, made: Dump) -> dict[str, str]:
     """Which of these objects without metadata stay, and why, by key.
 
     A server may have forgotten the metadata (`rclone serve s3` does when it restarts), so these may
@@ -2024,7 +2037,7 @@ def strangers(s3: S3, aged: list[Backup], twin: bool, made: Dump) -> dict[str, s
     server's database of this name that has backups here. More than HEADS are looked at by lot, so
     that none is passed over for ever. When S3 goes away, the rest is not asked for.
     """
-    why: dict[str, str] = {}  # "" for one that is this database's
+    why = {}  # "" for one that is this database's
     otherwise = f"only {HEADS} are looked at"
     chances = random.sample(aged, min(HEADS, len(aged)))
     if twin:
@@ -2053,7 +2066,7 @@ def why_gone(old: Backup) -> str:
     return "proven, but none of those that are to be kept" + (f"; {until} is over" if until else "")
 
 
-def remove(s3: S3, old: Backup, patience: float | None) -> str:
+def remove(s3: S3, old: Backup, patience: float) -> str:
     """Remove a backup, with a line in the log; "", or why it is not gone for good.
 
     One that is locked is not even hidden: so a later backup finds and removes it when it may.
@@ -2065,22 +2078,22 @@ def remove(s3: S3, old: Backup, patience: float | None) -> str:
         return f"{LOCKED} {old.locked}"
     still = s3.delete(old.key, old.version, patience)
     said = f"An old backup is {still}" if still else "Removed an old backup"
-    log("info", said, Key=old.key, Why=why_gone(old))
+    info(said, Key=old.key, Why=why_gone(old))
     return still
 
 
-def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Backup]:
+def remove_all(s3: S3, backups: Backups, kept: dict[str, str]) -> Backups:
     """Remove backups; those that are gone or hidden.
 
     KEPT, why which is kept, has what is not gone for good then.
     """
     gone = []
-    patience: float | None = None
+    patience = FOREVER
     for old in backups:
         try:
             still = remove(s3, old, patience)
         except Failure as error:
-            log("warning", "Cannot remove an old backup", Key=old.key, Error=error)
+            warn("Cannot remove an old backup", Key=old.key, Error=error)
             still = f"not removed: {error}"
             if error.again:
                 patience = 0  # S3 was waited for: what it still refuses the next backup removes
@@ -2090,39 +2103,39 @@ def remove_all(s3: S3, backups: list[Backup], kept: dict[str, str]) -> list[Back
             gone.append(old)
     locks = sum(kept.get(old.key, "").startswith(LOCKED) for old in backups)
     if locks:
-        log("info", "Object Lock keeps old backups", Objects=locks)
+        info("Object Lock keeps old backups", Objects=locks)
     return gone
 
 
-def known_backups(s3: S3, new: str = "") -> list[Backup]:
+def known_backups(s3: S3, new: str = "") -> Backups:
     """What is in the bucket, as far as it is known; a warning says of what it is not.
 
     Raises Unfit where a listing lacks the NEW one: `list`, `latest` and retention go by that.
     """
-    for pause in [*itertools.islice(backoff(), 4), 0.0]:  # a listing may lag behind
+    for pause in [*islice(backoff(), 4), 0.0]:  # a listing may lag behind
         try:
             found = s3.backups()
         except Exception as error:
-            log("warning", "Removing none: cannot list them", Error=error)
+            warn("Removing none: cannot list them", Error=error)
             return []
         if not new or len(found) >= NAMES or any(each.key == new for each in found):
             break
-        time.sleep(pause)
+        sleep(pause)
     else:
         text = f"{s3.where}: {new} is there, but not in the listing of {s3.key('backup_')}…"
         raise Unfit(f"{text}: look at AWS_S3_PREFIX, and at what the server makes of it")
     unknown = sum(backup.metadata is None for backup in found)
     if unknown:
-        log("warning", "Leaving alone what cannot be looked at", Objects=unknown)
+        warn("Leaving alone what cannot be looked at", Objects=unknown)
     return found
 
 
-def misled(s3: S3, newest: list[Backup]) -> bool:
+def misled(s3: S3, newest: Backups) -> bool:
     """Whether the index, which is forgotten then, tells other metadata of these than S3."""
     for each in newest:
         listed = each._replace(metadata=None)
         if s3.index and listed in s3.index and s3.looked_at(listed).metadata != each.metadata:
-            log("warning", "The index is wrong, each backup is looked at", Key=each.key)
+            warn("The index is wrong, each backup is looked at", Key=each.key)
             s3.index = {}
             return True
     return False
@@ -2131,7 +2144,7 @@ def misled(s3: S3, newest: list[Backup]) -> bool:
 ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
 AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
 AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
-UNDER_WAY = datetime.timedelta(days=1)  # how long roles may well be there before their archive is
+UNDER_WAY = timedelta(days=1)  # how long roles may well be there before their archive is
 
 
 def beside(key: str) -> str:
@@ -2159,7 +2172,7 @@ def remove_roles(s3: S3, name: str, whose: Mapping[str, str]) -> bool:
     archive = s3.head(archive_beside(name))
     if not archive or archive["Metadata"].get("backup-id") != known:
         still = s3.delete(name, head.get("VersionId", ""))
-        log("info", f"Roles without an archive: {still or 'removed'}", Key=name)
+        info(f"Roles without an archive: {still or 'removed'}", Key=name)
     return True
 
 
@@ -2179,12 +2192,12 @@ def roles_left(s3: S3, new: str) -> list[str]:
     return random.sample(left, min(HEADS, len(left)))
 
 
-def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
+def prune_roles(s3: S3, made: Dump, gone: Backups) -> None:
     """Remove this database's roles whose archives are GONE, or were lost before.
 
     What goes wrong is a warning, and the next backup's to do.
     """
-    database = urllib.parse.quote(made.database, safe="")
+    database = quote(made.database, safe="")
     whose = {"system-identifier": made.system_identifier, "database": database}
     try:
         left = roles_left(s3, made.roles) if made.roles else []
@@ -2192,29 +2205,29 @@ def prune_roles(s3: S3, made: Dump, gone: list[Backup]) -> None:
         unknown = [name for name in names if not remove_roles(s3, name, whose)]
         if unknown:
             what = "Leaving alone roles without metadata: look whether they hold passwords"
-            log("warning", what, Objects=len(unknown), Some="; ".join(unknown[:5]))
+            warn(what, Objects=len(unknown), Some="; ".join(unknown[:5]))
     except Exception as error:
-        log("warning", "Cannot remove old roles", Error=error)
+        warn("Cannot remove old roles", Error=error)
 
 
-def verified(s3: S3) -> dict[str, dict[str, Any]] | None:
+def verified(s3: S3) -> dict[str, Fields] | None:
     """The verdict and its time of each backup, by name, as PREFIX/verified.json has them.
 
     And what else `remember` notes, which may be anything: older versions do not. None, with a
     warning: it holds something else. Raises S3Failure.
     """
-    known, text = dict[str, dict[str, Any]](), b"{}"
+    known, text = dict[str, Fields](), b"{}"
     s3.verdicts, key = "", s3.key("verified.json")
     with allowing(404):
         s3.verdicts, text = s3.call(
-            "get_object", None, lambda it: (plain_etag(it), small_object(it)), Key=key
+            "get_object", FOREVER, lambda it: (plain_etag(it), small_object(it)), Key=key
         )
     try:
         for name, was in json.loads(text).items():
             known[name] = was | {"verdict": str(was["verdict"]), "time": str(was["time"])}
     except Exception:
         where = f"{s3.where}: {key}"
-        log("warning", f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
+        warn(f"{where} is left as it is: it holds no verdicts; remove it to begin anew")
         return None
     return known
 
@@ -2224,19 +2237,17 @@ def known_verdicts(s3: S3) -> Verdicts | None:
     try:
         return verified(s3)
     except Failure as error:
-        log("warning", "What verify said of the backups is not known", Error=error)
+        warn("What verify said of the backups is not known", Error=error)
     return None
 
 
-def new_normals(
-    ours: list[Backup], verdicts: Verdicts, keep: Keep, now: float, made: str
-) -> list[str]:
+def new_normals(ours: Backups, verdicts: Verdicts, keep: Keep, now: float, made: str) -> list[str]:
     """What is to be said, once, of shrinks that have become normal since the one before MADE."""
     earlier = [backup for backup in ours if backup.key != made]
     then = dict(verdicts)
     for name, was in verdicts.items():
         with suppress(ValueError, TypeError):  # somebody else wrote it
-            noted = datetime.datetime.fromisoformat(was["time"]).timestamp()
+            noted = datetime.fromisoformat(was["time"]).timestamp()
             if earlier and noted > earlier[-1].seconds:  # none is noted while a backup is made
                 del then[name]
     before = judge(earlier, then, keep.newest, now).before
@@ -2248,7 +2259,7 @@ def new_normals(
     ]
 
 
-def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdicts | None) -> None:
+def confirm_rest(s3: S3, ours: Backups, goes: Backups, verdicts: Verdicts | None) -> None:
     """Before some go, look at the last good one, which stays; if that is small, at all of OURS.
 
     Those that go are looked at in any case, but what the index says of others may be forged. After
@@ -2262,18 +2273,18 @@ def confirm_rest(s3: S3, ours: list[Backup], goes: list[Backup], verdicts: Verdi
             s3.confirmed(each)
     except Failure as error:
         s3.sure = False
-        log("warning", "Removing none: what stays is not what it seemed", Error=error)
+        warn("Removing none: what stays is not what it seemed", Error=error)
 
 
 class Plan(NamedTuple):
     """What retention is to do."""
 
-    goes: list[Backup]
+    goes: Backups
     kept: dict[str, str]  # by key; why
     said: list[str]  # what is to be told
 
 
-def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
+def plan(s3: S3, made: Dump, found: Backups) -> Plan:
     """What retention lets go of FOUND, what of this database stays and why, and what is amiss.
 
     made: the dump whose backup is the new one, or one without a key: there is none.
@@ -2288,29 +2299,29 @@ def plan(s3: S3, made: Dump, found: list[Backup]) -> Plan:
     for old in goes:
         del kept[old.key]
     if DOUBTFUL in kept.get(new, ""):
-        log("warning", "The new backup is doubtful: half as large", Key=new)
+        warn("The new backup is doubtful: half as large", Key=new)
     said = new_normals(ours, verdicts or {}, keep, now, new)
     for line in said:
-        log("warning", line)
+        warn(line)
     aged = outdated(found, ours, verdicts, keep.newest, now)
     others = strangers(s3, aged, made.database in [name for _, name in whose], made)
     if others:
         some = "; ".join(f"{key}: {others[key]}" for key in list(others)[:5])
         what = "Leaving alone what has no metadata and may be another database's"
-        log("warning", what, Objects=len(others), Some=some)
-    kept |= itertools.islice(others.items(), HEADS)
+        warn(what, Objects=len(others), Some=some)
+    kept |= islice(others.items(), HEADS)
     goes += [old for old in aged if old.key not in {*others, new}]
     confirm_rest(s3, ours, goes, verdicts)
     return Plan(goes, kept, said)
 
 
-def prune(s3: S3, made: Dump, found: list[Backup]) -> dict[str, Any]:
+def prune(s3: S3, made: Dump, found: Backups) -> Fields:
     """Remove what retention lets go of; what was removed, and what is kept and why, by key.
 
     made: the dump whose backup is the new one. found: all that is in the bucket. It never fails a
     backup: what goes wrong is a warning, and the object stays.
     """
-    log("info", "Removing old backup files ...")
+    info("Removing old backup files ...")
     goes, kept, said = plan(s3, made, found)
     gone = remove_all(s3, goes, kept)
     if kept or gone:  # else S3 was away, and was waited for
@@ -2449,8 +2460,8 @@ class Dump:
         with suppress(FileNotFoundError):
             os.unlink(draft)  # of a crash, or a link to elsewhere
         with placing(draft), open(draft, "x", encoding="utf-8") as file:
-            print(json.dumps(known), file=file, flush=True)
-            os.fsync(file.fileno())
+            file.write(json.dumps(known))
+        flush(draft)
         os.rename(draft, self.journal)
         flush(folder)
         vars(self).update(changes)
@@ -2509,8 +2520,7 @@ def warn_of_strays(s: Settings) -> None:
     for dump in all_dumps(s):
         whose = str(dump.by)
         if whose != s.owner and whose.endswith(f"/{s.db_database}") and dump.pending:
-            log(
-                "warning",
+            warn(
                 "Leaving a finished dump alone: it is of another DB_HOST or DB_PORT, which "
                 "`backup --resume` with those settings finishes",
                 Filepath=dump.path,
@@ -2530,7 +2540,7 @@ def staging(s: Settings, wait: bool) -> None:
     except BlockingIOError:
         if not wait:
             raise Busy(f"another backup is running in {s.backup_path}") from None
-        log("info", "Waiting for another backup to end ...")
+        info("Waiting for another backup to end ...")
         fcntl.flock(folder, fcntl.LOCK_EX)
 
 
@@ -2655,8 +2665,8 @@ def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
         except Failure as error:
             if not re.search(CROWDED, str(error)):
                 raise
-            log("warning", "The database takes no session now, asking again ...", Error=error)
-        time.sleep(pause * TIME_SCALE)
+            warn("The database takes no session now, asking again ...", Error=error)
+        sleep(pause * TIME_SCALE)
     return ask(*of, **more)
 
 
@@ -2664,7 +2674,7 @@ def examine_database(s: Settings) -> Server:
     """What is to be backed up, and by which pg_dump. Raises Failure if that one is too old."""
     said = run("Looking at pg_dump", ["pg_dump", "--version"], timeout=60)
     version = re.search(r"\d[\w.]*", said)
-    record = functools.partial(Server, pg_dump=version[0] if version else "0")
+    record = partial(Server, pg_dump=version[0] if version else "0")
     server = read_record(s.database(), "Looking at the database", LOOK, record)
     text, of = f"pg_dump {server.pg_dump} is", f"than the server, {server.postgresql}"
     require_options(s.database(), server.search_path)
@@ -2672,7 +2682,7 @@ def examine_database(s: Settings) -> Server:
         server.client >= server.major, f"{text} older {of}: install the server's version or later"
     )
     if server.client > server.major:
-        log("warning", f"{text} newer {of}: restoring takes its version")
+        warn(f"{text} newer {of}: restoring takes its version")
     return server
 
 
@@ -2717,7 +2727,7 @@ def require_room(s: Settings, newest: int, database_size: int, twice: bool) -> s
     also = ", twice, as it is encrypted" if twice else ""
     require(free >= needed, f"{text}; a fifth more is needed{also}, or {floor}")
     if not newest and free < database_size:
-        log("warning", f"{text}, the database {database_size}")
+        warn(f"{text}, the database {database_size}")
     return text
 
 
@@ -2738,7 +2748,7 @@ def hold(database: Database, options: str, statements: Sequence[str]) -> tuple[A
         stdin=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    end = functools.partial(stop, session, signal.SIGINT)
+    end = partial(stop, session, signal.SIGINT)
     try:
         if session.stdin:
             with suppress(BrokenPipeError), session.stdin as pipe:
@@ -2887,15 +2897,15 @@ class Window:
         self, what: str, query: str, patience: float = 0, tick: Action | None = None
     ) -> Catalog:
         """The catalog as it is now; asked for again for so many seconds. Raises Failure."""
-        end = time.monotonic() + patience * TIME_SCALE
+        end = later(patience)
         pauses = backoff()
         while True:
             try:
                 return read_record(self.database, f"Reading the {what}", query, Catalog, tick=tick)
             except Failure:
-                if time.monotonic() >= end:
+                if monotonic() >= end:
                     raise
-            time.sleep(next(pauses))
+            sleep(next(pauses))
 
     def look(self, tick: Action) -> bool:
         """Compare what can be compared by now; whether compression may go on. Raises Failure: void.
@@ -2903,13 +2913,12 @@ class Window:
         tick: as for `run`, while the server answers. One that does not is asked again later, at
         last by `end`.
         """
-        now = time.monotonic()
-        if now < self.next_look:
+        if monotonic() < self.next_look:
             return False
         try:
             if not self.locked:
                 return self.look_for_locks(tick)
-            self.next_look = now + 10 * TIME_SCALE
+            self.next_look = later(10)
             self.compare_schemas(self.read("schemas", READ_SCHEMAS, tick=tick))
         except Failure as error:
             if error.again:
@@ -3018,11 +3027,9 @@ def compression_held_off(database: Database, server: Server) -> Iterator[Action]
     if not server.timescaledb:
         yield lambda: None
         return
-    options = f"-c lock_timeout=20s {gone_client(server)}"
-    release, said = hold(database, options, HOLD_OFF)
+    release, said = hold(database, f"-c lock_timeout=20s {gone_client(server)}", HOLD_OFF)
     if not said.endswith(HELD):
-        log(
-            "info",
+        info(
             "Compression is not held off: if it empties chunks that are being dumped, the dump is "
             "made again",
             Reason=excerpt(said),
@@ -3059,14 +3066,14 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         **begun,
     )
     if last:
-        dump.after = os.path.basename(last.key)
+        dump.after = last.name
         dump.before = " ".join((newest if newest.before else last).before)
         dump.steady_from = steady_from(last, server, dump.compression)
     # Those of a pg_dump that was killed by -9: they hold locks and a snapshot.
     step = "Ending sessions of an earlier run"
     patiently(psql, s.database(), step, END_SESSIONS, options=AS_LOGIN)
-    log("info", "This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
-    log("info", "Backing up database ...")
+    info("This backup is of", Database=f"{s.db_host}:{s.db_port}/{server.database}")
+    info("Backing up database ...")
     try:
         dump.save()
         dump_every_row(s, server, dump, newest.plain_size)
@@ -3074,8 +3081,7 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
         if not dump.sealed:
             dump.remove()
     os.rename(dump.partial, file)  # only now: it is whole, and its journal vouches for it
-    log(
-        "info",
+    info(
         "Successfully backup database",
         ExecTime=f"{dump.exectime_backup} seconds",
         Filename=os.path.basename(file),
@@ -3096,7 +3102,7 @@ def newest_backup(s3: S3, server: Server) -> Backup:
     except S3Failure as error:
         if error.status != 404 or not s3.s.aws_s3_endpoint:
             raise
-        log("warning", "The bucket is missing, making it ...", Error=error)
+        warn("The bucket is missing, making it ...", Error=error)
         with allowing(409):  # somebody else makes it, too
             s3.call("create_bucket", 10)
         return none
@@ -3112,14 +3118,14 @@ def newest_backup(s3: S3, server: Server) -> Backup:
             broken += 1
             if error.status < 500 or broken > 1:
                 raise
-            log("warning", "Passing over what S3 cannot show", Key=found.key, Error=error)
+            warn("Passing over what S3 cannot show", Key=found.key, Error=error)
             continue
         if ours:
             return vouched(s3, backup, names)
     return none
 
 
-def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: int) -> Backup:
+def as_steady(newest: Backup, found: Backups, verdicts: Verdicts, nights: int) -> Backup:
     """The newest backup, as if it knew that it is good, where it may not and nothing denies that.
 
     So it is where an older version made it, there was none before, or all that it was too small
@@ -3127,19 +3133,19 @@ def as_steady(newest: Backup, found: list[Backup], verdicts: Verdicts, nights: i
     """
     last = newest.known.get("after")
     for each in found:
-        large = each.size > 2 * newest.size or os.path.basename(each.key) == last
+        large = each.size > 2 * newest.size or each.name == last
         other = each.database != newest.database or each.server == newest.server
         if large and not (other and each.known.get("sha256")):
             return newest  # it may be this database's, as a server that was lost had it
     judged = judge(proven(found, newest.server, newest.database), verdicts, nights, time.time())
     if newest.key in judged.doubts:
         return newest
-    before = " ".join(os.path.basename(each.key) for each in judged.before)
+    before = " ".join(each.name for each in judged.before)
     told = {"steady": str(newest.size), "before": before}
     return newest._replace(metadata=newest.known | told)
 
 
-def vouched(s3: S3, newest: Backup, names: list[Backup]) -> Backup:
+def vouched(s3: S3, newest: Backup, names: Backups) -> Backup:
     """The newest backup, as if it knew that it is good, by the names alone or by a closer look."""
     steady = newest if is_steady(newest) else as_steady(newest, names, {}, 0)
     if is_steady(steady):
@@ -3151,7 +3157,7 @@ def vouched(s3: S3, newest: Backup, names: list[Backup]) -> Backup:
             if each.known and is_steady(steady):
                 s3.confirmed(each)  # the index is but a hint
     except Failure as error:
-        log("warning", "Whether the newest backup is good is not known", Error=error)
+        warn("Whether the newest backup is good is not known", Error=error)
         return newest
     return steady
 
@@ -3169,7 +3175,7 @@ def last_steady(s3: S3, newest: Backup) -> Backup | None:
     except S3Failure as error:
         if not error.status:
             raise
-        log("warning", "Passing over what S3 cannot show", Key=key, Error=error)
+        warn("Passing over what S3 cannot show", Key=key, Error=error)
     return Backup(0, key, head["ContentLength"], head["Metadata"]) if head else None
 
 
@@ -3185,7 +3191,7 @@ def free_seconds(s: Settings, newest: Backup) -> int:
     """The seconds of the new backup's name: now, but later than the newest one's."""
     now = int(time.time())
     if now < newest.seconds:
-        log("warning", "The clock is behind the newest backup", Key=newest.key)
+        warn("The clock is behind the newest backup", Key=newest.key)
     seconds = max(now, newest.seconds + 1)
     taken = " ".join(os.listdir(s.backup_path))
     while f"backup_{seconds}.bak" in taken:
@@ -3238,7 +3244,7 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
     for pause in (*PAUSES, None):
         dump.warnings = left_out(s.database(), server)
         for line in dump.warnings:
-            log("warning", line)
+            warn(line)
         take_roles(s, server, dump)
         try:
             dump_once(s, server, dump, expected)
@@ -3254,8 +3260,8 @@ def dump_every_row(s: Settings, server: Server, dump: Dump, expected: int) -> No
                 raise Failure(text) from None
             os.unlink(dump.partial)
             dump.made_again = [*dump.made_again, str(why)]
-            log("warning", "Making the dump again ...", Reason=why)
-            time.sleep(pause * TIME_SCALE)
+            warn("Making the dump again ...", Reason=why)
+            sleep(pause * TIME_SCALE)
 
 
 # Options of pg_dumpall by BACKUP_ROLES, to be tried in this order. The database is PGDATABASE's:
@@ -3279,8 +3285,7 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             sql = patiently(run, *of, heed=dump.warnings)
             odd = re.search("[\udc80-\udcff]", sql)
             require(not odd, "its roles have names in no known encoding")
-            most = f"its roles take more than {ROLES_MOST} bytes"
-            require(len(sql.encode()) <= ROLES_MOST, most)
+            require(len(sql.encode()) <= ROLES_MOST, f"its roles take more than {ROLES_MOST} bytes")
             dump.roles_sql, dump.role_passwords = sql, options is GLOBALS
             return ""
         except (Failure, OSError) as error:
@@ -3288,7 +3293,7 @@ def take_roles(s: Settings, server: Server, dump: Dump) -> str:
             if re.search(CROWDED, why):
                 break  # it was waited for
     if why:
-        log("warning", "The backup is without the server's roles", Reason=why)
+        warn("The backup is without the server's roles", Reason=why)
     return why
 
 
@@ -3298,7 +3303,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
     Raises Failure, also where the volume gets too full to go on, or where rows may be missing.
     """
     show = progress("Backup in progress", expected)
-    begun = time.monotonic()
+    begun = monotonic()
     database = s.database()
     open(dump.partial, "x").close()  # pg_dump would follow a link of that name
     command = ["pg_dump", f"--dbname={ALIVE}", "--no-password", "-Fc", "-f", dump.partial]
@@ -3334,7 +3339,7 @@ def dump_once(s: Settings, server: Server, dump: Dump, expected: int) -> None:
             raise
         finally:
             window.release()
-        took = int(time.monotonic() - begun)
+        took = int(monotonic() - begun)
         tables = read_contents(dump)
         rows = {oid: name.replace(" ", ".") for oid, name in tables if int(oid) >= USERS_OIDS}
         size = window.end(rows)  # before what waits for us goes on
@@ -3377,7 +3382,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
     Raises Failure or OSError; then that is there still.
     """
     if not dump.encryption:
-        log("info", "Encrypting the backup ...")
+        info("Encrypting the backup ...")
         show = progress("Encryption in progress", dump.size)
 
         def tick() -> None:
@@ -3411,7 +3416,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
             roles_sql=roles,
             roles_sha256=hashlib.sha256(roles.encode()).hexdigest(),
         )
-        os.rename(dump.partial, dump.path)
+        os.rename(dump.draft, dump.path)
     with suppress(FileNotFoundError):
         os.unlink(dump.file)
 
@@ -3458,13 +3463,13 @@ def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) 
     """What work(start, end) returns for each STEP bytes of SIZE, as `at_once` has it."""
     show = progress(what, size)
     spans = [(start, min(start + step, size)) for start in range(0, size, step)]
-    works = [functools.partial(work, *span) for span in spans]
+    works = [partial(work, *span) for span in spans]
     for (_, end), part in zip(spans, at_once(what, 4, works)):
         show(end)
         yield part
 
 
-def upload(s3: S3, dump: Dump) -> list[Backup]:
+def upload(s3: S3, dump: Dump) -> Backups:
     """Upload a sealed dump, prove that S3 has it, and note where; what else is in the bucket.
 
     It begins after the dump: parts that are sent meanwhile slow pg_dump down, which holds locks and
@@ -3472,18 +3477,17 @@ def upload(s3: S3, dump: Dump) -> list[Backup]:
 
     Raises Failure: S3 refuses, or has not what was sent; the dump stays on the volume.
     """
-    log("info", "Uploading backup file to S3 ...")
-    begun = time.monotonic()
+    info("Uploading backup file to S3 ...")
+    begun = monotonic()
     key, head = store(s3, dump)
     check_stored(s3, dump, key, head)
-    took, size = int(time.monotonic() - begun), head["ContentLength"]
+    took, size = int(monotonic() - begun), head["ContentLength"]
     found = known_backups(s3, key)
     # Still: from now on nobody takes them for ones left behind.
     if dump.roles and not roles_beside(s3, dump, key):
-        log("warning", "The backup's roles were overwritten: give each its own prefix", Key=key)
+        warn("The backup's roles were overwritten: give each its own prefix", Key=key)
         dump.roles = None
-    log(
-        "info",
+    info(
         "Successfully uploaded backup file",
         ExecTime=f"{took} seconds",
         Size=f"{size} bytes",
@@ -3507,9 +3511,9 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
     by asking what is there, and what it does follows from that alone.
     """
     first = seconds = int(re.findall("[0-9]+", dump.file)[-1])
-    parts: dict[str, Any] = {}  # what will complete the upload that was sent for `key`
+    parts: Fields = {}  # what will complete the upload that was sent for `key`
     condition = {"IfNoneMatch": "*"}  # nothing that is there is overwritten
-    pauses, why, again = itertools.chain([0.0], backoff()), "", True
+    pauses, why, again = chain([0.0], backoff()), "", True
     end = FOREVER  # for completing it there, from the first attempt on
     while True:
         key = s3.key(f"backup_{seconds}.bak{dump.ending}")
@@ -3526,7 +3530,7 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
                 continue
             parts, end = send_parts(s3, dump, key), FOREVER
             continue
-        require(time.monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
+        require(monotonic() <= end, f"{s3.where}: {key}: cannot complete it: {why}")
         try:
             if dump.taken != key:  # else it has only to appear
                 s3.call("complete_multipart_upload", 0, **parts, **condition)
@@ -3540,8 +3544,8 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
-        end = min(end, time.monotonic() + s3.patience * TIME_SCALE)
-        time.sleep(next(pauses))
+        end = min(end, later(s3.patience))
+        sleep(next(pauses))
 
 
 def is_ours(s3: S3, dump: Dump, key: str, head: Any, sent: int) -> bool:
@@ -3578,7 +3582,7 @@ def roles_beside(s3: S3, dump: Dump, key: str) -> bool:
     except Failure as error:
         if error.again or isinstance(error, Unfit):
             raise
-        log("warning", "The backup is without the server's roles", Reason=error)
+        warn("The backup is without the server's roles", Reason=error)
     dump.save(roles=None)
     return True
 
@@ -3591,8 +3595,8 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
     data = dump.roles_sql.encode()
     metadata = {**metadata_of(dump), "sha256": dump.roles_sha256}
     condition = {"IfNoneMatch": "*"}
-    end, why = time.monotonic() + s3.patience * TIME_SCALE, S3Failure("S3 has nothing there")
-    for pause in itertools.chain([0.0], backoff()):
+    end, why = later(s3.patience), S3Failure("S3 has nothing there")
+    for pause in chain([0.0], backoff()):
         head = s3.head(name)
         if head:
             whose, size = head["Metadata"].get("backup-id", ""), head["ContentLength"]
@@ -3600,10 +3604,10 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
             text = f"{s3.where}: {name}: {size} bytes, of backup-id {whose!r}; sent: {len(data)}"
             require(same == ours or whose not in ("", dump.id), text)
             return ours
-        if time.monotonic() > end:
+        if monotonic() > end:
             break
         try:
-            s3.put(name, data, 0, Metadata=metadata, **condition)
+            s3.put(name, data, patience=0, Metadata=metadata, **condition)
             dump.save(taken=name)
         except S3Failure as error:
             why = error
@@ -3611,7 +3615,7 @@ def store_roles(s3: S3, dump: Dump, name: str) -> bool:
                 condition = {}  # this server knows none
             elif not error.again:
                 raise
-        time.sleep(pause)
+        sleep(pause)
     # What takes them each time and has them never is not away: that would be each night so.
     raise S3Failure(f"{s3.where}: {name}: cannot put it: {why}", again=why.again)
 
@@ -3638,7 +3642,7 @@ def check_stored(s3: S3, dump: Dump, key: str, head: Any) -> None:
 
 def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
     """The SHA-256 of what S3 gives of a dump's object. Raises S3Failure where it gives another."""
-    log("info", "Its ETag is not its parts' MD5: reading it back ...", Key=key)
+    info("Its ETag is not its parts' MD5: reading it back ...", Key=key)
     show, sha256 = progress("Reading in progress", dump.size), hashlib.sha256()
     step = part_size(dump.size)
 
@@ -3653,13 +3657,13 @@ def read_back(s3: S3, dump: Dump, key: str, etag: str) -> str:
 
     for start in range(0, dump.size, step):
         end = min(start + step, dump.size)
-        wanted = functools.partial(take, f"bytes {start}-{end - 1}/{dump.size}")
+        wanted = partial(take, f"bytes {start}-{end - 1}/{dump.size}")
         sha256 = s3.call("get_object", take=wanted, Key=key, Range=f"bytes={start}-{end - 1}")
         show(end)
     return sha256.hexdigest()
 
 
-def abort(s3: S3, dump: Dump, patience: float | None = None) -> None:
+def abort(s3: S3, dump: Dump, patience: float = FOREVER) -> None:
     """Have S3 forget the parts of an upload that was begun and not completed. Raises Failure."""
     if dump.upload:
         with allowing(400, 403, 404, 405, 501):  # some servers know no such request
@@ -3680,7 +3684,7 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         value = getattr(dump, name)
         if value is not None:
             metadata[name.replace("_", "-")] = str(value)
-    metadata["database"] = urllib.parse.quote(dump.database, safe="")
+    metadata["database"] = quote(dump.database, safe="")
     if dump.roles:
         metadata["roles-sha256"] = dump.roles_sha256
     if dump.compression:
@@ -3694,7 +3698,7 @@ def metadata_of(dump: Dump) -> dict[str, str]:
         metadata["before"] = dump.before
     if dump.keep_until:
         metadata["keep-until"] = dump.keep_until
-        metadata["label"] = urllib.parse.quote(dump.label, safe="")
+        metadata["label"] = quote(dump.label, safe="")
     return metadata
 
 
@@ -3716,12 +3720,12 @@ def send_part(s3: S3, dump: Dump, upload: Mapping[str, str], start: int, end: in
             md5.update(data)
         checksum = content_md5(md5.digest())
         answer = s3.call(
-            "upload_part", None, **upload, PartNumber=number, Body=part, ContentMD5=checksum
+            "upload_part", FOREVER, **upload, PartNumber=number, Body=part, ContentMD5=checksum
         )
     return Sent(answer["ETag"], md5.digest())
 
 
-def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> dict[str, Any]:
+def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> Fields:
     """Send all of a dump; what will complete the upload. Raises Failure.
 
     The upload is noted before anything is sent, so that a later run can abort it. AGAIN: it is
@@ -3736,14 +3740,14 @@ def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> dict[str, An
     # Known at once: where noting it fails, it is aborted all the same.
     dump.upload = {"Key": key, "UploadId": made["UploadId"]}
     dump.save()
-    send = functools.partial(send_part, s3, dump, dump.upload)
+    send = partial(send_part, s3, dump, dump.upload)
     sent = list[Sent]()
     try:
         sent += slices("Upload in progress", dump.size, part_size(dump.size), send)
     except S3Failure as error:
         if not again or error.status not in (404, 501):
             raise
-        log("warning", "The upload is begun anew ...", Error=error)
+        warn("The upload is begun anew ...", Error=error)
         return send_parts(s3, dump, key, again=False)
     # Where a server encrypts (KMS), no ETag is an MD5; else each is.
     plain = sum(part.etag.strip('"') == part.md5.hex() for part in sent)
@@ -3780,7 +3784,7 @@ RESULT = (
 )
 
 
-def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> dict[str, Any] | None:
+def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> Fields | None:
     """One backup; its result. With RESUME: only finish what earlier runs left, and None; or the
     result of the last one that was left, without what retention did.
 
@@ -3796,8 +3800,7 @@ def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> dict[s
             drop_scratch(s)
         return {name: getattr(dump, name) for name in RESULT} if dump.gone else None
     attempts = dump.attempts + 1
-    text = "killed three times: is the memory limit low?"
-    require(attempts <= DEATHS or dump.gone, text)
+    require(attempts <= DEATHS or dump.gone, "killed three times: is the memory limit low?")
     try:
         if dump.sealed:
             dump.save(attempts=attempts)
@@ -3808,7 +3811,7 @@ def backup(s: Settings, resume: bool, process: str = "", **begun: str) -> dict[s
         if dump.pending:
             put_off(s3, dump, why)
         raise
-    log("info", "Backup procedure completed, closing process ...")
+    info("Backup procedure completed, closing process ...")
     return result
 
 
@@ -3820,7 +3823,7 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
     cancelled = why.args == (signal.SIGUSR1,)
     if not cancelled:
         text = "The finished dump stays; `backup --resume` uploads it, or the next backup"
-        log("warning", text, Filepath=dump.path)
+        warn(text, Filepath=dump.path)
     with suppress(Exception):
         in_time(2, lambda: abort(s3, dump, 0))
     whose = dump.process if isinstance(why, Stop) else ""
@@ -3830,7 +3833,7 @@ def put_off(s3: S3, dump: Dump, why: BaseException) -> None:
         dump.remove(dump.file, dump.path)
 
 
-def finish(s3: S3, dump: Dump) -> dict[str, Any]:
+def finish(s3: S3, dump: Dump) -> Fields:
     """Take a sealed dump to its backup's result: encrypt, upload, remove, prune."""
     if dump.recipients and not dump.stored:
         encrypt(s3.s, dump)
@@ -3838,7 +3841,7 @@ def finish(s3: S3, dump: Dump) -> dict[str, Any]:
     if not dump.gone:
         with suppress(FileNotFoundError):
             os.unlink(dump.path)
-        log("info", "Removed local backup file", Filepath=dump.path)
+        info("Removed local backup file", Filepath=dump.path)
         dump.save(gone=True)
     result = {name: getattr(dump, name) for name in RESULT} | prune(s3, dump, found)
     if not dump.process:
@@ -3867,7 +3870,7 @@ def sweep(s: Settings, s3: S3, process: str, resume: bool) -> Dump:
                 raise
             kept = error
             text = "Cannot finish what an earlier run left, it stays"
-            log("warning", text, Filepath=dump.path, Error=error)
+            warn(text, Filepath=dump.path, Error=error)
             continue
         if there and (own or (resume and waited)):
             mine = dump
@@ -3885,7 +3888,7 @@ def settle(s3: S3, dump: Dump, own: bool, backing_up: bool) -> bool:
         clear(dump)
     elif not is_whole(dump):
         for path in {dump.path, *filter(os.path.lexists, [dump.file])}:
-            log("warning", "Not what its journal says, leaving it alone", Filepath=path)
+            warn("Not what its journal says, leaving it alone", Filepath=path)
         abort(s3, dump)
         dump.remove()
         return False
@@ -3946,15 +3949,15 @@ def add(p: Point, q: Point) -> Point:
     return x, (slope * (px - x) - py) % FIELD
 
 
-@functools.cache
+@cache
 def doubles() -> list[Point]:
     """The generator times 1, 2, 4, …: with them a signature takes 2 ms, without 7."""
-    return list(itertools.accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
+    return list(accumulate(range(255), lambda p, _: add(p, p), initial=GENERATOR))
 
 
 def multiply(scalar: int) -> Point:
     """The generator times a number, 1 to ORDER - 1."""
-    return functools.reduce(add, [p for bit, p in enumerate(doubles()) if scalar >> bit & 1])
+    return reduce(add, [p for bit, p in enumerate(doubles()) if scalar >> bit & 1])
 
 
 def identity(key: int) -> str:
@@ -3999,7 +4002,7 @@ def own_key(owner: int, colony: str, name: str) -> int:
 MOST = 16 * MIB  # bytes of an answer; a process has 3/4 of that
 
 
-def beginning(raw: bytes) -> Any:
+def first_process(raw: bytes) -> Any:
     """What an answer beyond MOST tells of its first process, before what its submitter wrote.
 
     That is all that it takes to close it. Raises Failure where the answer has none.
@@ -4066,12 +4069,12 @@ class Colonies:
     def ask(self, key: int, within: float, kind: str, **fields: Any) -> Any:
         """Sign and send a message; the decoded answer, within so many seconds.
 
-        Of one beyond MOST it is the `beginning`.
+        Of one beyond MOST it is the `first_process`.
 
         Raises ColoniesFailure; its status is 0 also where something in between answers in its
         place.
         """
-        begun, status = time.monotonic(), 0
+        begun, status = monotonic(), 0
         text = base64.b64encode(json.dumps({"msgtype": kind, **fields}).encode()).decode()
         body = {"payloadtype": kind, "payload": text, "signature": sign(key, text)}
         headers = {"Content-Type": "text/plain"}
@@ -4086,7 +4089,7 @@ class Colonies:
             status, raw = in_time(within, exchange)
             require(status // 100 != 3, "it redirects, which is not followed")
             if status == 200 and len(raw) > MOST:
-                return beginning(raw)
+                return first_process(raw)
             envelope = json.JSONDecoder().raw_decode(raw.decode().lstrip())[0]  # 2023 may send two
             answer = json.loads(base64.b64decode(envelope["payload"]))
             if status == 200 and envelope["error"] is False:
@@ -4097,7 +4100,7 @@ class Colonies:
             if status != 200:
                 status = 0
         finally:
-            seconds = f"{time.monotonic() - begun:.3f}"
+            seconds = f"{monotonic() - begun:.3f}"
             log("debug", "Colonies answered", Message=kind, Status=status, Seconds=seconds)
         raise ColoniesFailure(f"Colonies at {self.url}: {kind}: {why[:500]}", status, True)
 
@@ -4106,7 +4109,7 @@ def server_time(text: object) -> int:
     """A time as RFC 3339 writes it, in ns since 1970; 0: it is none, or before that."""
     with suppress(IndexError, ValueError):
         day, part, zone = re.findall(r"^(.{19})\.?([0-9]{,9})(Z|[+-]\d\d:\d\d)$", str(text))[0]
-        whole = datetime.datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
+        whole = datetime.fromisoformat(day + zone.replace("Z", "+00:00")).timestamp()
         return max(0, int(whole) * 10**9 + int(part.ljust(9, "0")))
     return 0
 
@@ -4172,7 +4175,7 @@ def backup_before(answer: Any, s: Settings) -> tuple[list[str], str]:
     return names, "" if names else refusal[:999]
 
 
-def arguments_of(function: str, spec: Mapping[str, Any]) -> dict[str, str] | None:
+def arguments_of(function: str, spec: Fields) -> dict[str, str] | None:
     """The arguments that a process's spec gives a function, by name; None: it takes no such."""
     known = ARGUMENTS.get(function)
     args, kwargs = spec.get("args") or [], spec.get("kwargs") or {}
@@ -4247,11 +4250,10 @@ class Job:
             if not line.startswith(b"#"):
                 self.result += line + b"\n"
                 continue
-            level, text, fields = json.loads(line[1:])
-            more = "".join(f" {name}={quoted(fields[name])}" for name in fields)
-            self.news.append(text + more)
+            level, said, text, fields = json.loads(line[1:])
+            self.news.append(said)
             if level == "error":
-                self.errors.append(text + more)
+                self.errors.append(said)
             elif level == "info":
                 self.shown = {"phase": text, **fields}
         return not data and self.child.wait() is not None
@@ -4288,7 +4290,7 @@ class Executor:
         self.joined: bool | None = None  # None: never yet
         self.job: Job | None = None
         self.checks: Job | None = None  # `check`, once; what it finds it logs itself
-        self.times = dict[str, float]()  # when what is due again, by the monotonic clock
+        self.times = dict[str, float]()  # when what is due again, by the monotonic clock; 0: now
         self.queue = dict[str, Process]()  # assigned to us and not closed; the job's, too
         self.outcomes = dict[str, dict[str, list[str]]]()  # to close with: `out` or `errors`
         # When the newest backup's process was assigned (ns, as `submitted`), and its result: with
@@ -4296,14 +4298,14 @@ class Executor:
         self.newest = (0, "")
         # How often a process's child was killed. What is on the volume counts it, too, over our
         # restarts; but a child may be killed before it has anything there.
-        self.deaths = collections.Counter[str]()
-        self.facts = dict[str, Any]()  # of the database, by `check` or the last backup's result
+        self.deaths = Counter[str]()
+        self.facts = Fields()  # of the database, by `check` or the last backup's result
         self.unknown = set[str]()  # types of messages that the server is too old for
         # Since when no look at the crons has found another executor of our type.
         self.alone_since = FOREVER
         self.heart = Heartbeat(s)
         self.reachable = False  # whether Colonies answered the last time
-        self.failures = collections.Counter[str]()  # by function
+        self.failures = Counter[str]()  # by function
         self.uploaded: int | None = None  # seconds of the last upload; None: since our start none
         self.ended = 0  # jobs, since our start
 
@@ -4342,10 +4344,9 @@ class Executor:
 
     def due(self, what: str, seconds: float) -> bool:
         """True once in so many seconds."""
-        now = time.monotonic()
-        if now < self.times.get(what, 0):
+        if monotonic() < self.times.get(what, 0):
             return False
-        self.times[what] = now + seconds * TIME_SCALE
+        self.times[what] = later(seconds)
         return True
 
     def serve(self) -> None:
@@ -4356,8 +4357,7 @@ class Executor:
         """
         self.serving = True
         s = self.s
-        log(
-            "info",
+        info(
             f"Colonies backup executor {__version__}",
             Colonies=self.server.url,
             Database=self.database,
@@ -4378,16 +4378,16 @@ class Executor:
                 self.round()
             except Exception as error:
                 self.complain(error)
-                time.sleep(next(pauses))
+                sleep(next(pauses))
             else:
                 self.reachable, pauses = True, backoff()
                 if self.times.pop("complain", 0):
-                    log("info", "Colonies is back")
+                    info("Colonies is back")
 
     def round(self) -> None:
         """Do the one thing that is next."""
         if self.checks and self.checks.ended(0):
-            log("info", "`check` has ended", Status=self.checks.child.returncode)
+            info("`check` has ended", Status=self.checks.child.returncode)
             told = {name.lower(): x for name, x in self.checks.shown.items()}  # of the database
             self.facts, self.checks = told | self.facts, None
             self.times["describe"] = 0
@@ -4434,7 +4434,7 @@ class Executor:
                 "The colony's owner removed or rejected this executor, or it was dropped as silent"
             )
             if self.due("removed", 60):
-                log("warning", text, Executor=self.name, Error=error)
+                warn(text, Executor=self.name, Error=error)
         elif self.due("complain", 60):
             log(level, f"{error}; trying again ...")
         if status == 403:
@@ -4460,12 +4460,12 @@ class Executor:
                 with allowing(403):
                     self.call("addfunctionmsg", fun=executor | said)
         if self.joined is False:
-            log("warning", "The colony has this executor back", Executor=self.name)
+            warn("The colony has this executor back", Executor=self.name)
         self.joined = True
         self.unknown.clear()
         # While we were away another may have taken our cron for a former one's.
         self.times["cron"] = self.times["describe"] = 0
-        log("info", "Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
+        info("Waiting for processes ...", Executor=self.name, ExecutorId=self.id)
 
     def register(self, executor: dict[str, str]) -> None:
         """Add and approve ourselves with the owner's key; either may have been done before.
@@ -4510,13 +4510,13 @@ class Executor:
         except ColoniesFailure as refused:
             if refused.status in (408, 503):
                 if self.due("paused", 3600):
-                    log("warning", "The colony is paused: until it is resumed nothing is backed up")
+                    warn("The colony is paused: until it is resumed nothing is backed up")
                 return False
             if refused.status != 404:
                 raise
             answer = None
         if self.times.pop("paused", 0):
-            log("info", "The colony hands out work again")
+            info("The colony hands out work again")
         if answer is not None:
             process = read_process(answer, self.s)
             self.queue[process.id] = process
@@ -4578,7 +4578,7 @@ class Executor:
                 see_to_crons(self)  # which may ask to be called again
             except ColoniesFailure as error:
                 if error.status == 200 or error.status >= 500:  # a former cron may be gone: soon
-                    self.times["cron"] = time.monotonic() + 60 * TIME_SCALE
+                    self.times["cron"] = later(60)
                 raise
         if self.queue or self.assign(timeout=10):
             return
@@ -4586,7 +4586,7 @@ class Executor:
         if self.due("check", FOREVER):  # work goes before, and need not wait for it
             self.checks = Job(None, "check")
         if not self.due("poll", 1):
-            time.sleep(1)  # the server does not hold requests for as long as it is asked to
+            sleep(1)  # the server does not hold requests for as long as it is asked to
 
     def remove(self, what: str, within: float = 15, key: int = 0, /, **message: Any) -> None:
         """Remove a cron or an executor, in the words of 2026 and of 2023."""
@@ -4625,14 +4625,14 @@ class Executor:
             self.fail(process, process.refusal)
         elif process.function == "backup" and 0 < process.submitted <= self.newest[0]:
             text = "A backup begun after this request satisfies it"
-            log("info", text, ProcessId=process.id, Database=self.database)
+            info(text, ProcessId=process.id, Database=self.database)
             self.outcomes[process.id] = {"out": [self.newest[1]]}
         elif process.function != "backup" and self.assign(timeout=-1):
             pass  # what has come may go before it: the next round sees
         elif not self.due("again", 0):
-            time.sleep(min(TIME_SCALE, 1))  # a child was killed just now
+            sleep(min(TIME_SCALE, 1))  # a child was killed just now
         else:
-            log("info", "Beginning process", ProcessId=process.id, Database=self.database)
+            info("Beginning process", ProcessId=process.id, Database=self.database)
             if process.function == "backup":
                 self.heart.beat("start")
             self.job = Job(process, process.function, *process.arguments)
@@ -4660,22 +4660,18 @@ class Executor:
             standing = self.standing(job.process)
         if standing in (*ENDS, Standing.ELSEWHERE):
             text = "Stopping what was cancelled, failed or given away"
-            log("warning", text, ProcessId=job.process.id, Why=f"it {standing.value}")
+            warn(text, ProcessId=job.process.id, Why=f"it {standing.value}")
             stop(job.child, signal.SIGUSR1, 6)
             self.job, self.ended = None, self.ended + 1
 
     def tell(self, job: Job) -> None:
         """Pass the job's log on to its process, once, and as its output what it is at."""
         if job.process and job.news:
-            text = "\n".join(job.news) + "\n"
-            self.offer("addlogmsg", processid=job.process.id, message=text)
+            self.offer("addlogmsg", processid=job.process.id, message="\n".join([*job.news, ""]))
             job.news.clear()
             if job.shown:
-                self.put_out(job.process, json.dumps(job.shown, indent=4))
-
-    def put_out(self, process: Process, text: str) -> None:
-        """Show a text as the output of a process that runs; if it fails, that stays."""
-        self.offer("setoutputmsg", processid=process.id, out=[text])
+                out = [json.dumps(job.shown, indent=4)]
+                self.offer("setoutputmsg", processid=job.process.id, out=out)
 
     def conclude(self, job: Job) -> None:
         """A job has ended: note with what its process is to be closed, or let it begin anew.
@@ -4687,7 +4683,7 @@ class Executor:
         killer = signal_name(-status)
         if not process:
             if status < 0:
-                log("warning", "What earlier runs left is not finished: killed", Signal=killer)
+                warn("What earlier runs left is not finished: killed", Signal=killer)
             elif job.result:
                 self.heart.beat()
         elif status == 0:
@@ -4701,40 +4697,38 @@ class Executor:
                 self.heart.beat()
         elif status > 0:
             self.fail(process, *job.errors or [f"it ended with exit status {status}"])
-            if job.result:  # a report of what failed
+            if job.result:  # a report of what failed; as output it stays
+                out = [job.result.decode().strip()]
                 with suppress(Failure):
-                    self.put_out(process, job.result.decode().strip())
+                    self.offer("setoutputmsg", processid=process.id, out=out)
         else:
             self.deaths[process.id] += 1
             often = ""
             if process.function == "backup":
                 often = "three times, at last "
                 if self.deaths[process.id] < DEATHS:
-                    self.times["again"] = time.monotonic() + TIME_SCALE
-                    text = "It was killed, beginning it again"
-                    log("warning", text, ProcessId=process.id, Signal=killer)
+                    self.times["again"] = later(1)
+                    warn("It was killed, beginning it again", ProcessId=process.id, Signal=killer)
                     return
-            text = f"killed {often}by {killer}: is the memory limit low?"
-            self.fail(process, text, *job.errors)
+            self.fail(process, f"killed {often}by {killer}: is the memory limit low?", *job.errors)
 
     def close(self, process: Process, within: float = 15) -> None:
         """Close a process with its outcome. If that is refused, it is tried again in a minute."""
         outcome = self.outcomes[process.id]
         end = Standing.SUCCESSFUL if "out" in outcome else Standing.FAILED
         try:
-            kind = f"close{end.name.lower()}msg"
-            self.call(kind, within, processid=process.id, **outcome)
+            self.call(f"close{end.name.lower()}msg", within, processid=process.id, **outcome)
         except ColoniesFailure as refused:
             if refused.status in (0, 200):
                 raise
-            log("warning", "Cannot close the process", ProcessId=process.id, Error=refused)
+            warn("Cannot close the process", ProcessId=process.id, Error=refused)
             del self.queue[process.id]  # if it still is ours, `look` brings it back
         else:
             self.forget(process, end)
 
     def forget(self, process: Process, end: Standing) -> None:
         """Drop what was kept for a process, here and on the volume: it is closed, by whomever."""
-        log("info", "Closed process", ProcessId=process.id, End=end.name.lower())
+        info("Closed process", ProcessId=process.id, End=end.name.lower())
         del self.queue[process.id]
         self.outcomes.pop(process.id, None)
         with suppress(OSError):  # where the volume is gone, so is this
@@ -4763,7 +4757,7 @@ class Executor:
             if self.owner:
                 self.remove("executor", 1, self.owner, **self.names)
         except (Failure, OSError, ValueError) as error:
-            log("warning", "Could not take leave", Error=error)
+            warn("Could not take leave", Error=error)
         self.heart.wait(1)
         if self.checks:
             stop(self.checks.child, signal.SIGTERM, 2)
@@ -4781,10 +4775,11 @@ class Cron(NamedTuple):
     expression: str  # when, seconds first
     names: list[str]  # of the executors that may take its processes (2026); none: any of the type
     ids: list[str]  # likewise (2023)
-    more: list[object]  # its processes' `maxwaittime`, in seconds, and label; 0 and "": not told
+    wait: object  # its processes' `maxwaittime`, in seconds; 0: not told
+    label: object  # of its processes; "": not told
 
 
-def set_fields(fields: dict[str, Any]) -> dict[str, Any]:
+def set_fields(fields: Fields) -> Fields:
     """Of a JSON object what somebody chose: servers and their command lines fill in the rest."""
     told = ("nodename", "colonyname", "colonyid")
     return {
@@ -4808,10 +4803,10 @@ def plain_crons(listed: list[Any], kind: str) -> list[Cron]:
             names = [str(x) for x in whom.pop("executornames", [])]
             ids = [str(x) for x in whom.pop("executorids", [])]
             plain = {"funcname": function, "conditions": {"executortype": kind}}
-            more = [node.pop("maxwaittime", 0), node.pop("label", "")]
-            if function in FUNCTIONS and node == plain and (names or not any(more)):
+            wait, label = node.pop("maxwaittime", 0), node.pop("label", "")
+            if function in FUNCTIONS and node == plain and (names or not (wait or label)):
                 name, number, when = (str(cron[x]) for x in ("name", "cronid", "cronexpression"))
-                found.append(Cron(name, number, function, when, names, ids, more))
+                found.append(Cron(name, number, function, when, names, ids, wait, label))
     return sorted(found, key=lambda cron: cron[:3])
 
 
@@ -4826,8 +4821,8 @@ def see_to_crons(us: Executor) -> None:
         crons.ensure(function, *(getattr(s, f"{function}_cron{x}") for x in ("_name", "")))
     for text in crons.odd():
         if us.due(text, FOREVER):
-            log("warning", text)
-    us.alone_since = FOREVER if crons.others else min(us.alone_since, time.monotonic())
+            warn(text)
+    us.alone_since = FOREVER if crons.others else min(us.alone_since, monotonic())
 
 
 class Crons:
@@ -4847,12 +4842,11 @@ class Crons:
         ours = [x for x in members if x["executortype"] == us.type]
         # Those that are pending, or approved.
         self.others = {str(x["executorname"]) for x in ours if x["state"] in (0, 1)} - {us.name}
-        # Who was away at one look only may be starting again.
-        now = time.monotonic()
+        self.wait = int(us.s.backup_max_wait * 3600)
         # 2023 knows no labels.
-        label = "" if "updateexecutormsg" in us.unknown else us.s.db_database
-        self.more = [int(us.s.backup_max_wait * 3600), label]
-        self.alone = not self.others and us.alone_since + 60 * TIME_SCALE <= now
+        self.label = "" if "updateexecutormsg" in us.unknown else us.s.db_database
+        # Who was away at one look only may be starting again.
+        self.alone = not self.others and us.alone_since <= later(-60)
 
     def odd(self) -> list[str]:
         """What to tell of crons by which a database among several may get no backup."""
@@ -4913,7 +4907,7 @@ class Crons:
         for cron in self.made(function, name):
             if not self.is_ours(cron, name):
                 theirs.append(cron)
-            elif not right and cron[3:] == (wanted, [us.name], [us.id], self.more):
+            elif not right and cron[3:] == (wanted, [us.name], [us.id], self.wait, self.label):
                 right.append(cron)
             else:
                 outdated.append(cron)
@@ -4933,12 +4927,20 @@ class Crons:
         """
         us = self.us
         whom = {"executortype": us.type, "executornames": [us.name], "executorids": [us.id]}
-        node: dict[str, Any] = {"nodename": function, "funcname": function}
-        node |= {"conditions": whom | us.colony}
-        node["maxwaittime"], node["label"] = self.more
-        workflow = json.dumps({"functionspecs": [node], **us.colony})
-        cron = {"cronexpression": wanted, "interval": -1, "random": False, **us.colony}
-        cron["workflowspec"] = workflow
+        node = {
+            "nodename": function,
+            "funcname": function,
+            "conditions": whom | us.colony,
+            "maxwaittime": self.wait,
+            "label": self.label,
+        }
+        cron = {
+            "cronexpression": wanted,
+            "workflowspec": json.dumps({"functionspecs": [node], **us.colony}),
+            "interval": -1,
+            "random": False,
+            **us.colony,
+        }
         for called in (name, f"{name}-{us.name}"):
             try:
                 us.call("addcronmsg", cron=cron | {"name": called})
@@ -4949,7 +4951,7 @@ class Crons:
                     us.times["cron"] = 0  # to be looked at again at once: then that one is gone
                     return
             else:
-                log("info", "Added the cron", Name=called, Expression=wanted, Executor=us.name)
+                info("Added the cron", Name=called, Expression=wanted, Executor=us.name)
                 return
         raise Failure(
             f'Colonies: the cron names {name!r} and "{name}-{us.name}" are taken by '
@@ -4987,32 +4989,32 @@ class Heartbeat:
         if not self.url:
             return
         try:
-            told = functools.partial(self.tell, self.last, self.url, what, redacted(reason))
+            told = partial(self.tell, self.last, self.url, what, redacted(reason))
             self.last = behind(told)
         except RuntimeError as error:
-            log("warning", "Cannot tell HEARTBEAT_URL", Error=error)
+            warn("Cannot tell HEARTBEAT_URL", Error=error)
 
     def tell(self, before: threading.Thread | None, url: str, what: str, reason: str) -> None:
         """Tell it, in three tries, after what it was told BEFORE: else a start may come last."""
         if before:
             before.join()
-        parts, why = urllib.parse.urlsplit(url), ""
+        parts, why = urlsplit(url), ""
         if what:
             url = parts._replace(path=f"{parts.path.rstrip('/')}/{what}").geturl()
         data = reason[:10_000].encode() or None  # services keep 10 kB or more
         request = urllib.request.Request(url, data, {"Content-Type": "text/plain"})
-        for pause in itertools.islice(backoff(), 3):
+        for pause in islice(backoff(), 3):
             try:
-                status = in_time(BEAT_SECONDS, functools.partial(visit, request))
+                status = in_time(BEAT_SECONDS, partial(visit, request))
                 require(status // 100 == 2, f"HTTP status {status}")
                 return
             except Exception as error:
                 why = str(error)
             finally:
                 gc.collect()  # openers and handlers hold each other, and 1.7 MB of authorities
-            time.sleep(pause)
+            sleep(pause)
         about = {"What": what or "success", "Host": parts.hostname}
-        log("warning", "Cannot tell HEARTBEAT_URL", **about, Error=why)
+        warn("Cannot tell HEARTBEAT_URL", **about, Error=why)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until it was told all, for so many seconds at most, or until somebody is tired."""
@@ -5071,23 +5073,26 @@ def survey(s: Settings) -> dict[str, Samples]:
     verdicts = verified(s3) or {}
     doubts = judge(ours, verdicts, s.full_backups, time.time()).doubts
     every = sum(map(len, whose.values()))
-    kinds: Samples = {
-        labels(kind="good"): len(ours) - len(doubts),
-        labels(kind="doubtful"): len(doubts),
-        labels(kind="unproven"): len(found) - every,
-        labels(kind="other"): every - len(ours),
+    facts: dict[str, Samples] = {
+        "backups": {
+            labels(kind="good"): len(ours) - len(doubts),
+            labels(kind="doubtful"): len(doubts),
+            labels(kind="unproven"): len(found) - every,
+            labels(kind="other"): every - len(ours),
+        }
     }
-    told: dict[str, int | None] = {"newest_timestamp_seconds": 0}
+    told: dict[str, int | None] = {
+        "newest_timestamp_seconds": 0,
+        "bucket_timestamp_seconds": int(time.time()),
+    }
     for newest in ours[-1:]:
-        told = {
+        told |= {
             "newest_timestamp_seconds": newest.seconds,
             "newest_size_bytes": newest.size,
             "newest_dump_seconds": number_in(newest.known, "exectime-backup"),
             "newest_doubtful": int(newest.key in doubts),
             "upload_seconds": upload_seconds(found).get(newest.key),
         }
-    told["bucket_timestamp_seconds"] = int(time.time())
-    facts: dict[str, Samples] = {"backups": kinds}
     for name, value in told.items():
         if value is not None:
             facts[name] = {"": value}
@@ -5105,17 +5110,17 @@ def own_server(s: Settings, whose: Iterable[tuple[str, str]]) -> str:
         return "".join(servers)
 
 
-def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: list[Backup]) -> dict[str, Samples]:
+def last_verify(verdicts: Verdicts, of: tuple[str, str], ours: Backups) -> dict[str, Samples]:
     """What metrics tell of the last verify of one of OURS, or of another `of` our server's."""
-    names = {os.path.basename(backup.key) for backup in ours}
+    names = {backup.name for backup in ours}
     last, facts = 0.0, dict[str, Samples]()
     for name, was in verdicts.items():
         with suppress(Exception):  # somebody else wrote it
-            when = datetime.datetime.fromisoformat(was["time"]).timestamp()
+            when = datetime.fromisoformat(was["time"]).timestamp()
             mine = name in names or (was.get("server"), was.get("database")) == of
             if mine and when > last:
                 kind = was["verdict"].partition(":")[0]
-                took = itertools.islice(was.get("seconds", {}).items(), 9)
+                took = islice(was.get("seconds", {}).items(), 9)
                 steps = {labels(step=step): float(seconds) for step, seconds in took}
                 success = {labels(verdict=kind): float(kind != "failed")}
                 last, facts = when, {"verify_success": success, "verify_step_seconds": steps}
@@ -5166,16 +5171,16 @@ class Metrics:
                     while True:
                         self.round(server)
             except Exception as error:
-                log("warning", "No metrics, trying again in a minute ...", Error=error)
+                warn("No metrics, trying again in a minute ...", Error=error)
             for client in self.clients.values():
                 client.connection.close()
             self.clients.clear()
-            time.sleep(60 * TIME_SCALE)
+            sleep(60 * TIME_SCALE)
 
     def round(self, server: socket.socket) -> None:
         """Do what is next for each, within a second."""
         self.look()
-        now = time.monotonic()
+        now = monotonic()
         for client in [each for each in self.clients.values() if each.end < now]:
             self.drop(client)
         if self.child and self.child.ended(0):
@@ -5184,7 +5189,7 @@ class Metrics:
             if descriptor in self.clients:
                 self.attend(self.clients[descriptor])
         self.accept(server)  # last: a new client may have the descriptor of one that is dropped
-        time.sleep(0.05)
+        sleep(0.05)
 
     def accept(self, server: socket.socket) -> None:
         """Take in those who wait, not more than all places: each is heard once, at least."""
@@ -5192,7 +5197,7 @@ class Metrics:
             for _ in range(CONNECTIONS):
                 connection, _ = server.accept()
                 connection.setblocking(False)
-                end = time.monotonic() + CLIENT_SECONDS
+                end = monotonic() + CLIENT_SECONDS
                 self.clients[connection.fileno()] = Client(connection, b"", end)
                 if len(self.clients) > CONNECTIONS:
                     self.drop(next(iter(self.clients.values())))
@@ -5226,14 +5231,14 @@ class Metrics:
 
     def look(self) -> None:
         """Have a child look at the bucket, if it is time and no job runs; end one that hangs."""
-        spent = time.monotonic() - self.begun
+        spent = monotonic() - self.begun
         if self.child and spent > LOOK_LIMIT * TIME_SCALE:
             stop(self.child.child, signal.SIGKILL)
         if self.us.ended != self.seen:
             self.seen, self.pause = self.us.ended, 60
         busy = self.child or self.us.job
         if not busy and spent > self.pause * TIME_SCALE:
-            self.begun, self.pause = time.monotonic(), 300
+            self.begun, self.pause = monotonic(), 300
             self.child = Job(None, "survey")
             self.pause = LOOK_SECONDS
 
@@ -5250,12 +5255,11 @@ class Metrics:
     def text(self) -> str:
         """All metrics, as Prometheus reads them."""
         us = self.us
-        job, info = us.job, {"version": __version__, "database": us.database, "executor": us.name}
+        job = us.job
         does = (job.process.function if job.process else "resume") if job else ""
-        functions = [*FUNCTIONS, "resume"]
         known = self.facts | {
-            "info": {labels(**info): 1},
-            "running": {labels(function=name): int(name == does) for name in functions},
+            "info": {labels(version=__version__, database=us.database, executor=us.name): 1},
+            "running": {labels(function=x): int(x == does) for x in (*FUNCTIONS, "resume")},
             "colonies_reachable": {"": int(us.reachable)},
             "registered": {"": int(bool(us.joined))},
             "failures_total": {labels(function=name): us.failures[name] for name in FUNCTIONS},
@@ -5522,7 +5526,7 @@ def hypertable_parts(catalog: str) -> Iterator[tuple[Pair, Pair]]:
 
 def reachable(begin: Iterable[Pair], ways: Iterable[tuple[Pair, Pair]]) -> set[Pair]:
     """All that is reached from there, itself included."""
-    further = collections.defaultdict[Pair, list[Pair]](list)
+    further = defaultdict[Pair, list[Pair]](list)
     for here, there in ways:
         further[here].append(there)
     found, ahead = set[Pair](), [*begin]
@@ -5682,7 +5686,7 @@ class Archive:
     def read_tablespaces(self) -> set[str]:
         """The tablespaces that it takes, the database's own among them; of `entries`, too."""
         if "--no-tablespaces" in self.options:
-            self.entries = list(itertools.filterfalse(PLACES.match, self.entries))
+            self.entries = list(filterfalse(PLACES.match, self.entries))
             return set()
         with listing(self.those(STORED)) as chosen:
             script = self.read("-s", "-f-", chosen)
@@ -5806,17 +5810,17 @@ class Steps:
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
         """Note how long a step takes. One that fails stays the current one."""
-        begun, self.current = time.monotonic(), step
-        log("info", f"{step.capitalize()} ...")
+        begun, self.current = monotonic(), step
+        info(f"{step.capitalize()} ...")
         yield
         self.current = ""
-        self.seconds[step] = round(time.monotonic() - begun, 1)
+        self.seconds[step] = round(monotonic() - begun, 1)
 
 
 def facts_of(backup: Backup) -> str:
     """What one chooses a backup by, as `list` shows it."""
     return (
-        f"{os.path.basename(backup.key)} ({moment(backup.seconds)}, {backup.size} bytes, "
+        f"{backup.name} ({moment(backup.seconds)}, {backup.size} bytes, "
         f"tables: {backup.known.get('tables', '?')}, server {backup.short_server or '?'})"
     )
 
@@ -5848,7 +5852,7 @@ def chosen(s3: S3, name: str, database: str = "", server: str = "") -> Backup:
     return backup
 
 
-def backups_of(s3: S3, database: str) -> list[list[Backup]]:
+def backups_of(s3: S3, database: str) -> list[Backups]:
     """The backups of a database, oldest first, those of each server by themselves.
 
     Where there is none of it, or database is "", all have to be one database's. Of objects without
@@ -5875,7 +5879,7 @@ def backups_of(s3: S3, database: str) -> list[list[Backup]]:
 
 def newest_good(
     s3: S3, database: str, server: str, proving: bool = False
-) -> tuple[list[Backup], set[str]]:
+) -> tuple[Backups, set[str]]:
     """The newest good backup of a database at each server, oldest first; keys of the doubtful.
 
     A backup is good by what its own server's are. It may be doubtful all the same: by those of
@@ -5886,20 +5890,20 @@ def newest_good(
     sorts = [backups for backups in backups_of(s3, database) if backups[0].server.endswith(server)]
     require(sorts, f"{s3.where}: there is no backup of a server {server}")
     nights, now = s3.s.full_backups, time.time()
-    every = sorted(itertools.chain(*sorts))
+    every = sorted(chain(*sorts))
     verdicts: Verdicts = {}
     if judge(every, {}, nights, now).doubts:
         verdicts = known_verdicts(s3) or {}
-    newest, proposed = list[Backup](), set[str]()
+    newest, proposed = Backups(), set[str]()
     for backups in sorts:
         judged = judge(backups, verdicts, nights, now)
         good = [backup for backup in backups if backup.key not in judged.doubts]
         if proving and not closed(s3.s, backups[-1]) and promising(judged, verdicts, nights):
-            good = judged.run
+            good = judged.since
             proposed.add(good[-1].key)
-            log("info", "If it restores, its size is the new normal", Key=good[-1].key)
+            info("If it restores, its size is the new normal", Key=good[-1].key)
         for backup in backups[backups.index(good[-1]) + 1 :]:
-            log("warning", "Passing over a doubtful backup", Key=backup.key)
+            warn("Passing over a doubtful backup", Key=backup.key)
         newest.append(good[-1])
     if misled(s3, newest):
         return newest_good(s3, database, server, proving)
@@ -5921,12 +5925,12 @@ def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -
         """
         nonlocal reached
         wanted, at, data = f"bytes {begin}-{end - 1}/{backup.size}", begin, b""
-        etag, soon = plain_etag(answer), time.monotonic() + time_limit(TRANSFER_SECONDS) / 2
+        etag, soon = plain_etag(answer), monotonic() + time_limit(TRANSFER_SECONDS) / 2
         if etag and backup.etag not in ("", etag):
             return False
         same = answer.get("ContentRange") == wanted and (etag or not backup.etag)
         require(same, f"it gave not {wanted}")
-        while at < end and time.monotonic() < soon:
+        while at < end and monotonic() < soon:
             try:
                 data = data or answer["Body"].read(min(BLOCK, end - at))
                 require(data, f"it gave not all of {wanted}")
@@ -5943,7 +5947,7 @@ def fetch_range(s3: S3, backup: Backup, file: IO[bytes], start: int, end: int) -
     while reached < end:
         ours = s3.call(
             "get_object",
-            take=functools.partial(take, reached),
+            take=partial(take, reached),
             Key=backup.key,
             Range=f"bytes={reached}-{end - 1}",
         )
@@ -5962,7 +5966,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int) -> 
     where the backup is damaged.
     """
     metadata = backup.known
-    log("info", f"Found {facts_of(backup)}", Database=backup.database or "unknown")
+    info(f"Found {facts_of(backup)}", Database=backup.database or "unknown")
     pg_restore_for(metadata.get("pg-dump", ""))
     to_open = backup.encrypted and not closed(s3.s, backup)
     if to_open:  # can it be?
@@ -5982,7 +5986,7 @@ def fetch(s3: S3, backup: Backup, file: IO[bytes], steps: Steps, there: int) -> 
                 sha256.update(os.pread(file.fileno(), min(BLOCK, end - at), at))
     steps.current = "checksum"
     if "sha256" not in metadata:
-        log("warning", "It has no checksum: that was not checked")
+        warn("It has no checksum: that was not checked")
         return "absent"
     require(
         sha256.hexdigest() == metadata["sha256"],
@@ -6022,7 +6026,7 @@ def opened(s: Settings, name: str, file: IO[bytes], cut: bool = False) -> Iterat
             head = os.pread(file.fileno(), MIB, 0)  # age has all of it in memory, 20 times (1.2)
             ours = head.startswith(AGE_HEAD) and re.search(b"\n--- .*\n", head)
             require(ours, f"{name} is damaged: it begins with no header of age's")
-            run(step, argv, tick=functools.partial(require_floor, s, "age"))
+            run(step, argv, tick=partial(require_floor, s, "age"))
         except Failure as error:
             if not cut or not BROKEN.search(str(error)):
                 raise
@@ -6440,7 +6444,7 @@ def only_new(steps: list[Making], there: Sequence[str]) -> list[Making]:
     passed = [step.what for step in steps if step.role in there and step.given in new]
     if passed:
         text = "Roles that were there get no membership in new ones"
-        log("warning", text, Statements="; ".join(passed))
+        warn(text, Statements="; ".join(passed))
     return [step for step in steps if step.role in new]
 
 
@@ -6452,9 +6456,9 @@ def make_roles(hub: Database, steps: list[Making]) -> list[str]:
     left = []
     names = ", ".join(dict.fromkeys(step.role for step in steps))
     text = "Making the roles that are missing; they stay, whatever comes of the restore"
-    log("info", text, Roles=names)
+    info(text, Roles=names)
     if not any(" PASSWORD '" in step.ways[0] for step in steps):
-        log("warning", "None of them has a password", Roles=names)
+        warn("None of them has a password", Roles=names)
     do = f"DO {literal(MAKE_ROLES.format(literal(json.dumps(steps))))}"
     refused = read_json(hub, "Making roles", REFUSED, first=do)
     for number, why in refused:
@@ -6481,7 +6485,7 @@ def new_database(hub: Database, name: str, create: str, keep: bool = False) -> I
         yield
     except BaseException:
         left = "kept" if keep else "dropped"
-        log("warning", f"What was restored is not whole: it is {left}", Database=name)
+        warn(f"What was restored is not whole: it is {left}", Database=name)
         if not keep:
             drop(hub, name)
         raise
@@ -6663,7 +6667,7 @@ class Refusals:
         self.next = list[str]()  # the ones that it said it is about next
         self.lines = Amiss()
 
-    @functools.cached_property
+    @cached_property
     def entries(self) -> dict[str, str]:
         """Entries by number. Of some 100,000 it takes a while: where any is refused."""
         return {number_of(entry): entry for entry in self.archive.entries}
@@ -6711,15 +6715,15 @@ def watching(target: Database, total: int) -> Callable[[], None]:
     """
     show = progress("Restore in progress", total)
     pause = 2 if on_terminal() else PROGRESS_SECONDS
-    asked = time.monotonic()
+    asked = monotonic()
 
     def tick() -> None:
         """Ask for it, if it is time. A server that gives no answer is asked again later."""
         nonlocal asked
-        if time.monotonic() - asked >= pause * TIME_SCALE:
+        if monotonic() - asked >= pause * TIME_SCALE:
             with suppress(Failure, OSError, ValueError):
                 show(int(psql(target, "Looking at its size", SIZE, 20)))
-            asked = time.monotonic()
+            asked = monotonic()
 
     return tick
 
@@ -6778,7 +6782,7 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
     """Of entries what makes a database whole, what fills its views, and what may be refused."""
     refreshes = list(filter(REFRESH.match, entries))
     rest = [entry for entry in entries if REST.match(entry) or entry in unsure - {*refreshes}]
-    return list(itertools.filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
+    return list(filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
 
 
 def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None]) -> None:
@@ -6827,16 +6831,16 @@ def rebuild(
     """
     many = f"--jobs={jobs}"
     restore_part = part_by_part(target, archive, jobs)
-    go_on = functools.partial(restore_part, amiss=amiss)
+    go_on = partial(restore_part, amiss=amiss)
     without, unsure = refused(target, archive, amiss if keep else None)
     left = {entry: f"{entry_for_people(entry)}: {why}" for entry, why in without.items()}
     require(not complete or not left, in_one(left.values()))
 
-    wanted = list(itertools.filterfalse(without.__contains__, archive.entries))
+    wanted = list(filterfalse(without.__contains__, archive.entries))
     first, refreshes, rest = divided(wanted, unsure)
     if timescale := archive.timescaledb:
         restore_timescaledb(target, archive, timescale, first, many, go_on)
-        first = list(itertools.filterfalse(timescale.late.__contains__, first))
+        first = list(filterfalse(timescale.late.__contains__, first))
     else:
         alone = of_extensions(first)
         for part in apart(first, alone, archive):
@@ -6865,7 +6869,7 @@ def warn_of_subscriptions(target: Database, entries: Iterable[str]) -> None:
     query = SUBSCRIPTIONS.format(SLOTS, "current_database()")
     made = psql(target, "Looking for subscriptions", query).strip()
     if made:
-        log("warning", DISABLED, Subscriptions=made)
+        warn(DISABLED, Subscriptions=made)
 
 
 def restore_timescaledb(
@@ -6892,10 +6896,10 @@ def restore_timescaledb(
         f" SELECT {timescale.schema}.timescaledb_pre_restore()"
     )
     psql(target, step, make, options=PUBLIC)
-    restore_part(itertools.filterfalse(SCHEMA.match, entries), "--section=pre-data")
+    restore_part(filterfalse(SCHEMA.match, entries), "--section=pre-data")
 
     adopted = JOBS if timescale.adopted else re.compile("$")
-    catalog = itertools.filterfalse(adopted.match, entries)
+    catalog = filterfalse(adopted.match, entries)
     lost = Amiss()
     restore_part(catalog, "--section=data", *OF_CATALOG, amiss=lost)
     if lost:  # without it all is nothing
@@ -6906,7 +6910,7 @@ def restore_timescaledb(
     alone = of_extensions(entries)
     data = ["--section=data", *NOT_OF_CATALOG]
     restore_part(filter(alone.__contains__, entries), *data)
-    restore_part(itertools.filterfalse(alone.__contains__, entries), *data, many)
+    restore_part(filterfalse(alone.__contains__, entries), *data, many)
 
     for part in apart([entry for entry in entries if entry not in timescale.late], set()):
         restore_part(part, "--section=post-data", many)
@@ -6933,7 +6937,7 @@ def adopt_jobs(target: Database, archive: Archive, timescale: Timescale) -> None
     psql(target, "Restoring the jobs", copy, options=PUBLIC, rows=os.fsencode(rows))
     if moved:
         text = "Jobs of TimescaleDB are the restoring role's now"
-        log("warning", text, Role=unquoted(ours), Jobs=", ".join(moved))
+        warn(text, Role=unquoted(ours), Jobs=", ".join(moved))
 
 
 def for_each(target: Database, step: str, sql: str, **more: Any) -> tuple[int, list[Any]]:
@@ -6978,7 +6982,7 @@ def analyzing(target: Database, archive: Archive, jobs: int) -> Iterator[Callabl
             missed = [f"{step}: no thread can be started"]
             with suppress(RuntimeError):
                 shares, missed = [pool.submit(analyze, sql) for sql in scripts], []
-            yield lambda: missed + list(itertools.chain(*map(finished, shares)))
+            yield lambda: missed + list(chain(*map(finished, shares)))
         finally:
             over.set()
 
@@ -7073,7 +7077,7 @@ def count_rows(target: Database, archive: Archive, copied: dict[str, int] | None
         size, tables, hypertables = count_tables(target, archive)
     except Failure as error:
         return Counted(missed=[str(error)])
-    rows, why = collections.Counter[str](), dict[str, str]()
+    rows, why = Counter[str](), dict[str, str]()
     for table in tables:
         why[table.name] = table.why
         for name, top in table.tops().items():
@@ -7097,7 +7101,7 @@ def copied_into(tables: list[Table], copied: Mapping[str, int]) -> dict[str, lis
     Where a hash partition's key is an enum, or with `pg_dump --load-via-partition-root`, that is
     the root; mostly it is the table itself. Tables at other servers have none of ours.
     """
-    parts = collections.defaultdict[str, list[Table]](list)
+    parts = defaultdict[str, list[Table]](list)
     for table in tables:
         [top, *_] = table.tops().values()
         into = top if top.kind == "p" and top.key in copied else table
@@ -7235,10 +7239,10 @@ class Target:
         """Say, while there is time to see to it, who is in the database whose name it gets."""
         found = self.in_the_way()
         if found["ended"]:
-            log("warning", "These sessions will be ended", Sessions=found["ended"])
+            warn("These sessions will be ended", Sessions=found["ended"])
         if found["staying"]:
             text = "End these, or it gets no name: this role may not end them"
-            log("warning", text, Sessions=found["staying"])
+            warn(text, Sessions=found["staying"])
 
 
 def foreseen(
@@ -7331,15 +7335,15 @@ def name_database(new: Target, archive: Archive) -> None:
 
 def name_patiently(new: Target, query: str) -> None:
     """Name it by a statement, as soon as nothing is in the way, or else after a minute anyway."""
-    end, told = time.monotonic() + 60 * TIME_SCALE, None
+    end, told = later(60), None
     for pause in backoff():
-        over, staying = time.monotonic() > end, None
+        over, staying = monotonic() > end, None
         try:
             found = new.in_the_way()
             staying = found["staying"]
             if over or not staying:
                 if found["ended"]:
-                    log("warning", "Ending sessions", Sessions=found["ended"])
+                    warn("Ending sessions", Sessions=found["ended"])
                     new.cron = new.cron or "(pg_cron scheduler," in found["ended"]
                 psql(new.hub, "Not named", query)
                 return
@@ -7349,11 +7353,11 @@ def name_patiently(new: Target, query: str) -> None:
                     return
             if over:
                 raise Failure(f"{error}; in the way: {staying or 'none now'}") from None
-            log("warning", "Not named yet, trying again ...", Reason=error)
+            warn("Not named yet, trying again ...", Reason=error)
         if staying != told:
-            log("warning", "Not named yet, waiting for sessions to end ...", Sessions=staying)
+            warn("Not named yet, waiting for sessions to end ...", Sessions=staying)
             told = staying
-        time.sleep(pause)
+        sleep(pause)
 
 
 def set_properties(new: Target, archive: Archive) -> list[str]:
@@ -7377,9 +7381,9 @@ def without_value(before: str, after: str, error: str) -> str:
     if not setting:
         return f"{before}{after} {error}"
     values = {setting[2]}
-    for quote in "'\"":
-        for value in re.findall(f"{quote}((?:[^{quote}]|{quote * 2})*){quote}", setting[2]):
-            values.add(value.replace(quote * 2, quote))
+    for mark in "'\"":
+        for value in re.findall(f"{mark}((?:[^{mark}]|{mark * 2})*){mark}", setting[2]):
+            values.add(value.replace(mark * 2, mark))
     for value in sorted(filter(None, values), key=len, reverse=True):
         error = error.replace(value, "***")
     return f"{before}{setting[1]}*** {error}"
@@ -7582,12 +7586,12 @@ def finish_restore(
     archive = source.archive
     if new.amiss:
         text = "What was restored is not whole: it is kept"
-        log("warning", text, Database=new.scratch, Refused=len(new.amiss))
+        warn(text, Database=new.scratch, Refused=len(new.amiss))
         left[:0] = [*new.amiss.values()][:MOST_REFUSED]
         if (more := len(new.amiss) - MOST_REFUSED) > 0:
             left.append(f"not restored: {more} more")
     else:
-        log("info", "What was restored is whole", Database=new.scratch)
+        info("What was restored is whole", Database=new.scratch)
     there = new.inside(new.scratch)
     counted = Counted()
     new.works = not archive.timescaledb
@@ -7603,7 +7607,7 @@ def finish_restore(
             with steps.timed("analyze"):
                 left += analyzed()
         if counted.size and counted.compared is None:
-            log("warning", "Rows not compared", Unknown=NOT_COMPARED)
+            warn("Rows not compared", Unknown=NOT_COMPARED)
         left += [*counted.missed, *counted.different]
         put_in_place(new, there, archive, options.pause_jobs, counted, left)
     finally:
@@ -7705,7 +7709,7 @@ READERS_FAULT = re.compile(
 SCRATCH = [*NO_OWNER, "--no-tablespaces", "--no-publications", "--no-subscriptions"]
 
 
-def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
+def verify(s: Settings, name: str, wait: bool) -> Fields:
     """The command: prove a backup. Its report, as `verify --help` describes it.
 
     wait: until no backup uses the staging volume. Raises Failure for what says nothing of the
@@ -7715,7 +7719,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
     staging(s, wait)
     with tempfile.TemporaryFile(dir=s.backup_path) as file:
         backup = chosen(s3, name) if name != "latest" else to_verify(s3)
-        report: dict[str, Any] = {
+        report: Fields = {
             "object": backup.key,
             "size": backup.size,
             "server": backup.short_server or None,
@@ -7737,7 +7741,7 @@ def verify(s: Settings, name: str, wait: bool) -> dict[str, Any]:
         try:
             remember(s3, backup, report["verdict"], steps, report.get("rows"))
         except Failure as error:
-            log("warning", "Cannot note the verdict", Error=error)
+            warn("Cannot note the verdict", Error=error)
     return report
 
 
@@ -7750,18 +7754,18 @@ def to_verify(s3: S3) -> Backup:
     ours = ""
     if len(newest) > 1:
         several = "; ".join(map(facts_of, newest))
-        log("info", "Backups of several servers are there", Newest=several)
+        info("Backups of several servers are there", Newest=several)
         try:
             ours = psql(s3.s.database(), "Looking at the server", WHOSE).strip()
         except Failure as error:
-            log("warning", "Taking any server's, the newest good one", Error=error)
+            warn("Taking any server's, the newest good one", Error=error)
     for backup in newest:
         if backup.key in doubts:
-            log("warning", "Passing over a doubtful backup", Key=backup.key)
+            warn("Passing over a doubtful backup", Key=backup.key)
     return max(newest, key=lambda each: (each.key not in doubts, each.server == ours, each))
 
 
-def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[dict[str, Any]]:
+def prove(s3: S3, backup: Backup, file: IO[bytes], steps: Steps) -> Iterator[Fields]:
     """What each step of a proof adds to the report. Raises Failure, of `steps.current`.
 
     Reading finds a cut archive, and a flipped bit where gzip compressed it; with zstd, the default
@@ -7933,17 +7937,17 @@ def restore_scratch(
 NOTED = 30  # tables whose rows are noted, those with most: all noted have to be read at once
 
 
-def names_to_keep(s3: S3, known: Mapping[str, Mapping[str, Any]]) -> set[str]:
+def names_to_keep(s3: S3, known: Verdicts) -> set[str]:
     """The names whose verdicts stay: what is there, and the last one of each database."""
-    kept = {os.path.basename(each.key) for each in s3.names()}
+    kept = {each.name for each in s3.names()}
     ordered = sorted(known, key=lambda name: str(known[name]["time"]))
     last = {str(list(map(known[name].get, ("server", "database")))): name for name in ordered}
     return kept | {name for name in last.values() if known[name].get("database")}
 
 
-def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> dict[str, Any]:
+def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> Fields:
     """What `remember` notes. Of what is encrypted neither rows nor what its tables are called."""
-    note: dict[str, Any] = {
+    note: Fields = {
         # what is said of a failure names tables, and what a function says may have rows in it
         "verdict": verdict.partition(":")[0] if backup.encrypted else verdict,
         "time": moment(int(time.time())),
@@ -7952,7 +7956,7 @@ def note_of(backup: Backup, verdict: str, steps: Steps, rows: Rows | None) -> di
         "database": backup.database,
     }
     if rows is not None and not backup.encrypted:
-        note["rows"] = dict(collections.Counter(rows).most_common(NOTED))
+        note["rows"] = dict(Counter(rows).most_common(NOTED))
     return note
 
 
@@ -7963,8 +7967,8 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
     keeps what it replaces, some kB. What another verify notes meanwhile stays, too, where S3 knows
     conditions. Raises Failure: where the key may not write there, for one.
     """
-    name, note = os.path.basename(backup.key), note_of(backup, verdict, steps, rows)
-    pauses = [*itertools.islice(backoff(), 5), 0.0]
+    name, note = backup.name, note_of(backup, verdict, steps, rows)
+    pauses = [*islice(backoff(), 5), 0.0]
     while True:
         pause, known = pauses.pop(0), verified(s3)
         if known is None:
@@ -7974,7 +7978,7 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
         known[name] = note
         kept = names_to_keep(s3, known)
         text = json.dumps({each: known[each] for each in sorted(kept & set(known))}, indent=4)
-        how: dict[str, Any] = {"IfNoneMatch": "*", "patience": 0}
+        how: Fields = {"IfNoneMatch": "*", "patience": 0}
         if s3.verdicts:
             how = {"IfMatch": f'"{s3.verdicts}"', "patience": 0}
         try:  # the last time as where S3 knows no conditions
@@ -7985,21 +7989,21 @@ def remember(s3: S3, backup: Backup, verdict: str, steps: Steps, rows: Rows | No
                 raise
             if not error.again and error.status != 404:  # it may know no conditions
                 del pauses[:-1]
-        time.sleep(pause)
+        sleep(pause)
 
 
 # ---- The commands list and check -----------------------------------------------------------------
 
 
 def doubtful_anywhere(
-    s: Settings, whose: Mapping[tuple[str, str], list[Backup]], verdicts: Verdicts
+    s: Settings, whose: Mapping[tuple[str, str], Backups], verdicts: Verdicts
 ) -> set[str]:
     """The keys of those that are doubtful by their own server's, or by another's of this name.
 
     A new server's first nights come after those of a lost one. Retention heeds the former alone.
     """
     doubts, now = set[str](), time.time()
-    of_name: dict[str, list[Backup]] = {}
+    of_name: dict[str, Backups] = {}
     for (_, name), backups in whose.items():
         of_name.setdefault(name, []).extend(backups)
     for backups in [*whose.values(), *map(sorted, of_name.values())]:
@@ -8007,7 +8011,7 @@ def doubtful_anywhere(
     return doubts
 
 
-def upload_seconds(backups: list[Backup]) -> dict[str, int]:
+def upload_seconds(backups: Backups) -> dict[str, int]:
     """How many seconds each one's upload took, by its key, where that is known.
 
     From its begin, which its metadata tell, to the object's own time, both by S3's clock. AWS, for
@@ -8027,14 +8031,14 @@ def upload_seconds(backups: list[Backup]) -> dict[str, int]:
 
 
 def as_row(
-    backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Mapping[str, Any]
-) -> dict[str, Any]:
+    backup: Backup, before: int, took: int | None, doubts: set[str], verdicts: Verdicts
+) -> Fields:
     """What `list --json` shows of a backup. None: it is not known.
 
     before: the size of the one before it, of this server and database; 0: there is none. took: the
     seconds of its upload.
     """
-    metadata, name = backup.known, os.path.basename(backup.key)
+    metadata, name = backup.known, backup.name
     return {
         "name": name,
         "time": moment(backup.seconds),
@@ -8069,7 +8073,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
     whose, took = by_database(backups), upload_seconds(backups)
     doubts, before = doubtful_anywhere(s, whose, verdicts), dict[str, int]()
     for ours in whose.values():
-        before |= {new.key: old.size for old, new in itertools.pairwise(ours)}
+        before |= {new.key: old.size for old, new in pairwise(ours)}
     rows = [
         as_row(each, before.get(each.key, 0), took.get(each.key), doubts, verdicts)
         for each in reversed(backups)
@@ -8084,7 +8088,7 @@ def list_backups(s: Settings, as_json: bool) -> None:
     say("".join(f"{narrow(line)}\n" for line in lines))
 
 
-def lines_of(row: Mapping[str, Any], wide: int) -> Iterator[str]:
+def lines_of(row: Fields, wide: int) -> Iterator[str]:
     """What the table of `list` shows of a row, whose names are as WIDE."""
     change, verdict = row["change"], ""
     if row["verified"]:
@@ -8125,8 +8129,8 @@ def narrow(text: str) -> str:
 def age(when: str) -> str:
     """How long ago a time of ISO 8601 was, negative if it is to come; "": it is none."""
     with suppress(ValueError, TypeError):
-        then = datetime.datetime.fromisoformat(when)
-        return short_time((datetime.datetime.now().astimezone() - then).total_seconds())
+        then = datetime.fromisoformat(when)
+        return short_time((datetime.now().astimezone() - then).total_seconds())
     return ""
 
 
@@ -8189,7 +8193,7 @@ class Checking:
     def __init__(self, settings: Settings, options: Options):
         self.settings, self.options = settings, options
         self.server: Server | None = None
-        self.backups: list[Backup] | None = None  # of this database, proven; None: not looked at
+        self.backups: Backups | None = None  # of this database, proven; None: not looked at
 
     @property
     def newest(self) -> Backup:
@@ -8288,7 +8292,7 @@ def check_database(now: Checking) -> Lines:
     found = {"PostgreSQL": server.postgresql, "TimescaleDB": server.timescaledb}
     found["pg_dump"] = server.pg_dump
     if for_itself():  # the executor tells the colony
-        log("info", "Found the database", **{name: x for name, x in found.items() if x})
+        info("Found the database", **{name: x for name, x in found.items() if x})
     versions = ", ".join(f"{name} {x or 'none'}" for name, x in found.items())
     yield "ok", f"{server.database} ({server.database_size} bytes), {versions}"
 
@@ -8360,7 +8364,7 @@ def check_bucket(now: Checking) -> Lines:
         yield "warn", f"{s3.where}: there is no such bucket; the first backup makes it"
         return
     try:  # S3 tells the version "null" of what is there, not of what is put
-        made, data = s3.call("get_object", None, lambda it: (it, small_object(it)), Key=key)
+        made, data = s3.call("get_object", FOREVER, lambda it: (it, small_object(it)), Key=key)
         listed = s3.call("list_objects_v2", Prefix=key).get("Contents")
     finally:
         still = s3.delete(key, made.get("VersionId", ""))
@@ -8459,7 +8463,7 @@ def check_jobs(now: Checking) -> Lines:
         yield "ok", f"none of {len(there['jobs'])} starts while a dump like the newest one runs"
 
 
-def meets(job: Mapping[str, Any], began: int, took: int) -> bool:
+def meets(job: Fields, began: int, took: int) -> bool:
     """Whether a job starts in the seconds that a dump takes that begins at that time each day.
 
     One that has not run yet starts at once, so at any time. began: 0 where no dump is known.
@@ -8929,7 +8933,7 @@ restore|restore latest --database sensors_restored|restore a backup into a new d
   --only-complete||all or nothing: drop it if anything is refused for good
 """
 # Of what follows them: how argparse is told that it is more than a text.
-FOLLOWING: dict[str, dict[str, Any]] = {
+FOLLOWING: dict[str, Fields] = {
     "NAME": {"nargs": "?"},
     "HOURS": {"type": float},
     "JOBS": {"type": int},
@@ -8994,7 +8998,7 @@ def run_command(s: Settings, options: Options) -> int:
         with suppress(Stop):
             executor.serve()
         executor.leave()
-        log("info", "Ended", By=signal_name(signals[0]))
+        info("Ended", By=signal_name(signals[0]))
     elif s.command == "list":
         list_backups(s, options.json)
     elif s.command == "check":
@@ -9007,7 +9011,7 @@ def run_command(s: Settings, options: Options) -> int:
         try:
             say_json(survey(s))
         except Failure as error:
-            log("warning", "Cannot look at the bucket for the metrics", Error=error)
+            warn("Cannot look at the bucket for the metrics", Error=error)
             status = 1
     elif s.command == "verify":
         report = verify(s, options.name, wait=bool(told))
@@ -9032,7 +9036,7 @@ def run_backup(s: Settings, options: Options, told: Mapping[str, str]) -> None:
     except Busy as busy:
         if not options.resume:
             raise
-        log("info", f"Nothing to finish now: {busy}")  # that one sees to what is left
+        info(f"Nothing to finish now: {busy}")  # that one sees to what is left
         return
     except Exception as error:
         if not options.resume:
@@ -9095,7 +9099,7 @@ def settings_for(options: Options) -> Settings:
             raise WrongSettings(f"settings: BACKUP_AGE_RECIPIENTS: {wrong}") from None
     for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
         if getattr(s, name.lower()):
-            log("warning", f"{name}: any certificate is accepted")
+            warn(f"{name}: any certificate is accepted")
     return s
 
 
@@ -9114,7 +9118,7 @@ def main() -> int:
     except OSError as error:
         log("error", explained(error))
     except Stop as stopped:
-        log("warning", f"stopped by {signal_name(stopped.args[0])}")
+        warn(f"stopped by {signal_name(stopped.args[0])}")
         return 128 + int(stopped.args[0])
     except Exception as error:  # a peer answered what nothing here expects
         import traceback  # only here: 0.2 MB

@@ -213,7 +213,7 @@ def test_400_nights_of_whatever_may_happen_leave_what_is_promised(
         if every and night % every == 0:
             judged = judge(ours, verdicts, keep.newest, 0)
             promising = backup_executor.promising(judged, verdicts, keep.newest)
-            taken = judged.run[-1] if promising else good_ones[-1]
+            taken = judged.since[-1] if promising else good_ones[-1]
             word = "failed" if chance.random() < .1 else RESTORED
             verdicts[name(taken)] = verdict({"t": taken.size}, word)
         verdicts = {each: was for each, was in verdicts.items() if each in map(name, ours)}
@@ -233,7 +233,8 @@ def nights(sizes: list[int], keep: Keep, verify: Any = None, **more: Any) -> Ite
         judged = judge(ours, verdicts, keep.newest, 0)
         if verify:
             good = [each for each in ours if each.key not in judged.doubts]
-            taken = judged.run if backup_executor.promising(judged, verdicts, keep.newest) else good
+            promising = backup_executor.promising(judged, verdicts, keep.newest)
+            taken = judged.since if promising else good
             rows = verify(night, taken[-1])
             verdicts |= {} if rows is None else {name(taken[-1]): verdict(rows)}
         there = {name(each) for each in ours}
