@@ -1801,6 +1801,13 @@ def smaller(old: Backup, new: Backup, times: int) -> bool:
     return after * times < before
 
 
+# By what its metadata say, a backup is judged though those before it are gone. `make_dump` decides
+# it (`vouched`, `last_steady`, `steady_from`), `metadata_of` writes it, `judge` and they read it:
+#   steady  its own size: it was half of the last good one, or more
+#   normal  the same, where a shrink before it had become normal
+#   after   the name of the last good one, where it was less than half of that
+#   before  the names of the last good ones before shrinks that had become normal
+# The first one has none of them, nor has one that was made when nobody knew the last good one.
 class Judged(NamedTuple):
     """What the sizes of a database's backups say of them."""
 
