@@ -421,6 +421,9 @@ def bar(what: str, done: int, total: int, part: int | None, left: float, speed: 
 
 # ---- Settings ------------------------------------------------------------------------------------
 
+SECRET = ("secret", "token", "key", "url")  # the kinds for which NAME_FILE may name a file
+SECRETS = set[str]()  # the passwords and keys that `read_settings` has read
+
 
 class Setting(NamedTuple):
     """An environment variable."""
@@ -501,7 +504,6 @@ BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporar
 LOG_LEVEL||level|info|debug, info, warning or error
 """.strip().splitlines()
 ]
-SECRET = ("secret", "token", "key", "url")  # the kinds for which NAME_FILE may name a file
 
 
 class Database(NamedTuple):
@@ -867,7 +869,6 @@ def cron_fault(expression: str) -> str:
     return ""
 
 
-SECRETS = set[str]()  # the passwords and keys that `read_settings` has read
 # What everybody tries first. To hide these would hide nothing, and our own words with it, by which
 # people are alerted.
 GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upload"}
@@ -1151,6 +1152,9 @@ TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
 LOOKS = 8  # that run at once; as many of the newest are looked at, whatever the index says
 INDEX = "backup_index.jsonl"  # a cache beside the backups; anybody may remove it
+ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
+AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
+AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
 
 # What has to be in an answer. Where it is not, something else than S3 answered.
 EXPECTED = {
@@ -2141,9 +2145,6 @@ def misled(s3: S3, newest: Backups) -> bool:
     return False
 
 
-ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
-AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
-AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
 UNDER_WAY = timedelta(days=1)  # how long roles may well be there before their archive is
 
 
@@ -2333,6 +2334,8 @@ def prune(s3: S3, made: Dump, found: Backups) -> Fields:
 
 
 # ---- The staging volume --------------------------------------------------------------------------
+
+ROLES_MOST = 4 * MIB  # bytes of SQL, some 15,000 roles; in a journal each is 6 at most
 
 
 class Dump:
@@ -2566,7 +2569,6 @@ FACTS = (
     "timescaledb",
     "pg_dump",
 )
-ROLES_MOST = 4 * MIB  # bytes of SQL, some 15,000 roles; in a journal each is 6 at most
 SIZE = "SELECT pg_database_size(current_database())"  # with 20,000 tables it takes 0.3 s
 LOOK = """SELECT json_build_object('database', current_database(),
     'postgresql', current_setting('server_version'), 'system_identifier',
@@ -2655,6 +2657,21 @@ class Server(NamedTuple):
     def client(self) -> int:
         """pg_dump's major version."""
         return major_version(self.pg_dump)
+
+
+# Seconds before a dump is made again, or a question asked again, and once more. A policy that works
+# through its chunks, or a job that loads tables, may need as long to be over.
+PAUSES = (15, 60)
+# What is said where a server has no session left; pg_dumpall (17) does not say why.
+# libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
+# a wrong password, has a name in quotes in each; an account may be locked after three of these. So
+# has a role's or a database's limit, which is known by how those languages say "too many".
+CROWDED = (
+    "too many (connections|clients)|could not connect to database|pg_use_reserved|"
+    r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
+    r"занадто багато|för många|.*(ბევრი|çok fazla|多すぎ|太多|초과)|"
+    r'(?!.*(authentication failed|["„“«»])))'
+)
 
 
 def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
@@ -3207,19 +3224,6 @@ def compression(s: Settings, server: Server) -> str:
     return {"auto": "6", "gzip": "6", "none": "0"}.get(wanted, wanted.removeprefix("gzip:"))
 
 
-# Seconds before a dump is made again, and once more. A policy that works through its chunks, or a
-# job that loads tables, may need as long to be over.
-PAUSES = (15, 60)
-# What is said where a server has no session left; pg_dumpall (17) does not say why.
-# libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
-# a wrong password, has a name in quotes in each; an account may be locked after three of these. So
-# has a role's or a database's limit, which is known by how those languages say "too many".
-CROWDED = (
-    "too many (connections|clients)|could not connect to database|pg_use_reserved|"
-    r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
-    r"занадто багато|för många|.*(ბევრი|çok fazla|多すぎ|太多|초과)|"
-    r'(?!.*(authentication failed|["„“«»])))'
-)
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
