@@ -12,6 +12,7 @@ What happens at night, in this order:
     Executor.serve, round, assign, see_to, Job      a child: `backup_executor.py backup`
     backup, staging, sweep                          alone on the volume; what crashes left
     make_dump, examine_database, require_room       may it begin?
+    newest_backup, vouched, last_steady             the last good one, which it is judged by
     dump_every_row, dump_once, Window, seal         the archive, and what it is
     take_roles, roles_beside                        what makes the server's roles, beside it
     encrypt                                         both, where BACKUP_AGE_RECIPIENTS is set
@@ -1243,6 +1244,11 @@ class Backup(NamedTuple):
         return self.known.get("system-identifier", "")
 
     @property
+    def short_server(self) -> str:
+        """The end of that, as people are shown it: one server in a million has the same."""
+        return self.server[-6:]
+
+    @property
     def label(self) -> str:
         """What somebody called it; "" where nobody did."""
         return unquote(self.known.get("label", ""))
@@ -1264,11 +1270,6 @@ class Backup(NamedTuple):
     def plain_size(self) -> int:
         """The bytes of its archive: never more than its own, whatever its metadata say."""
         return min(number_in(self.known, "plain-size") or self.size, self.size)
-
-    @property
-    def short_server(self) -> str:
-        """The end of that, as people are shown it: one server in a million has the same."""
-        return self.server[-6:]
 
 
 Backups = list[Backup]
@@ -1386,7 +1387,7 @@ class S3:
         # the index (None: it was not read).
         self.seen: dict[Backup, Backup] = {}
         self.index: dict[Backup, Backup] | None = None
-        self.sure = True  # until it shows something else
+        self.sure = True  # of what is known; False: it has shown something else, see `confirmed`
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         self.client: Any = None  # boto3's; None where it is to look for credentials anew
         gc.disable()  # a fifth less work: what boto3 loads is no garbage
@@ -1940,8 +1941,8 @@ def retained(
     """Why each of a database's proven backups, oldest first, stays, by key; "": it goes.
 
     verdicts: None: they cannot be read, so whatever may be the last that was restored stays.
-    made: the new one's key; it stays, however old its name is. It depends on nothing else, but for
-    the time zone.
+    made: the new one's key; it stays, however old its name is. All depends on these arguments, and
+    on the time zone, alone.
     """
     whys = dict.fromkeys((backup.key for backup in ours), "")
     for backup, why in reasons(ours, verdicts or {}, keep, now):
@@ -2293,7 +2294,7 @@ def plan(s3: S3, made: Dump, found: Backups) -> Plan:
     whose = by_database(found)
     ours = whose.pop((made.system_identifier, made.database), [])
     new, keep, now = made.filepath_s3[1:], s3.s.keep, time.time()
-    # With fewer there is nothing that they decide.
+    # Where there are no more than stay, verdicts decide nothing.
     verdicts = known_verdicts(s3) if len(found) > keep.newest else {}
     kept = retained(ours, verdicts, keep, now, new)
     goes = [backup for backup in ours if not kept[backup.key]]
@@ -2561,6 +2562,8 @@ def require_floor(s: Settings, program: str) -> None:
 
 
 # ---- A backup: the dump --------------------------------------------------------------------------
+
+# Of a Server, what its dump, that one's object and its result have, too.
 FACTS = (
     "database",
     "database_size",
@@ -2704,7 +2707,7 @@ def examine_database(s: Settings) -> Server:
 
 
 def measured(s: Settings, server: Server) -> Server:
-    """The same with its database's size. Raises Failure."""
+    """The server with its database's size. Raises Failure."""
     query = f"SELECT json_build_object('database_size', ({SIZE}))"
     return server._replace(**read_record(s.database(), "Looking at its size", query, dict))
 
@@ -3071,7 +3074,8 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     newest = newest_backup(s3, server)
     last = last_steady(s3, newest)
     if not last or last.known.get("compression") != compression(s, server):
-        server = patiently(measured, s, server)  # else it is done beside pg_dump
+        # For `require_room` or `steady_from`; else it is read beside pg_dump, which is faster.
+        server = patiently(measured, s, server)
     recipients = s.backup_age_recipients.splitlines()
     require_room(s, newest.plain_size, server.database_size, bool(recipients))
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
@@ -3410,7 +3414,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
         roles = dump.roles_sql
         if roles and not roles.startswith(AGE_ARMOR):  # as they are the second time
-            roles = sealed_text(dump.recipients, roles)
+            roles = encrypted_text(dump.recipients, roles)
         dump.save(
             encryption="age",
             plain_sha256=dump.sha256,
@@ -3430,12 +3434,12 @@ def for_recipients(recipients: Iterable[str]) -> list[str]:
     return ["age", *(f"-r={each}" for each in recipients)]
 
 
-def sealed_text(recipients: Iterable[str], text: str) -> str:
+def encrypted_text(recipients: Iterable[str], text: str) -> str:
     """A text encrypted for them, in ASCII. Raises Failure."""
     argv = [*for_recipients(recipients), "-a"]
-    sealed = run("Encrypting a text", argv, timeout=60, stdin=text.encode())
-    require(AGE_ARMOR in sealed, "age on PATH is not the program that encrypts")
-    return sealed
+    encrypted = run("Encrypting a text", argv, timeout=60, stdin=text.encode())
+    require(AGE_ARMOR in encrypted, "age on PATH is not the program that encrypts")
+    return encrypted
 
 
 # ---- A backup: upload and proof ------------------------------------------------------------------
@@ -3474,7 +3478,7 @@ def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) 
 
 
 def upload(s3: S3, dump: Dump) -> Backups:
-    """Upload a sealed dump, prove that S3 has it, and note where; what else is in the bucket.
+    """Upload a sealed dump, prove that S3 has it, and note where; what is in the bucket then.
 
     It begins after the dump: parts that are sent meanwhile slow pg_dump down, which holds locks and
     a snapshot.
@@ -3487,7 +3491,7 @@ def upload(s3: S3, dump: Dump) -> Backups:
     check_stored(s3, dump, key, head)
     took, size = int(monotonic() - begun), head["ContentLength"]
     found = known_backups(s3, key)
-    # Still: from now on nobody takes them for ones left behind.
+    # Are they still there? From now on, with an archive, nobody takes them for ones left behind.
     if dump.roles and not roles_beside(s3, dump, key):
         warn("The backup's roles were overwritten: give each its own prefix", Key=key)
         dump.roles = None
@@ -3543,7 +3547,9 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         except S3Failure as error:
             why = str(error)
             if error.status == 404:  # it is gone: send again, once, if no object is there
-                parts, again = {} if again else parts, False
+                if again:
+                    parts = {}
+                again = False
             elif error.status == 501 and condition:
                 condition = {}  # this server knows none
             elif not error.again:
@@ -3764,7 +3770,9 @@ def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> Fields:
 
 
 # ---- A backup: as a whole ------------------------------------------------------------------------
+
 DEATHS = 3  # children that a process may lose: what kills three kills the next one, too
+# Of a dump, what its result has: see `backup --help`.
 RESULT = (
     "filename",
     "bucket",
@@ -3923,7 +3931,7 @@ def is_whole(dump: Dump) -> bool:
 def clear(dump: Dump) -> None:
     """Remove what a dump left that was not finished, and a journal that nobody needs.
 
-    One that waits for its process to be closed is kept for a day: that came to another end.
+    One that waits for its process to be closed is kept for a day: by then that has ended otherwise.
     """
     with suppress(OSError):
         os.unlink(dump.partial)
@@ -5242,7 +5250,7 @@ class Metrics:
             self.seen, self.pause = self.us.ended, 60
         busy = self.child or self.us.job
         if not busy and spent > self.pause * TIME_SCALE:
-            self.begun, self.pause = monotonic(), 300
+            self.begun, self.pause = monotonic(), 300  # should none start
             self.child = Job(None, "survey")
             self.pause = LOOK_SECONDS
 
@@ -8401,7 +8409,7 @@ def check_encryption(now: Checking) -> Lines:
                     raise
             yield "ok", f"AGE_IDENTITY_FILE opens {newest.key}"
         return
-    sealed, count = sealed_text(recipients, text), amount(len(recipients), "public key")
+    sealed, count = encrypted_text(recipients, text), amount(len(recipients), "public key")
     yield "ok", f"backups are encrypted for {count} of BACKUP_AGE_RECIPIENTS"
     if not s.age_identity_file:
         yield "note", "AGE_IDENTITY_FILE is not set: `verify` looks into none of them"
@@ -8773,8 +8781,8 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   not_proven           what this report does not say, and which tables were not counted
 
 Where S3 or that server is away, or lacks what a restore takes, or AGE_IDENTITY_FILE is the private
-key of another, that says nothing of the backup: there is no report, and `list` shows
-what it knew before.
+key of another, that says nothing of the backup: there is no report, and `list` shows what it knew
+before.
 
 It restores nowhere but at VERIFY_DB_HOST, and drops only what it made and marked itself (what a
 crash left, at the next start). It restores without owners and privileges: roles need not be there,
@@ -8979,7 +8987,7 @@ def command_line() -> argparse.ArgumentParser:
     which.add_argument("name", metavar="NAME", nargs="?", default=None, help=text)
     text = "a local archive: it takes no settings for S3, and no checksum of it is known"
     which.add_argument("--file", metavar="PATH", help=text)
-    verbs.add_parser("survey")  # for Metrics; it shows nowhere
+    verbs.add_parser("survey")  # for Metrics; no --help shows it
     return parser
 
 
@@ -9098,7 +9106,7 @@ def settings_for(options: Options) -> Settings:
         raise WrongSettings("; ".join([str(wrong), *misspelt(os.environ)])) from None
     if s.command in ("serve", "backup") and s.backup_age_recipients and not options.resume:
         try:
-            sealed_text(s.backup_age_recipients.splitlines(), "")
+            encrypted_text(s.backup_age_recipients.splitlines(), "")
         except Failure as wrong:
             raise WrongSettings(f"settings: BACKUP_AGE_RECIPIENTS: {wrong}") from None
     for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):
