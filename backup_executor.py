@@ -4053,7 +4053,7 @@ def why_no_answer(error: Exception, status: int) -> str:
     if getattr(reason, "verify_code", 0) in STRICT:
         look_at = (
             "COLONIES_CA_FILE: the authority is known, but such a certificate is refused from "
-            "Python 3.13 on, though S3's client takes it; see README, Limits"
+            "Python 3.13 on, though S3's client takes it; see `serve --help`"
         )
     elif isinstance(reason, (ConnectionRefusedError, socket.gaierror)):
         look_at = "COLONIES_SERVER_HOST, COLONIES_SERVER_PORT"
