@@ -1824,11 +1824,11 @@ def judge(backups: Backups, verdicts: Verdicts, nights: int, now: float) -> Judg
     shrink. Nor if a verify found in it half of the rows of each table, or more.
 
     NIGHTS of them in a row are the new normal as soon as one restored, but not one that is nearly
-    empty: an emptied database restores, too. It is by its rows, below a tenth; where nobody knows
-    those of the time before, by its size, below a quarter. And whatever it is, also where rows tell
-    that it is good, the last good one before stays until there is one of its size again. So nothing
-    that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
-    name it: so the new normal lasts when what made it so is gone.
+    empty: an emptied database restores, too. Nearly empty is less than a tenth of the rows, or of
+    the size less than a quarter, where nobody knows the rows of the time before. However one became
+    normal, by its rows too, the last good one before stays until there is one of its size again. So
+    nothing that became normal by mistake costs it, nor does a second shrink. The next ones are
+    steady, and name it: so the new normal lasts when what made it so is gone.
     """
     good, since, before = Backups(), Backups(), Backups()
     rows: Rows = {}
@@ -2665,10 +2665,10 @@ class Server(NamedTuple):
 # Seconds before a dump is made again, or a question asked again, and once more. A policy that works
 # through its chunks, or a job that loads tables, may need as long to be over.
 PAUSES = (15, 60)
-# What is said where a server has no session left; pg_dumpall (17) does not say why.
-# libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
-# a wrong password, has a name in quotes in each; an account may be locked after three of these. So
-# has a role's or a database's limit, which is known by how those languages say "too many".
+# What is said where a server has no session left; pg_dumpall (17) does not say why. libpq shows no
+# SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as a wrong
+# password (an account may be locked after three), has a name in quotes in each. A role's or a
+# database's limit has one, too, and is known by how those languages say "too many".
 CROWDED = (
     "too many (connections|clients)|could not connect to database|pg_use_reserved|"
     r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
