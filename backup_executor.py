@@ -12,6 +12,7 @@ What happens at night, in this order:
     Executor.serve, round, assign, see_to, Job      a child: `backup_executor.py backup`
     backup, staging, sweep                          alone on the volume; what crashes left
     make_dump, examine_database, require_room       may it begin?
+    newest_backup, vouched, last_steady             the last good one, which it is judged by
     dump_every_row, dump_once, Window, seal         the archive, and what it is
     take_roles, roles_beside                        what makes the server's roles, beside it
     encrypt                                         both, where BACKUP_AGE_RECIPIENTS is set
@@ -421,6 +422,9 @@ def bar(what: str, done: int, total: int, part: int | None, left: float, speed: 
 
 # ---- Settings ------------------------------------------------------------------------------------
 
+SECRET = ("secret", "token", "key", "url")  # the kinds for which NAME_FILE may name a file
+SECRETS = set[str]()  # the passwords and keys that `read_settings` has read
+
 
 class Setting(NamedTuple):
     """An environment variable."""
@@ -501,7 +505,6 @@ BACKUP_ALIVE_FILE||text||touched while all is well; else `alive` in the temporar
 LOG_LEVEL||level|info|debug, info, warning or error
 """.strip().splitlines()
 ]
-SECRET = ("secret", "token", "key", "url")  # the kinds for which NAME_FILE may name a file
 
 
 class Database(NamedTuple):
@@ -867,7 +870,6 @@ def cron_fault(expression: str) -> str:
     return ""
 
 
-SECRETS = set[str]()  # the passwords and keys that `read_settings` has read
 # What everybody tries first. To hide these would hide nothing, and our own words with it, by which
 # people are alerted.
 GUESSES = {"backup", "backups", "database", "file", "password", "postgres", "upload"}
@@ -1151,6 +1153,9 @@ TRANSFER_SECONDS = 60 * 60  # the same for a part or a range
 NAMES = 10_000  # of a bucket are looked at, at most
 LOOKS = 8  # that run at once; as many of the newest are looked at, whatever the index says
 INDEX = "backup_index.jsonl"  # a cache beside the backups; anybody may remove it
+ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
+AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
+AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
 
 # What has to be in an answer. Where it is not, something else than S3 answered.
 EXPECTED = {
@@ -1239,6 +1244,11 @@ class Backup(NamedTuple):
         return self.known.get("system-identifier", "")
 
     @property
+    def short_server(self) -> str:
+        """The end of that, as people are shown it: one server in a million has the same."""
+        return self.server[-6:]
+
+    @property
     def label(self) -> str:
         """What somebody called it; "" where nobody did."""
         return unquote(self.known.get("label", ""))
@@ -1260,11 +1270,6 @@ class Backup(NamedTuple):
     def plain_size(self) -> int:
         """The bytes of its archive: never more than its own, whatever its metadata say."""
         return min(number_in(self.known, "plain-size") or self.size, self.size)
-
-    @property
-    def short_server(self) -> str:
-        """The end of that, as people are shown it: one server in a million has the same."""
-        return self.server[-6:]
 
 
 Backups = list[Backup]
@@ -1382,7 +1387,7 @@ class S3:
         # the index (None: it was not read).
         self.seen: dict[Backup, Backup] = {}
         self.index: dict[Backup, Backup] | None = None
-        self.sure = True  # until it shows something else
+        self.sure = True  # of what is known; False: it has shown something else, see `confirmed`
         self.where = f"S3 at {s.aws_s3_endpoint or 'AWS'}, bucket {s.aws_s3_bucket_name}"
         self.client: Any = None  # boto3's; None where it is to look for credentials anew
         gc.disable()  # a fifth less work: what boto3 loads is no garbage
@@ -1826,11 +1831,11 @@ def judge(backups: Backups, verdicts: Verdicts, nights: int, now: float) -> Judg
     shrink. Nor if a verify found in it half of the rows of each table, or more.
 
     NIGHTS of them in a row are the new normal as soon as one restored, but not one that is nearly
-    empty: an emptied database restores, too. It is by its rows, below a tenth; where nobody knows
-    those of the time before, by its size, below a quarter. And whatever it is, also where rows tell
-    that it is good, the last good one before stays until there is one of its size again. So nothing
-    that became normal by mistake costs it, nor does a second shrink. The next ones are steady, and
-    name it: so the new normal lasts when what made it so is gone.
+    empty: an emptied database restores, too. Nearly empty is less than a tenth of the rows, or of
+    the size less than a quarter, where nobody knows the rows of the time before. However one became
+    normal, by its rows too, the last good one before stays until there is one of its size again. So
+    nothing that became normal by mistake costs it, nor does a second shrink. The next ones are
+    steady, and name it: so the new normal lasts when what made it so is gone.
     """
     good, since, before = Backups(), Backups(), Backups()
     rows: Rows = {}
@@ -1943,8 +1948,8 @@ def retained(
     """Why each of a database's proven backups, oldest first, stays, by key; "": it goes.
 
     verdicts: None: they cannot be read, so whatever may be the last that was restored stays.
-    made: the new one's key; it stays, however old its name is. It depends on nothing else, but for
-    the time zone.
+    made: the new one's key; it stays, however old its name is. All depends on these arguments, and
+    on the time zone, alone.
     """
     whys = dict.fromkeys((backup.key for backup in ours), "")
     for backup, why in reasons(ours, verdicts or {}, keep, now):
@@ -2148,9 +2153,6 @@ def misled(s3: S3, newest: Backups) -> bool:
     return False
 
 
-ROLES = ".roles.sql"  # the end of the name that roles have beside `….bak`
-AGE, AGE_HEAD = ".age", b"age-encryption.org/"  # behind both, if encrypted; how those bytes begin
-AGE_ARMOR = "-----BEGIN AGE ENCRYPTED FILE-----"  # how its texts begin, by -a
 UNDER_WAY = timedelta(days=1)  # how long roles may well be there before their archive is
 
 
@@ -2299,7 +2301,7 @@ def plan(s3: S3, made: Dump, found: Backups) -> Plan:
     whose = by_database(found)
     ours = whose.pop((made.system_identifier, made.database), [])
     new, keep, now = made.filepath_s3[1:], s3.s.keep, time.time()
-    # With fewer there is nothing that they decide.
+    # Where there are no more than stay, verdicts decide nothing.
     verdicts = known_verdicts(s3) if len(found) > keep.newest else {}
     kept = retained(ours, verdicts, keep, now, new)
     goes = [backup for backup in ours if not kept[backup.key]]
@@ -2340,6 +2342,8 @@ def prune(s3: S3, made: Dump, found: Backups) -> Fields:
 
 
 # ---- The staging volume --------------------------------------------------------------------------
+
+ROLES_MOST = 4 * MIB  # bytes of SQL, some 15,000 roles; in a journal each is 6 at most
 
 
 class Dump:
@@ -2565,6 +2569,8 @@ def require_floor(s: Settings, program: str) -> None:
 
 
 # ---- A backup: the dump --------------------------------------------------------------------------
+
+# Of a Server, what its dump, that one's object and its result have, too.
 FACTS = (
     "database",
     "database_size",
@@ -2573,7 +2579,6 @@ FACTS = (
     "timescaledb",
     "pg_dump",
 )
-ROLES_MOST = 4 * MIB  # bytes of SQL, some 15,000 roles; in a journal each is 6 at most
 SIZE = "SELECT pg_database_size(current_database())"  # with 20,000 tables it takes 0.3 s
 LOOK = """SELECT json_build_object('database', current_database(),
     'postgresql', current_setting('server_version'), 'system_identifier',
@@ -2664,6 +2669,21 @@ class Server(NamedTuple):
         return major_version(self.pg_dump)
 
 
+# Seconds before a dump is made again, or a question asked again, and once more. A policy that works
+# through its chunks, or a job that loads tables, may need as long to be over.
+PAUSES = (15, 60)
+# What is said where a server has no session left; pg_dumpall (17) does not say why. libpq shows no
+# SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as a wrong
+# password (an account may be locked after three), has a name in quotes in each. A role's or a
+# database's limit has one, too, and is known by how those languages say "too many".
+CROWDED = (
+    "too many (connections|clients)|could not connect to database|pg_use_reserved|"
+    r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
+    r"занадто багато|för många|.*(ბევრი|çok fazla|多すぎ|太多|초과)|"
+    r'(?!.*(authentication failed|["„“«»])))'
+)
+
+
 def patiently(ask: Callable[..., Answer], *of: Any, **more: Any) -> Answer:
     """What a question to the database comes to; asked again if it has no session left for it."""
     for pause in PAUSES:
@@ -2694,7 +2714,7 @@ def examine_database(s: Settings) -> Server:
 
 
 def measured(s: Settings, server: Server) -> Server:
-    """The same with its database's size. Raises Failure."""
+    """The server with its database's size. Raises Failure."""
     query = f"SELECT json_build_object('database_size', ({SIZE}))"
     return server._replace(**read_record(s.database(), "Looking at its size", query, dict))
 
@@ -3061,7 +3081,8 @@ def make_dump(s: Settings, s3: S3, **begun: object) -> Dump:
     newest = newest_backup(s3, server)
     last = last_steady(s3, newest)
     if not last or last.known.get("compression") != compression(s, server):
-        server = patiently(measured, s, server)  # else it is done beside pg_dump
+        # For `require_room` or `steady_from`; else it is read beside pg_dump, which is faster.
+        server = patiently(measured, s, server)
     recipients = s.backup_age_recipients.splitlines()
     require_room(s, newest.plain_size, server.database_size, bool(recipients))
     file = os.path.join(s.backup_path, f"backup_{free_seconds(s, newest)}.bak")
@@ -3214,19 +3235,6 @@ def compression(s: Settings, server: Server) -> str:
     return {"auto": "6", "gzip": "6", "none": "0"}.get(wanted, wanted.removeprefix("gzip:"))
 
 
-# Seconds before a dump is made again, and once more. A policy that works through its chunks, or a
-# job that loads tables, may need as long to be over.
-PAUSES = (15, 60)
-# What is said where a server has no session left; pg_dumpall (17) does not say why.
-# libpq shows no SQLSTATE, and a server its own language to whom it lets in not yet. What lasts, as
-# a wrong password, has a name in quotes in each; an account may be locked after three of these. So
-# has a role's or a database's limit, which is known by how those languages say "too many".
-CROWDED = (
-    "too many (connections|clients)|could not connect to database|pg_use_reserved|"
-    r"connection to server at .* failed: \S+:  (zu viele|demasiad|trop|muitas|zbyt|слишком много|"
-    r"занадто багато|för många|.*(ბევრი|çok fazla|多すぎ|太多|초과)|"
-    r'(?!.*(authentication failed|["„“«»])))'
-)
 # What pg_dump fails with when something it has seen is gone before it is locked, and on a standby.
 PASSING = (
     r"(relation|column|schema|type|function) .* does not exist|cannot (copy from|lock) |"
@@ -3413,7 +3421,7 @@ def encrypt(s: Settings, dump: Dump) -> None:
         require(size > dump.size, f"age made {size} bytes of {dump.size}")
         roles = dump.roles_sql
         if roles and not roles.startswith(AGE_ARMOR):  # as they are the second time
-            roles = sealed_text(dump.recipients, roles)
+            roles = encrypted_text(dump.recipients, roles)
         dump.save(
             encryption="age",
             plain_sha256=dump.sha256,
@@ -3433,12 +3441,12 @@ def for_recipients(recipients: Iterable[str]) -> list[str]:
     return ["age", *(f"-r={each}" for each in recipients)]
 
 
-def sealed_text(recipients: Iterable[str], text: str) -> str:
+def encrypted_text(recipients: Iterable[str], text: str) -> str:
     """A text encrypted for them, in ASCII. Raises Failure."""
     argv = [*for_recipients(recipients), "-a"]
-    sealed = run("Encrypting a text", argv, timeout=60, stdin=text.encode())
-    require(AGE_ARMOR in sealed, "age on PATH is not the program that encrypts")
-    return sealed
+    encrypted = run("Encrypting a text", argv, timeout=60, stdin=text.encode())
+    require(AGE_ARMOR in encrypted, "age on PATH is not the program that encrypts")
+    return encrypted
 
 
 # ---- A backup: upload and proof ------------------------------------------------------------------
@@ -3477,7 +3485,7 @@ def slices(what: str, size: int, step: int, work: Callable[[int, int], Answer]) 
 
 
 def upload(s3: S3, dump: Dump) -> Backups:
-    """Upload a sealed dump, prove that S3 has it, and note where; what else is in the bucket.
+    """Upload a sealed dump, prove that S3 has it, and note where; what is in the bucket then.
 
     It begins after the dump: parts that are sent meanwhile slow pg_dump down, which holds locks and
     a snapshot.
@@ -3490,7 +3498,7 @@ def upload(s3: S3, dump: Dump) -> Backups:
     check_stored(s3, dump, key, head)
     took, size = int(monotonic() - begun), head["ContentLength"]
     found = known_backups(s3, key)
-    # Still: from now on nobody takes them for ones left behind.
+    # Are they still there? From now on, with an archive, nobody takes them for ones left behind.
     if dump.roles and not roles_beside(s3, dump, key):
         warn("The backup's roles were overwritten: give each its own prefix", Key=key)
         dump.roles = None
@@ -3546,7 +3554,9 @@ def store(s3: S3, dump: Dump) -> tuple[str, Any]:
         except S3Failure as error:
             why = str(error)
             if error.status == 404:  # it is gone: send again, once, if no object is there
-                parts, again = {} if again else parts, False
+                if again:
+                    parts = {}
+                again = False
             elif error.status == 501 and condition:
                 condition = {}  # this server knows none
             elif not error.again:
@@ -3767,7 +3777,9 @@ def send_parts(s3: S3, dump: Dump, key: str, again: bool = True) -> Fields:
 
 
 # ---- A backup: as a whole ------------------------------------------------------------------------
+
 DEATHS = 3  # children that a process may lose: what kills three kills the next one, too
+# Of a dump, what its result has: see `backup --help`.
 RESULT = (
     "filename",
     "bucket",
@@ -3926,7 +3938,7 @@ def is_whole(dump: Dump) -> bool:
 def clear(dump: Dump) -> None:
     """Remove what a dump left that was not finished, and a journal that nobody needs.
 
-    One that waits for its process to be closed is kept for a day: that came to another end.
+    One that waits for its process to be closed is kept for a day: by then that has ended otherwise.
     """
     with suppress(OSError):
         os.unlink(dump.partial)
@@ -4048,7 +4060,7 @@ def why_no_answer(error: Exception, status: int) -> str:
     if getattr(reason, "verify_code", 0) in STRICT:
         look_at = (
             "COLONIES_CA_FILE: the authority is known, but such a certificate is refused from "
-            "Python 3.13 on, though S3's client takes it; see README, Limits"
+            "Python 3.13 on, though S3's client takes it; see `serve --help`"
         )
     elif isinstance(reason, (ConnectionRefusedError, socket.gaierror)):
         look_at = "COLONIES_SERVER_HOST, COLONIES_SERVER_PORT"
@@ -5245,7 +5257,7 @@ class Metrics:
             self.seen, self.pause = self.us.ended, 60
         busy = self.child or self.us.job
         if not busy and spent > self.pause * TIME_SCALE:
-            self.begun, self.pause = monotonic(), 300
+            self.begun, self.pause = monotonic(), 300  # should none start
             self.child = Job(None, "survey")
             self.pause = LOOK_SECONDS
 
@@ -8404,7 +8416,7 @@ def check_encryption(now: Checking) -> Lines:
                     raise
             yield "ok", f"AGE_IDENTITY_FILE opens {newest.key}"
         return
-    sealed, count = sealed_text(recipients, text), amount(len(recipients), "public key")
+    sealed, count = encrypted_text(recipients, text), amount(len(recipients), "public key")
     yield "ok", f"backups are encrypted for {count} of BACKUP_AGE_RECIPIENTS"
     if not s.age_identity_file:
         yield "note", "AGE_IDENTITY_FILE is not set: `verify` looks into none of them"
@@ -8776,8 +8788,8 @@ stdout has the report alone, as one JSON text; in Colonies it is the process's o
   not_proven           what this report does not say, and which tables were not counted
 
 Where S3 or that server is away, or lacks what a restore takes, or AGE_IDENTITY_FILE is the private
-key of another, that says nothing of the backup: there is no report, and `list` shows
-what it knew before.
+key of another, that says nothing of the backup: there is no report, and `list` shows what it knew
+before.
 
 It restores nowhere but at VERIFY_DB_HOST, and drops only what it made and marked itself (what a
 crash left, at the next start). It restores without owners and privileges: roles need not be there,
@@ -8982,7 +8994,7 @@ def command_line() -> argparse.ArgumentParser:
     which.add_argument("name", metavar="NAME", nargs="?", default=None, help=text)
     text = "a local archive: it takes no settings for S3, and no checksum of it is known"
     which.add_argument("--file", metavar="PATH", help=text)
-    verbs.add_parser("survey")  # for Metrics; it shows nowhere
+    verbs.add_parser("survey")  # for Metrics; no --help shows it
     return parser
 
 
@@ -9101,7 +9113,7 @@ def settings_for(options: Options) -> Settings:
         raise WrongSettings("; ".join([str(wrong), *misspelt(os.environ)])) from None
     if s.command in ("serve", "backup") and s.backup_age_recipients and not options.resume:
         try:
-            sealed_text(s.backup_age_recipients.splitlines(), "")
+            encrypted_text(s.backup_age_recipients.splitlines(), "")
         except Failure as wrong:
             raise WrongSettings(f"settings: BACKUP_AGE_RECIPIENTS: {wrong}") from None
     for name in ("COLONIES_INSECURE_SKIP_VERIFY", "AWS_S3_INSECURE_SKIP_VERIFY"):

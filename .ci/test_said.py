@@ -334,6 +334,9 @@ def test_an_authority_that_only_s3s_client_takes_is_told_from_one_that_nobody_tr
     [bucket] = re.findall("(?m)^FAIL +bucket: (.*)", said)
     strict = "the authority is known, but such a certificate is refused from Python 3.13 on"
     assert (strict in colonies) == (lacking not in ("nothing", "trust")), colonies
+    if strict in colonies:
+        assert colonies.endswith("see `serve --help`)")
+        assert "else Python 3.13 refuses it" in backup_executor.HELP["serve"]
     assert ("HTTP 418" in colonies) == (lacking == "nothing"), colonies
     assert ("(418)" in bucket) == (lacking != "trust"), bucket
     assert lacking != "trust" or "(see COLONIES_TLS, COLONIES_CA_FILE)" in colonies
