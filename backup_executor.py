@@ -1006,7 +1006,7 @@ def without_values(said: str) -> str:
 
 def in_one(lines: Iterable[str]) -> str:
     """Lines as one: all of it, or its first and last 2 kB."""
-    said = os.fsencode("; ".join(lines)).decode("utf-8", "replace")
+    said = "; ".join(lines).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return said if len(said) <= 4096 else f"{said[:2048]} […] {said[-2048:]}"
 
 
@@ -2716,7 +2716,7 @@ def examine_database(s: Settings) -> Server:
 def measured(s: Settings, server: Server) -> Server:
     """The server with its database's size. Raises Failure."""
     query = f"SELECT json_build_object('database_size', ({SIZE}))"
-    return server._replace(**read_record(s.database(), "Looking at its size", query, dict))
+    return read_record(s.database(), "Looking at its size", query, server._replace)
 
 
 def require_options(database: Database, search_path: str) -> None:

@@ -256,18 +256,19 @@ def test_a_process_is_closed_with_what_an_odd_database_server_caused(
         one_line_each(executor)
 
 
+@pytest.mark.parametrize("answer", ["gateway", '{"gateway": 1}'], ids=["text", "object"])
 @pytest.mark.parametrize(("about", "step"), [
     ("pg_control_system", "Looking at the database"), ("pg_database_size", "Looking at its size"),
     ("relfilenode", "Reading the tables"), ("::json", "Reading the schemas")])
 def test_something_else_that_answers_in_a_servers_place_is_named_with_the_step(
-        scene: Scene, tmp_path: Path, about: str, step: str) -> None:
+        scene: Scene, tmp_path: Path, about: str, step: str, answer: str) -> None:
     real = client_programs()[0]
     path = programs(tmp_path / "odd", psql=f"""{ASKED}
-        case $asked in *{asking(about)}*) echo gateway; exit;; esac
+        case $asked in *{asking(about)}*) echo '{answer}'; exit;; esac
         {PASSING_ON.format(real)}""")
-    error = scene.failure(PATH=path, BACKUP_TIME_SCALE="0.01")
+    error = scene.failure(PATH=path, BACKUP_TIME_SCALE="0.01").replace("\\", "")
     server = f"127.0.0.1:{scene.postgres.port}"
-    assert f"{step}: {server} gives an answer that cannot be read: 'gateway" in error
+    assert f"{step}: {server} gives an answer that cannot be read: '{answer}" in error
     assert scene.files() == [] and not scene.objects()
 
 

@@ -228,6 +228,16 @@ def test_each_impossible_option_is_named_by_itself(
     assert re.search(says, said), said
 
 
+def test_what_a_program_says_is_told_in_a_locale_of_another_encoding(
+        scene: Scene, tmp_path: Path) -> None:
+    program = tmp_path / "pg_dump"
+    program.write_text("#!/bin/sh\necho 'Zürich is away' >&2; exit 1\n")
+    program.chmod(0o755)
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = scene.failure(PATH=f"{tmp_path}:/usr/bin:/bin", **ascii_alone)
+    assert "pg_dump: exit status 1: Zürich is away" in said
+
+
 @standin()
 def test_a_server_that_is_not_there_is_named_with_the_settings_that_say_where(
         site: Site, tmp_path: Path) -> None:

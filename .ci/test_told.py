@@ -158,6 +158,8 @@ def test_it_is_told_of_a_backup_that_ends_with_its_executor(
 def test_who_is_tired_of_waiting_for_the_service_has_his_backup(scene: Scene) -> None:
     with Holding() as service, scene.start(HEARTBEAT_URL=service.url) as executor:
         becomes_true(lambda: executor.out)
+        stat = Path(f"/proc/{executor.process.pid}/stat")  # until it sleeps, which it does then
+        becomes_true(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
         assert executor.stop() == 0, executor.log
 
 
