@@ -2590,18 +2590,18 @@ LEFT_OUT = """SELECT json_build_object(
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
         WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()),
     'the order of columns of a table that inherits, by which values lie in rows of its type', (
-        SELECT json_agg(format('%s of %s', a.attname, h.oid::regclass)) FROM (
-            SELECT atttypid, (SELECT t.typrelid FROM pg_type e, pg_type t
-                WHERE e.oid = atttypid AND t.oid IN (e.oid, e.typelem) AND t.typtype = 'c') AS rows
-            FROM pg_attribute WHERE atttypid >= 16384 GROUP BY atttypid OFFSET 0) AS types
-        JOIN pg_attribute a USING (atttypid) JOIN pg_class h ON h.oid = attrelid
-        WHERE h.relkind IN ('c', 'r')
-        AND rows IN (SELECT oid FROM pg_class WHERE relkind = 'r' AND NOT relispartition)
-        AND EXISTS (SELECT FROM (
+        SELECT json_agg(format('%I of %s', a.attname, h.oid::regclass))
+        FROM pg_class heir JOIN pg_type t ON t.oid = heir.reltype
+        JOIN pg_depend ON refobjid = ANY (ARRAY[t.oid, typarray])
+        JOIN pg_attribute a ON attrelid = objid AND attnum = objsubid AND atttypid = refobjid
+        JOIN pg_class h ON h.oid = objid AND h.relkind IN ('c', 'r')
+        WHERE heir.oid IN (SELECT inhrelid FROM pg_inherits) AND heir.relkind = 'r'
+        AND NOT heir.relispartition AND classid = 'pg_class'::regclass
+        AND refclassid = 'pg_type'::regclass AND EXISTS (SELECT FROM (
             SELECT c.attnum, lag(c.attnum) OVER (ORDER BY min(inhseqno * 2000 + p.attnum), c.attnum)
             FROM pg_attribute c LEFT JOIN (pg_inherits JOIN pg_attribute p ON attrelid = inhparent)
                 ON inhrelid = c.attrelid AND p.attname = c.attname
-            WHERE c.attrelid = rows AND c.attnum > 0 AND NOT c.attisdropped
+            WHERE c.attrelid = heir.oid AND c.attnum > 0 AND NOT c.attisdropped
             GROUP BY c.attnum) AS restored WHERE lag > attnum)))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 # As the login, also where its settings or a database's have it take a role; as which it may neither
