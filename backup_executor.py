@@ -6705,7 +6705,7 @@ class Refusals:
             if "transaction_timeout" in self.lines.get(self.entry, ""):  # not another refusal
                 del self.lines[self.entry]
         elif line.startswith("Command was: COPY ") and self.entry in self.lines:
-            self.lines[self.entry] += NOT_BEGUN
+            self.lines[self.entry] = self.lines[self.entry].removesuffix(NOT_BEGUN) + NOT_BEGUN
 
 
 def watching(target: Database, total: int) -> Callable[[], None]:
@@ -6794,9 +6794,11 @@ def repeatable(entry: str, line: str, seen: str) -> bool:
     """
     if not DATA.match(entry):
         return True
-    absent = line.endswith(NOT_BEGUN)  # so it has no triggers yet, but a partitioned one's
+    copying = ": COPY failed for " in line
+    # It is not there, so it has no triggers yet, but a partitioned one's.
+    absent = line.endswith(NOT_BEGUN) and not copying
     table = entry.partition(" TABLE DATA ")[2].rpartition(" ")[0]
-    mute = absent or (": COPY failed for " in line and f"TRIGGER {table} " not in seen)
+    mute = absent or (copying and f"TRIGGER {table} " not in seen)
     return mute and f"ATTACH {table} " not in seen
 
 

@@ -172,10 +172,15 @@ def test_a_chain_of_what_takes_what_comes_after_it_may_be_long() -> None:
 
 
 @pytest.mark.parametrize("how", [
-    "a trigger would see", "a trigger of the whole would see", "may be there in part"])
+    "a trigger would see", "a trigger would see, though it says that there is no table",
+    "a trigger of the whole would see", "may be there in part"])
 def test_rows_are_not_tried_once_more_that(scene: Scene, new: str, how: str) -> None:
     options = ["--rows-per-insert=4"] if "part" in how else []
     early = EARLY.replace("FROM t", "FROM public.t")
+    if "though" in how:
+        early = early.replace("RETURN EXISTS (", "IF NOT EXISTS (").replace(
+            "); END $$", r""") THEN RAISE E'no\nCommand was: COPY t'; END IF; RETURN true;
+            END $$""")
     if "whole" in how:
         early = early.replace("a_first (a int CHECK (there(a)))", """the_whole (a int)
             PARTITION BY LIST (a); CREATE TABLE a_first PARTITION OF the_whole DEFAULT;
