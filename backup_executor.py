@@ -2602,18 +2602,18 @@ LEFT_OUT = """SELECT json_build_object(
     'rows of unlogged tables, as this is a standby', (SELECT json_agg(oid::regclass) FROM pg_class
         WHERE relpersistence = 'u' AND relkind = 'r' AND pg_is_in_recovery()),
     'the order of columns of a table that inherits, by which values lie in rows of its type', (
-        SELECT json_agg(format('%s of %s', a.attname, h.oid::regclass)) FROM (
-            SELECT atttypid, (SELECT t.typrelid FROM pg_type e, pg_type t
-                WHERE e.oid = atttypid AND t.oid IN (e.oid, e.typelem) AND t.typtype = 'c') AS rows
-            FROM pg_attribute WHERE atttypid >= 16384 GROUP BY atttypid OFFSET 0) AS types
-        JOIN pg_attribute a USING (atttypid) JOIN pg_class h ON h.oid = attrelid
-        WHERE h.relkind IN ('c', 'r')
-        AND rows IN (SELECT oid FROM pg_class WHERE relkind = 'r' AND NOT relispartition)
-        AND EXISTS (SELECT FROM (
+        SELECT json_agg(format('%I of %s', a.attname, h.oid::regclass))
+        FROM pg_class heir JOIN pg_type t ON t.oid = heir.reltype
+        JOIN pg_depend ON refobjid = ANY (ARRAY[t.oid, typarray])
+        JOIN pg_attribute a ON attrelid = objid AND attnum = objsubid AND atttypid = refobjid
+        JOIN pg_class h ON h.oid = objid AND h.relkind IN ('c', 'r')
+        WHERE heir.oid IN (SELECT inhrelid FROM pg_inherits) AND heir.relkind = 'r'
+        AND NOT heir.relispartition AND classid = 'pg_class'::regclass
+        AND refclassid = 'pg_type'::regclass AND EXISTS (SELECT FROM (
             SELECT c.attnum, lag(c.attnum) OVER (ORDER BY min(inhseqno * 2000 + p.attnum), c.attnum)
             FROM pg_attribute c LEFT JOIN (pg_inherits JOIN pg_attribute p ON attrelid = inhparent)
                 ON inhrelid = c.attrelid AND p.attname = c.attname
-            WHERE c.attrelid = rows AND c.attnum > 0 AND NOT c.attisdropped
+            WHERE c.attrelid = heir.oid AND c.attnum > 0 AND NOT c.attisdropped
             GROUP BY c.attnum) AS restored WHERE lag > attnum)))"""
 MAPPING = "umid IN (SELECT oid FROM pg_user_mapping WHERE umoptions IS NOT NULL)"
 # As the login, also where its settings or a database's have it take a role; as which it may neither
@@ -6678,9 +6678,10 @@ UNNAMED = "; 0 0 what it does not name -"
 class Refusals:
     """What a server refuses of an archive while pg_restore goes on, as that tells it."""
 
-    def __init__(self, archive: Archive, errors: IO[bytes]):
+    def __init__(self, archive: Archive, errors: IO[bytes], timeouts: int):
         self.archive = archive
         self.errors = errors  # its stderr
+        self.timeouts = timeouts  # how often it sets what no server before 17 has
         self.at, self.rest = 0, b""  # how far that is read; the line that it ends amid
         self.entry = UNNAMED  # which one it is about
         self.next = list[str]()  # the ones that it said it is about next
@@ -6718,13 +6719,12 @@ class Refusals:
             self.lines.setdefault(self.entry, told)  # its owner's is another
             if USELESS.search(re.sub('"[^"]*"', "", said)):
                 raise ServerLacks(f"{told}; it was stopped there", self.entry)
-        elif (
-            line.startswith("Command was: SET transaction_timeout")  # none before 17 has that
-            and "transaction_timeout" in self.lines.get(self.entry, "")  # not another refusal
-        ):
-            del self.lines[self.entry]
+        elif self.timeouts and line.startswith("Command was: SET transaction_timeout"):
+            self.timeouts -= 1  # functions say what they like
+            if "transaction_timeout" in self.lines.get(self.entry, ""):  # not another refusal
+                del self.lines[self.entry]
         elif line.startswith("Command was: COPY ") and self.entry in self.lines:
-            self.lines[self.entry] += NOT_BEGUN
+            self.lines[self.entry] = self.lines[self.entry].removesuffix(NOT_BEGUN) + NOT_BEGUN
 
 
 def watching(target: Database, total: int) -> Callable[[], None]:
@@ -6770,10 +6770,11 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
         amiss: what the server refuses is added here. Raises ServerLacks where to go on after that
         is of no use.
         """
-        times = 2 if f"--jobs={jobs}" in how and jobs > 1 else 1
+        workers = jobs if f"--jobs={jobs}" in how and jobs > 1 else 0
+        times = 2 if workers else 1
         options = f"{UNHINDERED} {settings} {options}"
         with listing(entries) as chosen, tempfile.TemporaryFile() as errors:
-            refusals = Refusals(archive, errors)
+            refusals = Refusals(archive, errors, known * (times + workers))
 
             def look() -> None:
                 """Look after it."""
@@ -6785,12 +6786,12 @@ def part_by_part(target: Database, archive: Archive, jobs: int) -> Callable[...,
                 run("Restoring", what, target, options, tick=look, errors=errors, slowest=0.03)
             except Failure as error:
                 ignored = str(error).rpartition("errors ignored on restore: ")[2]
-                if known and ignored == str(times):
-                    refusals.lines.clear()
-                elif ignored.isdecimal():
-                    refusals.complete(str(error))
-                else:
+                if not ignored.isdecimal():
                     raise
+                refusals.complete(str(error))
+                said = refusals.lines.values()
+                if ignored == str(known * times) and all("transaction_timeout" in x for x in said):
+                    refusals.lines.clear()
             finally:
                 amiss |= refusals.lines
 
@@ -6804,31 +6805,40 @@ def divided(entries: list[str], unsure: set[str]) -> tuple[list[str], list[str],
     return list(filterfalse({*refreshes, *rest}.__contains__, entries)), refreshes, rest
 
 
+def repeatable(entry: str, line: str, seen: str) -> bool:
+    """Whether what a LINE says is refused may be tried once more, with no effect but its own.
+
+    Not rows that their table's triggers would see, a partitioned one's perhaps (these are SEEN),
+    nor what may be there in part: inserted rows, large objects.
+    """
+    if not DATA.match(entry):
+        return True
+    copying = ": COPY failed for " in line
+    # It is not there, so it has no triggers yet, but a partitioned one's.
+    absent = line.endswith(NOT_BEGUN) and not copying
+    table = entry.partition(" TABLE DATA ")[2].rpartition(" ")[0]
+    mute = absent or (copying and f"TRIGGER {table} " not in seen)
+    return mute and f"ATTACH {table} " not in seen
+
+
 def try_again(entries: list[str], amiss: Amiss, restore_part: Callable[..., None]) -> None:
     """Take from AMISS what is not refused any more: it took what came after it in ENTRIES.
 
-    Workers do not know all that a function takes. Not tried are rows that their table's triggers
-    would see, a partitioned one's perhaps, and what may be there in part: inserted rows, large
-    objects.
+    Workers do not know all that a function takes.
     """
-    seen, still = "", Amiss()
+    seen = ""
     if any(map(ON_ROWS.match, entries)):
         seen = "\n".join(filter(SEES.match, entries))
-    tried = [entry for entry in entries if entry in amiss]
-    for entry in filter(DATA.match, [*tried]):
-        table = re.escape(entry.partition(" TABLE DATA ")[2].rpartition(" ")[0])
-        # Where it was not there it has no triggers yet, but a partitioned one's.
-        kinds = "CH" if amiss[entry].endswith(NOT_BEGUN) else "ER|CH"
-        empty = re.search(r": COPY failed for | \(COPY\)$", amiss[entry])
-        if not empty or re.search(f"({kinds}) {table} ", seen):
-            tried.remove(entry)
-    if tried:
-        restore_part(tried, amiss=still)
-    if UNNAMED not in still and (done := {*tried} - {*still}):
+    while True:  # what comes about may be what others took
+        tried = [each for each in entries if each in amiss and repeatable(each, amiss[each], seen)]
+        still = Amiss()
+        if tried:
+            restore_part(tried, amiss=still)
+        if UNNAMED in still or not (done := {*tried} - {*still}):
+            return
         amiss |= still
         for entry in done:
             del amiss[entry]
-        try_again(entries, amiss, restore_part)  # they may be what others took
 
 
 def rebuild(

@@ -15,7 +15,7 @@ LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 TOKENS = [token.start[0] for token in tokenize.generate_tokens(io.StringIO(SOURCE).readline)
           if token.type not in LAYOUT]
 # In all. A feature that needs more has to be worth it: look first for what can be simplified.
-MOST_TOKENS = 52_550
+MOST_TOKENS = 52_600
 Defined = ast.FunctionDef | ast.ClassDef
 DEFINED = [node for node in ast.walk(TREE) if isinstance(node, Defined)]
 

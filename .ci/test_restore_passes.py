@@ -269,6 +269,26 @@ def test_a_real_error_beside_those_that_a_newer_pg_restore_makes_is_one(
         assert f"{there.database}_2" not in older.sql("SELECT datname FROM pg_database")
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_as_many_real_errors_as_a_newer_pg_restore_makes_are_real_where_it_makes_none(
+        generations: Generations, s3: SeaweedFS, tmp_path: Path, jobs: str) -> None:
+    """One that knows what an older server has not got, as a later one may."""
+    older, real = generations[16], client_programs(16)[0] / "pg_restore"
+    path = programs(tmp_path / "later", pg_restore=f"""#!/bin/sh
+case $1 in --version) echo 'pg_restore (PostgreSQL) 19.1';; *) exec {real} "$@";; esac""")
+    with scene_at(older, s3) as scene:
+        scene.sql("""CREATE FUNCTION picky(i int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+            $$ BEGIN IF current_database() ~ '^restore_' THEN RAISE 'not here'; END IF;
+            RETURN i; END $$; CREATE INDEX one ON t (picky(id)); CREATE TABLE u AS TABLE t;
+            CREATE INDEX two ON u (picky(id))""")
+        if jobs == "1":
+            scene.sql("DROP INDEX two")
+        (tmp_path / "a").write_bytes(archive(scene))
+        ran = restored(scene, "--file", str(tmp_path / "a"), "--database", f"{scene.database}_new",
+                       "--jobs", jobs, status=1, PATH=path)
+        assert ran.stderr.count("not restored: INDEX public ") == int(jobs)
+
+
 @pytest.mark.parametrize("version", [17, 18])
 def test_the_statistics_of_an_archive_are_made_anew(
         generations: Generations, s3: SeaweedFS, tmp_path: Path, version: int) -> None:
