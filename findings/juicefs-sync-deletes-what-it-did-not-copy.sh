@@ -22,7 +22,7 @@ moved() { # by which flags, a newer content, how often: what is then in the sour
     rm -rf "$folder/source" "$folder/target"
     mkdir "$folder/source" "$folder/target"
     echo -n older > "$folder/target/000000010000000000000003"
-    touch -d 2026-11-01 "$folder/target/000000010000000000000003"
+    touch -d 2020-11-01 "$folder/target/000000010000000000000003"
     echo -n "$2" > "$folder/source/000000010000000000000003"
     for ((run = 0; run < $3; run++)); do
         # shellcheck disable=SC2086 # several flags

