@@ -112,11 +112,13 @@ class Machine:
     def started(self, *arguments: str, before: str = "", **settings: str) -> dict[str, Any]:
         """How a command is started; BEFORE is a shell's, as for a limit or a redirection.
 
-        By the forker, if it can be: it may not enter mounts of its own as another user than root.
+        By the forker, if it can be: the log's clock has to be wrong from the first, and it may not
+        enter mounts of its own as another user than root.
         """
         settings = {**self.settings, "TMPDIR": f"{self.home}/tmp", **settings}
         command, env = [*compiled(), *arguments], executor_environment(settings, str(self.home), 17)
-        forked = can_be_forked(command, env) and not before and (ROOT or not self.enter)
+        forked = (can_be_forked(command, env) and "CLOCK_OF_LOG" not in env and not before
+                  and (ROOT or not self.enter))
         env |= {"PYTHONPATH": str(self.home), "PYTHONDONTWRITEBYTECODE": "1"}
         if forked:
             return {"arguments": command, "env": env, "forked": True,
