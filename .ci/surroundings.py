@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import botocore.exceptions
 import pytest
 
+import backup_executor
 from colonies import APPROVED, FAILED, OWNER_KEY, SUCCESS, Colony, Standin, colony, identity
 from proxies import FOREVER, PART, Proxy, through
 from servers import (
@@ -34,6 +35,7 @@ from servers import (
     client_programs,
     descendants,
     error_lines,
+    executor_environment,
     handles_below,
     memory,
     run,
@@ -143,6 +145,12 @@ class Scene:
 
     def start(self, **settings: str) -> Executor:
         return Executor({**self.settings, **settings}, "backup", clients=self.postgres.version)
+
+    def own_s3(self, patience: float = backup_executor.PATIENCE, /,
+               **settings: str) -> backup_executor.S3:
+        """The executor's own client, as a command has it with these settings besides."""
+        environment = executor_environment({**self.settings, **settings}, str(self.folder), 17)
+        return backup_executor.S3(backup_executor.read_settings(environment), patience)
 
     def sql(self, text: str) -> str:
         return self.postgres.sql(text, self.database)

@@ -12,7 +12,7 @@ import pytest
 
 import backup_executor
 from proxies import FORBIDDEN, SLOW, Proxy, http_answer, through
-from servers import Moto, Postgres, S3Server, SeaweedFS, executor_environment, temporary_folder
+from servers import Moto, Postgres, S3Server, SeaweedFS, temporary_folder
 from surroundings import FILLED, Scene
 
 HIDDEN = "hidden, not removed: the bucket keeps it as an old version"  # people look for it
@@ -65,12 +65,6 @@ def both(result: dict[str, Any]) -> list[str]:
     return [result["filename"], result["roles"].rpartition("/")[2]]
 
 
-def connected(scene: Scene) -> backup_executor.S3:
-    """Our own, which waits for seconds at most."""
-    environment = executor_environment(scene.settings, str(scene.folder), 17)
-    return backup_executor.S3(backup_executor.read_settings(environment), 5)
-
-
 def line_of_check(scene: Scene) -> str:
     """What `check` says of the bucket."""
     [line] = re.findall("(?m)^.* bucket: .*", scene.run("check").stdout)
@@ -108,7 +102,7 @@ def test_what_may_only_be_hidden_is_called_hidden_not_removed(
     third = keeping.backup()  # what is hidden is not looked at any more
     assert third["removed"] == [second["filepath_s3"][1:]]
     assert {each.name for each in kept(keeping)} >= {*both(first), *both(third)}
-    key, s3 = third["filepath_s3"][1:], connected(keeping)
+    key, s3 = third["filepath_s3"][1:], keeping.own_s3(5)
     for status in ("400 Bad Request", "405 Method Not Allowed"):
         before.reply(BY_VERSION, http_answer(status, "InvalidRequest"))
         assert s3.delete(key, s3.head(key)["VersionId"]) == HIDDEN and not before.rules
@@ -236,7 +230,7 @@ def test_a_backup_under_a_legal_hold_goes_when_that_has_ended(keeping: Scene) ->
 
 def test_a_hold_that_comes_between_the_look_and_the_removal_holds(
         keeping: Scene, before: Proxy) -> None:
-    first, s3 = keeping.backup(BACKUP_ROLES="off"), connected(keeping)
+    first, s3 = keeping.backup(BACKUP_ROLES="off"), keeping.own_s3(5)
     [found] = s3.backups()
     passed = len(before.requests)
     before.reply(rb"^HEAD ", SLOW, times=9)

@@ -12,7 +12,7 @@ import pytest
 
 import backup_executor
 from proxies import FORBIDDEN, PART, Proxy, http_reply, through
-from servers import PATIENCE, RcloneS3, executor_environment
+from servers import PATIENCE, RcloneS3
 from surroundings import Scene
 
 INDEX = backup_executor.INDEX
@@ -50,11 +50,6 @@ def forge(scene: Scene, lines: dict[str, list[Any]]) -> None:
 def rows(scene: Scene, **settings: str) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = json.loads(scene.run("list", "--json", **settings).stdout)
     return listed
-
-
-def connected(scene: Scene, **settings: str) -> backup_executor.S3:
-    environment = executor_environment({**scene.settings, **settings}, str(scene.folder), 17)
-    return backup_executor.S3(backup_executor.read_settings(environment))
 
 
 @pytest.mark.parametrize(("roles", "before"), [("auto", BEFORE), ("off", ALONE)])
@@ -256,12 +251,12 @@ def test_the_latest_backup_is_not_one_that_only_the_index_knows(scene: Scene) ->
     scene.backup(FULL_BACKUPS="20")
     newest = max(scene.objects())
     scene.s3_client.delete_object(Bucket="backup", Key=f"{scene.prefix}/{newest}")
-    assert backup_executor.chosen(connected(scene), "latest", scene.database).key.endswith(ours[2])
+    assert backup_executor.chosen(scene.own_s3(), "latest", scene.database).key.endswith(ours[2])
     lines = index_of(scene)
     lines["backup_1700000010.bak"][-1]["database"] = scene.database
     lines[ours[2]][-1]["sha256"] = "0" * 64
     forge(scene, lines)
-    found = backup_executor.chosen(connected(scene), "latest", scene.database)
+    found = backup_executor.chosen(scene.own_s3(), "latest", scene.database)
     assert found.key.endswith(ours[2]) and found.known == scene.head(ours[2])["Metadata"]
 
 
@@ -298,7 +293,7 @@ def test_backups_that_nothing_is_known_of_are_looked_at_side_by_side(
 
 def test_a_backup_that_somebody_else_has_removed_meanwhile_is_no_failure(scene: Scene) -> None:
     [name] = given(scene, 1)
-    s3 = connected(scene)
+    s3 = scene.own_s3()
     [found] = s3.backups()
     scene.s3_client.delete_object(Bucket="backup", Key=found.key)
     assert backup_executor.remove(s3, found, 0) == "" and name not in scene.objects()

@@ -27,7 +27,6 @@ from servers import (
     Executor,
     asking,
     client_programs,
-    executor_environment,
     programs,
     run,
     temporary_folder,
@@ -358,9 +357,7 @@ def test_names_without_end_that_somebody_put_there_hide_no_backup_and_cost_littl
     crowd = Crowd(scene, range(first, first + 20_000))
     with Proxy(scene.s3.port) as proxy:
         proxy.reply(rb"^GET \S*list-type=2", crowd.page, FOREVER)
-        environment = executor_environment(
-            {**scene.settings, **through(proxy), "FULL_BACKUPS": "2"}, str(scene.folder), 17)
-        s3 = backup_executor.S3(backup_executor.read_settings(environment))
+        s3 = scene.own_s3(**through(proxy), FULL_BACKUPS="2")
         monkeypatch.setattr(backup_executor, "NAMES", 200)  # each costs a request
         found = s3.backups()
         assert len(found) == 200 and crowd.listed == 20_004

@@ -14,7 +14,7 @@ from hypothesis import strategies
 import backup_executor
 from proxies import COMPLETING, FORBIDDEN, Proxy, http_answer, http_reply, through
 from restores import archive
-from servers import RcloneS3, executor_environment
+from servers import RcloneS3
 from surroundings import FILLED, Scene
 
 
@@ -128,9 +128,7 @@ def test_the_objects_whose_heads_one_backup_reads_are_few_and_others_have_their_
     body, made = scene.objects()[first["filename"]], backup_executor.Dump("", **first)
     for number in range(1, 6):
         scene.put(f"backup_{number}.bak", body if number % 2 else b"somebody's")
-    environment = executor_environment(
-        {**scene.settings, "FULL_BACKUPS": "1"}, str(scene.folder), 17)
-    s3 = backup_executor.S3(backup_executor.read_settings(environment))
+    s3 = scene.own_s3(FULL_BACKUPS="1")
     monkeypatch.setattr(backup_executor, "HEADS", 2)
     removed = set[str]()
     for _ in range(1000):  # two of the five, three of which are ours, are looked at

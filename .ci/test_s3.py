@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import trustme
 
-import backup_executor
 from proxies import (
     COMPLETING,
     Proxy,
@@ -21,7 +20,6 @@ from proxies import (
     secured,
     through,
 )
-from servers import executor_environment
 from surroundings import Scene, one_error, sha256_of
 
 
@@ -48,8 +46,7 @@ def test_a_missing_bundle_of_authorities_is_named_and_not_waited_for(scene: Scen
 
 def test_a_mistake_in_the_program_is_not_taken_for_s3_being_away(scene: Scene) -> None:
     scene.put("small", b"text")
-    environment = executor_environment(scene.settings, str(scene.folder), 17)
-    s3 = backup_executor.S3(backup_executor.read_settings(environment), 0)
+    s3 = scene.own_s3(0)
     assert s3.call("get_object", Key=s3.key("small")) == b"text"
 
     def mistaken(answer: Any) -> None:
